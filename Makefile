@@ -1,0 +1,39 @@
+# make demo   derain and score a small set with the weights in model/demo
+# make test   check the style and run the tests
+# Each makes the virtual environment .venv first where it is missing or its requirements changed.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: help demo test clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(VENV)/.ready
+	@$(PY) synthetic_rain.py test -o demo
+	@$(PY) main.py -a test -m demo --test-list demo/test.txt --result-dir demo/results --log-dir demo/logdir
+	@echo "Open demo/results/compare/chelsea_heavy.png: rainy, derained, clean, attention map"
+
+test: $(VENV)/.ready-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+$(VENV)/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) must be Python 3.10 or newer; name another: make PYTHON=python3.12 ..."; exit 2; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
+	  { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install -q pip; } >/dev/null 2>&1 || \
+	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+	@echo "Installing requirements.txt into $(VENV), once ..."
+	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
+	@$(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo

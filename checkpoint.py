@@ -1,0 +1,147 @@
+"""Checkpoints: one file saved so that it is whole or not there, and loaded without trust.
+
+A file holds `net` (the network's tensors), `clock` (index of the last completed step) and `opt`
+(the optimiser's state), as the published ones do, and beside them `format`, `settings` and `rng`.
+Run as a program, it copies a checkpoint without its optimiser: python checkpoint.py FROM TO
+"""
+
+import contextlib
+import io
+import os
+import pickle
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from settings import UserError
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put data into path, which holds either its old content or all of the new at any instant.
+
+    Raises:
+        UserError: the file cannot be written; path is as it was, and no scrap is left.
+    """
+    scrap = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scrap = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scrap, 0o666 & ~_umask())
+        os.replace(scrap, path)
+    except OSError as error:
+        if scrap is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(scrap)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    except BaseException:
+        if scrap is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(scrap)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in folder last through a power loss, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Save content (plain values and tensors) as a checkpoint. Raises UserError, path untouched."""
+    buffer = io.BytesIO()
+    torch.save({**content, "format": FORMAT}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, tensors on the CPU, keys of `net` without `module.`.
+
+    Nothing in the file is executed. Files of the published kind load too; `settings`, `rng` and
+    `opt` may then be absent.
+
+    Raises:
+        UserError: there is no such file, it is cut short, holds objects that would have to be
+            executed, or is not a checkpoint of SPANet.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a file is told below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint{_neighbours(path.parent)}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{path}: refused: it holds objects other than tensors and plain values, "
+                "which could run code when loaded"
+            ) from None
+        raise UserError(f"{path}: not a checkpoint, or cut short") from None
+    except Exception:  # a damaged file fails in as many ways as there are bytes
+        raise UserError(f"{path}: not a checkpoint, or cut short") from None
+    return _checked(path, content)
+
+
+def _neighbours(folder: Path) -> str:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return f" (nor a folder {folder})"
+    return f"; {folder} holds {', '.join(names[:8])}" if names else f"; {folder} is empty"
+
+
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict) or not isinstance(content.get("net"), dict):
+        raise UserError(f"{path}: not a checkpoint of SPANet: expected a dictionary with 'net'")
+    if not all(isinstance(value, torch.Tensor) for value in content["net"].values()):
+        raise UserError(f"{path}: not a checkpoint of SPANet: 'net' holds more than tensors")
+    clock = content.get("clock")
+    if not isinstance(clock, int) or clock < -1:
+        raise UserError(f"{path}: 'clock' is {clock!r}; expected the index of a step")
+    version = content.get("format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
+        raise UserError(f"{path}: format {version!r} is newer than this program's, {FORMAT}")
+    net = {str(key).removeprefix("module."): value for key, value in content["net"].items()}
+    return {**content, "net": net}
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python checkpoint.py FROM TO", file=sys.stderr)
+        return 2
+    try:
+        content = load(Path(arguments[0]))
+        content.pop("opt", None)
+        content.pop("rng", None)
+        content["net"] = {key: value.contiguous() for key, value in content["net"].items()}
+        save(Path(arguments[1]), content)
+    except UserError as error:
+        print(f"checkpoint.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,207 @@
+"""Testing: test(session) derains a list of images and scores them where it has the truth.
+
+In the result folder: derained/STEM.png, mask/STEM.png (the first attention map as a heat map),
+compare/STEM.png (rainy, derained, clean where known, mask, side by side), metrics.csv (a row an
+image) and summary.json (the means, and what was run).
+"""
+
+import csv
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dataset
+from checkpoint import write_atomically
+from metrics import MEASURES, PROTOCOLS, measure, to_uint8
+from progress import Progress
+from session import Session
+from visualize import encode_png, heat_map, strip
+
+COLUMNS = [f"{protocol}_{measure}" for protocol in PROTOCOLS for measure in MEASURES]
+SIDES = ("output", "input")
+
+
+def output_names(files: list[Path]) -> list[str]:
+    """A name for each file's results: its stem, numbered where an earlier file has the same.
+
+    No two are equal even on a file system that ignores case, and a file keeps its stem unless
+    one before it in the list took it.
+    """
+    stems = [file.stem for file in files]
+    reserved = {stem.casefold() for stem in stems}
+    taken: set[str] = set()
+    names = []
+    for stem in stems:
+        name, number = stem, 1
+        while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def test(session: Session) -> int:
+    """Derain every image of `--test-list` with checkpoint `-m`. Returns the exit status, 0.
+
+    Raises:
+        UserError: bad input, or results that cannot be written. Results of the images before it
+            stay, each whole.
+    """
+    settings = session.settings
+    pairs = dataset.read_list(settings.test_list)
+    session.load(settings.model, resume=False)
+    scored = pairs[0].clean is not None
+    folder = Path(settings.result_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in ("metrics.csv", "summary.json"):
+        (folder / stale).unlink(missing_ok=True)
+    if not scored:
+        print(f"{settings.test_list} has no clean images: pictures only, no metrics")
+    session.net.eval()
+    start = time.monotonic()
+    rows = _derain_list(session, pairs, folder, scored)
+    means = _means(rows) if scored else {}
+    _write_summary(session, folder, rows, means, time.monotonic() - start)
+    print(f"results in {folder}: derained, mask, compare" + ", metrics.csv" * scored)
+    if scored:
+        for name, value in means.items():
+            session.writer("test_derain").add_scalar(f"mean/{name}", value, session.clock)
+        _print_means(means, len(rows))
+    return 0
+
+
+def _derain_list(
+    session: Session, pairs: list[dataset.Pair], folder: Path, scored: bool
+) -> list[dict[str, Any]]:
+    """Derain, score and write each image; the rows of metrics.csv."""
+    settings = session.settings
+    names = output_names([pair.rainy for pair in pairs])
+    images = dataset.whole_images(pairs, settings.num_workers)
+    shown = ["psnr", "ssim"] if scored else []
+    rows = []
+    with (
+        _Table(folder / "metrics.csv" if scored else None) as table,
+        Progress("image", 0, len(pairs), shown, settings.log_every) as progress,
+    ):
+        for index, (pair, name, (rainy, clean)) in enumerate(
+            zip(pairs, names, images, strict=True)
+        ):
+            output, mask = session.derain(rainy)
+            _write_pictures(folder, name, rainy, clean, output, mask)
+            row = {"name": name, "rainy": str(pair.rainy), "clean": str(pair.clean or ""),
+                   "width": rainy.shape[1], "height": rainy.shape[0]}  # fmt: skip
+            if scored:
+                truth = clean.astype(np.float32) / 255
+                row |= _scores("output", output, truth)
+                row |= _scores("input", rainy.astype(np.float32) / 255, truth)
+                for key in _score_names():
+                    session.writer("test_derain").add_scalar(f"image/{key}", row[key], index)
+            table.add(row)
+            rows.append(row)
+            values = {m: row[f"output_released_{m}"] for m in shown}
+            progress.update(index, values)
+    return rows
+
+
+def _write_pictures(
+    folder: Path,
+    name: str,
+    rainy: np.ndarray,
+    clean: np.ndarray | None,
+    output: np.ndarray,
+    mask: np.ndarray,
+) -> None:
+    derained, heat = to_uint8(output), heat_map(mask)
+    compared = [image for image in (rainy, derained, clean, heat) if image is not None]
+    pictures = {"derained": derained, "mask": heat, "compare": strip(compared)}
+    for kind, picture in pictures.items():
+        path = folder / kind / f"{name}.png"
+        write_atomically(path, encode_png(picture, str(path)))
+
+
+def _score_names() -> list[str]:
+    return [f"{side}_{column}" for side in SIDES for column in COLUMNS]
+
+
+def _scores(side: str, image: np.ndarray, clean: np.ndarray) -> dict[str, float]:
+    return {f"{side}_{key}": value for key, value in measure(image, clean).items()}
+
+
+class _Table:
+    """metrics.csv, written row by row so that an interrupted run keeps what it measured."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __enter__(self) -> "_Table":
+        if self.path:
+            self.file = self.path.open("w", newline="", encoding="utf-8")
+            columns = ["name", "rainy", "clean", "width", "height", *_score_names()]
+            self.writer = csv.DictWriter(self.file, columns)
+            self.writer.writeheader()
+        return self
+
+    def add(self, row: dict[str, Any]) -> None:
+        if self.path:
+            # An image smaller than its window has no SSIM: an empty cell.
+            blank = {key: "" for key, v in row.items() if isinstance(v, float) and math.isnan(v)}
+            self.writer.writerow(row | blank)
+            self.file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self.path:
+            self.file.close()
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each score over the images that have it; nan where none has."""
+    means = {}
+    for name in _score_names():
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        means[name] = float(np.mean(values)) if values else math.nan
+    return means
+
+
+def _write_summary(
+    session: Session,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    means: dict[str, float],
+    seconds: float,
+) -> None:
+    settings = session.settings
+    summary = {
+        "model": str(session.path(settings.model)),
+        "step": session.clock,
+        "direction_attention": settings.direction_attention,
+        "list": settings.test_list,
+        "images": len(rows),
+        "device": str(session.device),
+        "torch": torch.__version__,
+        "seconds": round(seconds, 3),
+        # JSON has no infinity (equal images) and no NaN (no image large enough).
+        "means": {
+            key: value if math.isfinite(value) else str(value) for key, value in means.items()
+        },
+    }
+    text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(folder / "summary.json", (text + "\n").encode())
+
+
+def _print_means(means: dict[str, float], count: int) -> None:
+    images = f"{count} image{'s' if count > 1 else ''}"
+    print("protocol  PSNR rainy -> derained  SSIM rainy -> derained")
+    for protocol in PROTOCOLS:
+        psnr, ssim = (
+            " -> ".join(f"{means[f'{side}_{protocol}_{m}']:.4f}" for side in ("input", "output"))
+            for m in MEASURES
+        )
+        print(f"{protocol:9} {psnr:24} {ssim}")
+    psnr, ssim = means["output_released_psnr"], means["output_released_ssim"]
+    print(f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, {images})")

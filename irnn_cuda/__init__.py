@@ -1,0 +1,6 @@
+"""The four-directional IRNN operator: definition, kernels and dispatch. See README.md."""
+
+from .op import irnn
+from .reference import irnn_reference
+
+__all__ = ["irnn", "irnn_reference"]

@@ -1,0 +1,161 @@
+"""The IRNN on a CPU: two Numba kernels, forward and backward, each linear in the pixels.
+
+Memory is channels_last throughout, seen here as matrices: x (P,C) and y (P,4C) with one row a
+pixel, P = N*H*W. A line of the image is then `length` rows of such a matrix, `stride` apart,
+and one routine serves all four directions. Columns are scanned a few abreast, since
+neighbouring pixels of a row are neighbours in memory. Lines are shared out over threads; no
+two threads write the same element, and every sum has a fixed order.
+"""
+
+import os
+import threading
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+_ABREAST = 8  # columns scanned together: 8 pixels x 4C floats stay in the first-level cache
+# Rows of weight and bias, and blocks of output channels.
+_UP, _RIGHT, _DOWN, _LEFT = 0, 1, 2, 3
+# Numba's own simple pool sleeps between launches, where a second OpenMP pool beside torch's would
+# spin and take the cores from the convolutions. It must not be entered by two threads at once.
+if "NUMBA_THREADING_LAYER" not in os.environ:
+    numba.config.THREADING_LAYER = "workqueue"
+_LAUNCH = threading.Lock()
+
+
+def _compiled(**options):
+    def decorate(function):
+        try:
+            return numba.njit(cache=True, nogil=True, **options)(function)
+        except RuntimeError:  # no folder to keep the compiled code in can be written
+            return numba.njit(nogil=True, **options)(function)
+
+    return decorate
+
+
+@_compiled()
+def _scan(x, weight, bias, y, direction, first, stride, length, abreast):
+    """Scan `abreast` neighbouring lines, the first of which starts at pixel `first`."""
+    channels, zero = x.shape[1], x.dtype.type(0)  # a plain 0 would make float32 sums float64
+    offset, w, b = direction * channels, weight[direction], bias[direction]
+    for pixel in range(first, first + abreast):
+        source, target = x[pixel], y[pixel, offset : offset + channels]
+        for c in range(channels):
+            value = source[c]
+            target[c] = zero if value <= zero else value  # NaN stays NaN, as in torch.relu
+    for t in range(1, length):
+        start = first + t * stride
+        for pixel in range(start, start + abreast):
+            source, target = x[pixel], y[pixel, offset : offset + channels]
+            before = y[pixel - stride, offset : offset + channels]
+            for c in range(channels):
+                value = w[c] * before[c] + b[c] + source[c]
+                target[c] = zero if value <= zero else value
+
+
+@_compiled(parallel=True)
+def _forward(x, weight, bias, y, images, height, width):
+    for line in numba.prange(images * height):
+        first = line * width
+        _scan(x, weight, bias, y, _RIGHT, first, 1, width, 1)
+        _scan(x, weight, bias, y, _LEFT, first + width - 1, -1, width, 1)
+    strips = (width + _ABREAST - 1) // _ABREAST
+    for strip in numba.prange(images * strips):
+        column = strip % strips * _ABREAST
+        abreast = min(_ABREAST, width - column)
+        top = strip // strips * height * width + column
+        low = top + (height - 1) * width
+        _scan(x, weight, bias, y, _DOWN, top, width, height, abreast)
+        _scan(x, weight, bias, y, _UP, low, -width, height, abreast)
+
+
+@_compiled()
+def _scan_back(
+    grad, y, weight, grad_x, sums, carry, direction, line, first, stride, length, abreast
+):
+    """Gradient of _scan: sums[direction, line + lane] receives those of weight and bias.
+
+    carry (abreast,C) is scratch. RIGHT comes first and writes grad_x; the others add to it.
+    """
+    channels, zero = grad_x.shape[1], grad_x.dtype.type(0)
+    offset, w = direction * channels, weight[direction]
+    carry[:abreast] = zero
+    for t in range(length - 1, -1, -1):
+        start = first + t * stride
+        for lane in range(abreast):
+            pixel = start + lane
+            g, value = grad[pixel, offset : offset + channels], y[pixel, offset : offset + channels]
+            target, delta = grad_x[pixel], carry[lane]
+            for c in range(channels):
+                d = g[c] + w[c] * delta[c]
+                delta[c] = zero if value[c] <= zero else d
+            if direction == _RIGHT:
+                for c in range(channels):
+                    target[c] = delta[c]
+            else:
+                for c in range(channels):
+                    target[c] += delta[c]
+            if t > 0:
+                before = y[pixel - stride, offset : offset + channels]
+                sum_weight, sum_bias = (
+                    sums[direction, line + lane, 0],
+                    sums[direction, line + lane, 1],
+                )
+                for c in range(channels):
+                    sum_weight[c] += delta[c] * before[c]
+                    sum_bias[c] += delta[c]
+
+
+@_compiled(parallel=True)
+def _backward(grad, y, weight, grad_x, sums, images, height, width):
+    channels = grad_x.shape[1]
+    for line in numba.prange(images * height):
+        carry = np.empty((1, channels), grad.dtype)
+        first = line * width
+        last = first + width - 1
+        _scan_back(grad, y, weight, grad_x, sums, carry, _RIGHT, line, first, 1, width, 1)
+        _scan_back(grad, y, weight, grad_x, sums, carry, _LEFT, line, last, -1, width, 1)
+    strips = (width + _ABREAST - 1) // _ABREAST
+    for strip in numba.prange(images * strips):
+        carry = np.empty((_ABREAST, channels), grad.dtype)
+        column = strip % strips * _ABREAST
+        n = min(_ABREAST, width - column)
+        line = strip // strips * width + column
+        top = strip // strips * height * width + column
+        low = top + (height - 1) * width
+        _scan_back(grad, y, weight, grad_x, sums, carry, _DOWN, line, top, width, height, n)
+        _scan_back(grad, y, weight, grad_x, sums, carry, _UP, line, low, -width, height, n)
+
+
+def _rows(tensor: Tensor) -> np.ndarray:
+    """(N,C,H,W) as a (N*H*W, C) array, without a copy where the memory is channels_last."""
+    n, c, h, w = tensor.shape
+    return tensor.detach().permute(0, 2, 3, 1).contiguous().view(n * h * w, c).numpy()
+
+
+def _matrix(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _launch(kernel, *arguments) -> None:
+    with _LAUNCH:
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        kernel(*arguments)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
+    """Write irnn(x, weight, bias) into y, which is channels_last. float32 or float64."""
+    n, _, h, w = x.shape
+    _launch(_forward, _rows(x), _matrix(weight), _matrix(bias), _rows(y), n, h, w)
+
+
+def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the gradient of x into grad_x (channels_last); return those of weight and bias."""
+    n, c, h, w = grad_x.shape
+    sums = grad.new_zeros(4, n * max(h, w), 2, c)  # a line's own partial sums: no atomics
+    matrices = _rows(grad), _rows(y), _matrix(weight), _rows(grad_x)
+    _launch(_backward, *matrices, sums.numpy(), n, h, w)
+    total = sums.sum(1)
+    return total[:, 0].contiguous(), total[:, 1].contiguous()

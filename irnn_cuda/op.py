@@ -1,0 +1,107 @@
+"""The IRNN as one PyTorch operator, with the implementation chosen by device.
+
+CPU float32 and float64 run the Numba kernels of cpu.py; anything else runs the reference.
+Both directions are custom operators, so torch.compile, torch.export and opcheck see them whole.
+"""
+
+import functools
+import types
+import warnings
+
+import torch
+from torch import Tensor
+
+from .reference import check_shapes, irnn_backward_reference, irnn_reference
+
+
+@functools.cache
+def _cpu_kernels() -> types.ModuleType | None:
+    """The module cpu.py, or None (with one warning) where Numba cannot be loaded."""
+    try:
+        from . import cpu
+    except Exception as error:  # a broken LLVM library raises OSError, a missing one ImportError
+        warnings.warn(
+            f"Numba cannot be loaded ({error}): the IRNN runs in plain PyTorch, several times "
+            "slower. `pip install numba` mends it.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return cpu
+
+
+def _kernels(x: Tensor) -> types.ModuleType | None:
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        return _cpu_kernels()
+    return None
+
+
+def _empty(like: Tensor, channels: int) -> Tensor:
+    """An uninitialised channels_last tensor of like's N,H,W: one layout for every path."""
+    n, _, h, w = like.shape
+    return like.new_empty((n, h, w, channels)).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("spanet::irnn", mutates_args=())
+def _irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y = _empty(x, 4 * x.shape[1])
+    kernels = _kernels(x)
+    if kernels is None:
+        return y.copy_(irnn_reference(x, weight, bias))
+    kernels.forward(x, weight, bias, y)
+    return y
+
+
+@_irnn.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _empty(x, 4 * x.shape[1])
+
+
+@torch.library.custom_op("spanet::irnn_backward", mutates_args=())
+def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = _empty(y, weight.shape[1])
+    kernels = _kernels(y)
+    if kernels is None:
+        values, grad_weight, grad_bias = irnn_backward_reference(grad, y, weight)
+        return grad_x.copy_(values), grad_weight, grad_bias
+    return grad_x, *kernels.backward(grad, y, weight, grad_x)
+
+
+@_irnn_backward.register_fake
+def _(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        _empty(y, weight.shape[1]),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, weight, _ = inputs
+    ctx.save_for_backward(output, weight)  # the gradients need the output, not the input
+
+
+def _autograd(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y, weight = ctx.saved_tensors
+    return _irnn_backward(grad, y, weight)
+
+
+_irnn.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Four-directional IRNN (paper section 4.1); same contract as irnn_reference.
+
+    Args:
+        x: (N,C,H,W), H,W >= 1; channels_last memory is read without a copy.
+        weight: (4,C), rows up, right, down, left.
+        bias: (4,C), rows in the same order.
+
+    Returns:
+        (N,4C,H,W) in channels_last memory: the four scans, in the same order.
+
+    Raises:
+        ValueError: the shapes, dtypes or devices do not fit.
+    """
+    check_shapes(x, weight, bias)
+    return _irnn(x, weight, bias)

@@ -1,0 +1,94 @@
+"""The IRNN in plain PyTorch: the definition that every kernel is tested against.
+
+Four scans over an image, each a recurrence with the identity-initialised ReLU of the paper
+(section 4.1), one weight and one bias a channel and direction. See README.md in this folder.
+"""
+
+import torch
+from torch import Tensor
+
+# Direction -> (dimension that the scan runs along, whether it runs from the last element).
+# The order is that of the rows of weight and bias and of the blocks of output channels.
+DIRECTIONS = {"up": (2, True), "right": (3, False), "down": (2, False), "left": (3, True)}
+
+
+def check_shapes(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Raise ValueError unless x is (N,C,H,W) with H,W >= 1 and weight, bias are (4,C) beside it."""
+    if x.dim() != 4 or x.shape[2] < 1 or x.shape[3] < 1:
+        raise ValueError(f"irnn: x must be (N,C,H,W) with H,W >= 1, got {tuple(x.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tuple(tensor.shape) != (4, x.shape[1]):
+            raise ValueError(
+                f"irnn: {name} must be (4,C) = (4,{x.shape[1]}), got {tuple(tensor.shape)}"
+            )
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise ValueError(
+                f"irnn: {name} is {tensor.dtype} on {tensor.device}, "
+                f"x is {x.dtype} on {x.device}; they must agree"
+            )
+
+
+def irnn_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Four-directional IRNN, differentiable by autograd.
+
+    Args:
+        x: (N,C,H,W), any floating dtype, H,W >= 1.
+        weight: (4,C), rows up, right, down, left.
+        bias: (4,C), rows in the same order.
+
+    Returns:
+        (N,4C,H,W): the scans concatenated on channels, in the same order. Along a line
+        y[0] = relu(x[0]) and y[t] = relu(weight * y[t-1] + bias + x[t]).
+
+    Raises:
+        ValueError: the shapes, dtypes or devices do not fit.
+    """
+    check_shapes(x, weight, bias)
+    scans = []
+    for row, (dim, backwards) in enumerate(DIRECTIONS.values()):
+        w, b = weight[row].unsqueeze(-1), bias[row].unsqueeze(-1)
+        lines = x.unbind(dim)
+        if backwards:
+            lines = lines[::-1]
+        outputs = [torch.relu(lines[0])]
+        for line in lines[1:]:
+            outputs.append(torch.relu(w * outputs[-1] + b + line))
+        scans.append(torch.stack(outputs[::-1] if backwards else outputs, dim))
+    return torch.cat(scans, 1)
+
+
+def irnn_backward_reference(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the IRNN from its output alone: what a kernel's backward computes.
+
+    Args:
+        grad: (N,4C,H,W), the loss's gradient with respect to y.
+        y: (N,4C,H,W), the output of irnn.
+        weight: (4,C).
+
+    Returns:
+        Gradients of x (N,C,H,W), weight (4,C) and bias (4,C).
+    """
+    channels = weight.shape[1]
+    grad_x = torch.zeros_like(y[:, :channels])
+    grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+    for row, (dim, backwards) in enumerate(DIRECTIONS.values()):
+        block = slice(row * channels, (row + 1) * channels)
+        length = y.shape[dim]
+        order = range(length - 1, -1, -1) if backwards else range(length)
+        w = weight[row].unsqueeze(-1)
+        carry = None
+        for t in reversed(range(length)):
+            here = order[t]
+            value = y[:, block].select(dim, here)
+            delta = grad[:, block].select(dim, here)
+            if carry is not None:
+                delta = delta + w * carry
+            # The condition of torch.relu's own gradient, which lets a NaN through.
+            delta = torch.where(value <= 0, torch.zeros_like(delta), delta)
+            grad_x.select(dim, here).add_(delta)
+            if t > 0:
+                before = y[:, block].select(dim, order[t - 1])
+                grad_weight[row] += (delta * before).sum((0, 2))
+                grad_bias[row] += delta.sum((0, 2))
+            carry = delta
+    return grad_x, grad_weight, grad_bias

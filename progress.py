@@ -1,0 +1,54 @@
+"""Progress of a long loop: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from datetime import timedelta
+
+import progressbar
+
+
+class Progress:
+    """A context manager round a loop over steps first..last-1.
+
+    Args:
+        unit: what a step is called in plain lines, "step" or "image".
+        first, last: the range of steps; on a resumed run the bar starts where it left off.
+        names: names of the values shown beside the bar.
+        every: steps between plain lines; the last step has one always.
+    """
+
+    def __init__(self, unit: str, first: int, last: int, names: list[str], every: int) -> None:
+        self.unit, self.first, self.last, self.names, self.every = unit, first, last, names, every
+        self.bar = None
+        if sys.stdout.isatty():
+            widgets: list = [progressbar.SimpleProgress(), " ", progressbar.Bar(), " "]
+            for name in names:
+                widgets += [progressbar.Variable(name, width=7, precision=4), " "]
+            widgets.append(progressbar.AdaptiveETA())
+            self.bar = progressbar.ProgressBar(
+                max_value=last, initial_value=first, widgets=widgets, fd=sys.stdout
+            )
+
+    def __enter__(self) -> "Progress":
+        self.start = time.monotonic()
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Tell that `step` is done, with the values of the names."""
+        done = step + 1
+        if self.bar:
+            self.bar.update(done, **{name: values[name] for name in self.names})
+        elif step % self.every == 0 or done == self.last:
+            rate = (done - self.first) / max(time.monotonic() - self.start, 1e-9)
+            left = timedelta(seconds=round((self.last - done) / rate))
+            shown = "  ".join(f"{name} {values[name]:.4g}" for name in self.names)
+            print(
+                f"{self.unit} {done}/{self.last}  {shown}  {rate:.3g} {self.unit}s/s  ETA {left}",
+                flush=True,
+            )
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.bar:
+            self.bar.finish(dirty=kind is not None)

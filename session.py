@@ -1,0 +1,169 @@
+"""Session: what a run holds, whatever it does: device, network, optimiser, clock, event writers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+import checkpoint
+from dataset import to_float
+from model import SPANet
+from settings import Settings, UserError
+
+
+class Session:
+    """A run's state. `clock` is the index of the last completed step, -1 before the first.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = _device(settings.device)
+        torch.manual_seed(settings.seed)
+        self.net = SPANet(settings.direction_attention).to(self.device)
+        # Every parameter, in the network's order, used or not: as in a published checkpoint.
+        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
+        self.clock = -1
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def path(self, name: str) -> Path:
+        return Path(self.settings.model_dir) / name
+
+    def save(self, name: str) -> None:
+        """Save the run as it stands. Raises UserError; the file of that name is then untouched."""
+        rng: dict[str, Any] = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        content = {
+            "net": self.net.state_dict(),
+            "clock": self.clock,
+            "opt": self.optimiser.state_dict(),
+            "settings": dataclasses.asdict(self.settings),
+            "rng": rng,
+        }
+        checkpoint.save(self.path(name), content)
+
+    def load(self, name: str, resume: bool) -> None:
+        """Load weights and clock; with resume, also what training needs to go on.
+
+        Raises:
+            UserError: the file is bad (see checkpoint.load), or is not of this network.
+        """
+        path = self.path(name)
+        content = checkpoint.load(path)
+        _check_attention(path, content, self.settings.direction_attention)
+        _check_tensors(path, content["net"], self.net.state_dict())
+        self.net.load_state_dict(content["net"])
+        self.clock = content["clock"]
+        if resume:
+            self._load_optimiser(path, content.get("opt"))
+            rng = content.get("rng", {})
+            if "torch" in rng:
+                torch.set_rng_state(rng["torch"])
+            if "cuda" in rng and self.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
+
+    def _load_optimiser(self, path: Path, state: Any) -> None:
+        if state is None:
+            raise UserError(f"{path}: holds weights alone, no optimiser to go on training with")
+        try:
+            self.optimiser.load_state_dict(state)
+            for parameter, moments in self.optimiser.state.items():
+                for key in ("exp_avg", "exp_avg_sq"):
+                    if moments[key].shape != parameter.shape:
+                        raise ValueError(f"{key} of {tuple(moments[key].shape)}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: its optimiser state is not that of this network: {error}"
+            ) from None
+
+    @torch.inference_mode()
+    def derain(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Derain one image of any size.
+
+        Args:
+            image: (H,W,3) uint8, BGR.
+
+        Returns:
+            The clean image (H,W,3) float32, BGR, clipped to 0..1, and the mask (H,W) in 0..1.
+
+        Raises:
+            UserError: the image does not fit into memory.
+        """
+        try:
+            batch = to_float(torch.from_numpy(image)[None].to(self.device))
+            mask, clean = self.net(batch)
+            clean = clean[0].permute(1, 2, 0).clamp(0, 1)
+            return clean.cpu().numpy(), mask[0, 0].cpu().numpy()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"not enough memory on {self.device} for an image of "
+                f"{image.shape[1]}x{image.shape[0]} pixels"
+            ) from None
+
+    def writer(self, name: str) -> SummaryWriter:
+        """The TensorBoardX writer of that name under the log folder, made when first asked for."""
+        if name not in self._writers:
+            self._writers[name] = SummaryWriter(str(Path(self.settings.log_dir) / name))
+        return self._writers[name]
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        build = torch.version.cuda
+        reason = f"torch {torch.__version__} finds no GPU" if build else "torch is a CPU build"
+        raise UserError(f"--device: cuda asked for, but {reason}; expected auto or cpu")
+    return torch.device(name)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def _check_attention(path: Path, content: dict[str, Any], wanted: bool) -> None:
+    settings = content.get("settings")
+    found = settings.get("direction_attention") if isinstance(settings, dict) else None
+    if bool(found) != wanted:  # absent in a published checkpoint, which was trained without
+        words = ("without", "with")
+        option = "--direction-attention" if found else "--no-direction-attention"
+        raise UserError(
+            f"{path}: trained {words[bool(found)]} direction attention, this run is "
+            f"{words[wanted]}; expected {option}"
+        )
+
+
+def _check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    if missing or extra:
+        parts = [_listed("lacks", missing), _listed("has unknown", extra)]
+        raise UserError(f"{path}: not of this network: {'; '.join(part for part in parts if part)}")
+    for key, tensor in expected.items():
+        if found[key].shape != tensor.shape:
+            raise UserError(
+                f"{path}: {key} is {tuple(found[key].shape)}; expected {tuple(tensor.shape)}"
+            )
+        if not found[key].isfinite().all():
+            raise UserError(f"{path}: {key} holds values that are not finite")
+
+
+def _listed(word: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{word} {', '.join(keys[:3])}{more}"

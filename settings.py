@@ -1,0 +1,172 @@
+"""Settings: every value that steers a run, as one frozen dataclass.
+
+The command line is generated from the dataclass: field ``batch_size`` is option
+``--batch-size``, its help is the text beside it, and its range is checked whoever sets it.
+Sections and equations are those of the paper (arXiv 1904.01538); "recipe" marks what the
+published weights were trained with where the paper says nothing.
+"""
+
+import argparse
+import difflib
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+class UserError(Exception):
+    """What a user can mend, told in one line; main.py prints it and exits with status 2."""
+
+
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with its help text and, for numbers, its inclusive range."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one run. Raises UserError for a value of the wrong type or range."""
+
+    # What to do
+    action: Literal["train", "test"] = option(MISSING, "what to do")
+    model: str = option("latest", "name of a checkpoint in the model folder; train resumes from it")
+
+    # Where things are
+    train_list: str = option("training/real_world.txt", "list of training pairs")
+    val_list: str = option("", "list of validation pairs; empty: the training list (recipe)")
+    test_list: str = option("testing/real_test_1000.txt", "list of test pairs, or of rainy images")
+    model_dir: str = option("model", "folder of checkpoints")
+    log_dir: str = option("logdir", "folder of TensorBoardX events")
+    result_dir: str = option("results", "folder of test results")
+
+    # Machine
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
+    num_workers: int = option(2, "processes that load data; never changes a result", low=0)
+
+    # Network (section 4.2)
+    direction_attention: bool = option(
+        False, "weigh the four directions of the IRNN as the paper does; published weights do not"
+    )
+
+    # Optimisation (section 4.3; figures of the recipe)
+    num_steps: int = option(40001, "steps of the whole run, resumed ones included", low=1)
+    batch_size: int = option(16, "crops a step", low=1)
+    lr: float = option(5e-3, "learning rate of Adam at the start", low=0.0)
+    lr_decay_step: int = option(30000, "step from which the learning rate is reduced", low=0)
+    lr_decay: float = option(0.1, "factor of that reduction", low=0.0, high=1.0)
+    seed: int = option(2019, "seed of initial weights and of the sample stream", low=0)
+
+    # Augmentation (recipe): random resized crop, the same for rainy and clean
+    patch_size: int = option(256, "side of a training crop, pixels", low=1)
+    crop_area_min: float = option(
+        0.8, "least share of the image's area in a crop", low=0.01, high=1.0
+    )
+    crop_aspect_max: float = option(4 / 3, "largest ratio of a crop's sides", low=1.0)
+
+    # Cadence, in steps (recipe)
+    val_batch_every: int = option(4, "steps between validation batches", low=1)
+    latest_every: int = option(25, "steps between saves of 'latest'", low=1)
+    picture_every: int = option(200, "steps between pictures in the event files", low=1)
+    checkpoint_every: int = option(400, "steps between saves of 'step_N'", low=1)
+    log_every: int = option(25, "steps between log lines where the output is no terminal", low=1)
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for f in fields(self):
+            _check(f, kinds[f.name], getattr(self, f.name))
+        if self.model in ("", ".", "..") or set("/\\\0") & set(self.model):
+            raise UserError(
+                f"--model: {self.model!r} is not a name; expected the name of a checkpoint "
+                "in the folder --model-dir"
+            )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _check(f: Any, kind: Any, value: Any) -> None:
+    """Raise UserError unless value is of the field's type and within its range."""
+    flag = _flag(f.name)
+    if get_origin(kind) is Literal:
+        known = list(get_args(kind))
+        if value not in known:
+            hint = _nearest(str(value), known)
+            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
+        return
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{flag}: expected {kind.__name__}, got {value!r}")
+    low, high = f.metadata["low"], f.metadata["high"]
+    # Written so that NaN, which compares false with everything, is refused too.
+    if low is not None and not low <= value < float("inf"):
+        raise UserError(f"{flag}: {value} is out of range; expected a number from {low} up")
+    if high is not None and not value <= high:
+        raise UserError(f"{flag}: {value} is out of range; expected {low} to {high}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(message.removeprefix("argument "))
+
+
+def _number(kind: type) -> Any:
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
+
+    return convert
+
+
+def parse(argv: list[str] | None = None) -> Settings:
+    """Settings of a command line (default: the process's own).
+
+    Raises UserError for an unknown option or a bad value, naming the nearest right one.
+    """
+    parser = _Parser(
+        prog="main.py",
+        description="SPANet: single-image deraining. Train it, or test a trained one.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    kinds = get_type_hints(Settings)
+    short = {"action": ["-a"], "model": ["-m"]}
+    for f in fields(Settings):
+        kind = kinds[f.name]
+        names = [*short.get(f.name, []), _flag(f.name)]
+        spec: dict[str, Any] = {"dest": f.name, "help": f.metadata["help"]}
+        if f.default is MISSING:
+            spec["required"] = True
+        else:
+            spec["default"] = f.default
+        if kind is bool:
+            spec["action"] = argparse.BooleanOptionalAction
+        elif kind in (int, float):
+            spec |= {"type": _number(kind), "metavar": "N" if kind is int else "X"}
+        elif get_origin(kind) is Literal:
+            spec["metavar"] = "|".join(get_args(kind))
+        else:
+            spec["metavar"] = f.name.split("_")[-1].upper()
+        parser.add_argument(*names, **spec)
+    known = [name for action in parser._actions for name in action.option_strings]
+    # Asked first, so that a misspelt -a is named rather than a missing one.
+    for word in argv if argv is not None else _process_arguments():
+        name = word.split("=", 1)[0]
+        if name.startswith("--") and name != "--" and name not in known:
+            raise UserError(f"unknown option {name}{_nearest(name, known)}")
+    values, extra = parser.parse_known_args(argv)
+    if extra:
+        raise UserError(f"unknown argument {extra[0]!r}{_nearest(extra[0], known)}")
+    return Settings(**vars(values))
+
+
+def _process_arguments() -> list[str]:
+    import sys
+
+    return sys.argv[1:]

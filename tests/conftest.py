@@ -1,0 +1,79 @@
+"""Fixtures: each test runs in a folder of its own and finds small pairs of images there."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import main
+import synthetic_rain
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+SHARED = os.environ.get("SPANET_SHARED")
+SHARED = Path(SHARED).resolve() if SHARED else None
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of released weights and real rain, which is not part of the repository."""
+    if SHARED is None:
+        pytest.skip("SPANET_SHARED is not set: no released weights, no real rain")
+    return SHARED
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(DATA / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+def write_pairs(folder: Path, sizes: list[tuple[int, int]], seed: int = 0) -> Path:
+    """Pairs of synthetic rain of the given (height, width); returns their list."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for index, (height, width) in enumerate(sizes):
+        clean = cv2.resize(rng.integers(0, 200, (4, 4, 3), np.uint8), (width, height))
+        rain = synthetic_rain.Rain(20, 20, 8, 1, 80, 0.5)
+        rainy = synthetic_rain.add_rain(clean, [rain], rng)
+        lines.append(synthetic_rain.write_pair(folder, f"pair{index}", rainy, clean))
+    path = folder / "list.txt"
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A list of five pairs of different sizes."""
+    return write_pairs(tmp_path / "data", [(24, 24), (24, 31), (17, 24), (40, 32), (24, 24)])
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run main.py in this process: run("-a", "test", ...) -> (status, stdout, stderr)."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def command(*argv: object) -> list[str]:
+    """main.py as a command of its own process, for tests of signals and limits."""
+    return [sys.executable, str(ROOT / "main.py"), *map(str, argv)]
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=240)

@@ -1,0 +1,217 @@
+"""Checkpoints: whole or not there, loaded without trust, refused with the reason."""
+
+import pickle
+import shlex
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, command, shell
+
+import checkpoint
+from session import Session
+from settings import Settings, UserError
+
+
+def session(**values) -> Session:
+    return Session(Settings("test", device="cpu", **values))
+
+
+def saved(name: str = "latest", **values) -> Path:
+    one = session(**values)
+    one.clock = 7
+    one.save(name)
+    return one.path(name)
+
+
+def rewrite(path: Path, change) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def refusal(name: str = "latest", **values) -> str:
+    with pytest.raises(UserError) as caught:
+        session(**values).load(name, resume=True)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_round_trip_restores_weights_clock_and_optimiser():
+    first = session(seed=1)
+    mask, output = first.net(torch.rand(1, 3, 8, 8))
+    (mask.mean() + output.mean()).backward()
+    first.optimiser.step()
+    first.clock = 41
+    first.save("latest")
+    second = session(seed=2)
+    second.load("latest", resume=True)
+    assert second.clock == 41
+    for key, tensor in first.net.state_dict().items():
+        assert torch.equal(tensor, second.net.state_dict()[key])
+    a, b = first.optimiser.state_dict()["state"], second.optimiser.state_dict()["state"]
+    assert a.keys() == b.keys()
+    assert len(a) == 73  # the six tensors of the direction attention are not trained
+    assert all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+
+
+def test_content_is_what_the_readme_says():
+    content = torch.load(saved(), weights_only=True)
+    assert set(content) == {"net", "clock", "opt", "format", "settings", "rng"}
+    assert content["settings"]["batch_size"] == 16
+    assert content["clock"] == 7
+
+
+def test_permissions_follow_the_umask():
+    assert stat.S_IMODE(saved().stat().st_mode) & 0o044 == 0o044
+
+
+def test_missing_checkpoint_names_what_is_there():
+    saved("step_400")
+    assert "model/latest: no such checkpoint; model holds step_400" in refusal()
+    assert "nor a folder nowhere" in refusal(model_dir="nowhere")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_truncated(share):
+    path = saved()
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert refusal() == "model/latest: not a checkpoint, or cut short"
+
+
+@pytest.mark.parametrize("data", [b"hello", b"\x80\x02}q\x00.", bytes(1000)])
+def test_not_a_checkpoint(data):
+    Path("model").mkdir()
+    Path("model/latest").write_bytes(data)
+    assert "not a checkpoint" in refusal()
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch", "torch_legacy"])
+def test_pickle_payload_is_refused_and_does_not_run(how):
+    Path("model").mkdir()
+    if how == "pickle":
+        Path("model/latest").write_bytes(pickle.dumps(Payload()))
+    else:
+        zipped = how == "torch"
+        torch.save({"net": Payload()}, "model/latest", _use_new_zipfile_serialization=zipped)
+    message = refusal()
+    assert not Path("executed").exists()
+    assert "refused" in message
+    assert "could run code" in message
+
+
+def test_other_keys_are_named():
+    path = saved()
+    rewrite(path, lambda c: c["net"].pop("conv_in.0.weight"))
+    assert "lacks conv_in.0.weight" in refusal()
+    path = saved()
+    rewrite(path, lambda c: c["net"].update(extra=torch.zeros(1)))
+    assert "has unknown extra" in refusal()
+
+
+def test_other_shapes_and_values_are_named():
+    path = saved()
+    rewrite(path, lambda c: c["net"].update({"conv_in.0.weight": torch.zeros(32, 3, 5, 5)}))
+    assert "conv_in.0.weight is (32, 3, 5, 5); expected (32, 3, 3, 3)" in refusal()
+    path = saved()
+    rewrite(path, lambda c: c["net"]["conv_in.0.weight"].fill_(float("nan")))
+    assert "not finite" in refusal()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("net"),
+        lambda c: c.update(net={"a": 3}),
+        lambda c: c.update(clock="many"),
+        lambda c: c.pop("clock"),
+        lambda c: c.update(format=99),
+        lambda c: c.update(opt={"state": {}, "param_groups": []}),
+        lambda c: c.update(opt=[1]),
+        lambda c: c.pop("opt"),
+    ],
+)
+def test_damaged_content_is_refused(change):
+    rewrite(saved(), change)
+    assert refusal().startswith("model/latest: ")
+
+
+def test_a_list_is_no_checkpoint():
+    Path("model").mkdir()
+    torch.save([1, 2], "model/latest")
+    assert "expected a dictionary with 'net'" in refusal()
+
+
+def test_direction_attention_must_agree():
+    saved("without")
+    saved("with", direction_attention=True)
+    assert "expected --no-direction-attention" in refusal("without", direction_attention=True)
+    assert "expected --direction-attention" in refusal("with")
+    session(direction_attention=True).load("with", resume=True)
+
+
+def test_keys_of_data_parallel_and_missing_extras_load():
+    """A file as the published one: no settings, no format, names of DataParallel."""
+    path = saved()
+    content = torch.load(path, weights_only=True)
+    plain = {key: content[key] for key in ("clock", "opt")}
+    plain["net"] = {f"module.{key}": value for key, value in content["net"].items()}
+    torch.save(plain, path, _use_new_zipfile_serialization=False)
+    one = session()
+    one.load("latest", resume=True)
+    assert one.clock == 7
+    assert "expected --no-direction-attention" in refusal(direction_attention=True)
+
+
+def test_released_checkpoint_loads_with_its_optimiser(shared):
+    one = session(model_dir=str(shared / "released"))
+    one.load("latest", resume=True)
+    assert one.clock == 40000
+    assert len(one.optimiser.state) == 79
+
+
+def test_full_disk_leaves_the_last_good_one_and_no_scrap():
+    good = saved().read_bytes()
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_checkpoint import session\n"
+        "from settings import UserError\n"
+        "try:\n    session(seed=5).save('latest')\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    python = shlex.join([command()[0], "-c", program, str(ROOT / "tests")])
+    # A limit on the size of a file stops the write half-way, as a full disk does.
+    done = shell(f"export PYTHONPATH={shlex.quote(str(ROOT))}; ulimit -f 600; {python}")
+    assert done.stdout.startswith("model/latest: cannot be written: "), done.stderr
+    assert Path("model/latest").read_bytes() == good
+    assert [path.name for path in Path("model").iterdir()] == ["latest"]
+
+
+def test_read_only_folder_is_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    saved()
+    monkeypatch.setattr(checkpoint.tempfile, "mkstemp", refuse)
+    with pytest.raises(UserError, match=r"model/latest: cannot be written: Permission denied"):
+        session().save("latest")
+
+
+def test_stripping_keeps_the_weights_and_drops_the_optimiser(capsys):
+    path = saved()
+    assert checkpoint.main([str(path), "model/small"]) == 0
+    small = torch.load("model/small", weights_only=True)
+    assert set(small) == {"net", "clock", "settings", "format"}
+    assert Path("model/small").stat().st_size < 1_400_000
+    session().load("small", resume=False)
+    assert "weights alone" in refusal("small")
+    assert checkpoint.main(["model/nothing", "model/other"]) == 2
+    assert "model/nothing: no such checkpoint" in capsys.readouterr().err
+    assert not Path("model/other").exists()

@@ -1,0 +1,210 @@
+"""The IRNN operator: kernel against reference and golden arrays, outputs and every gradient."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, golden
+
+from irnn_cuda import irnn, irnn_reference, op
+from irnn_cuda.reference import DIRECTIONS, irnn_backward_reference
+
+# (N,C,H,W): lines of one element, primes, an empty batch, channel counts round a vector's width.
+SHAPES = [
+    (1, 1, 1, 1), (2, 5, 1, 7), (2, 5, 7, 1), (1, 32, 13, 17), (3, 33, 11, 5), (0, 5, 3, 4),
+    (1, 1, 19, 23), (2, 32, 8, 9), (1, 5, 31, 2),
+]  # fmt: skip
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
+    """x, weight and bias, of both signs, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    n, c, h, w = shape
+    sizes = [(n, c, h, w), (4, c), (4, c), (n, 4 * c, h, w)]
+    x, weight, bias, grad = (
+        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in sizes
+    )
+    return [x.requires_grad_(), (weight * 0.6).requires_grad_(), bias.requires_grad_(), grad]
+
+
+def results(function, x, weight, bias, grad) -> list[torch.Tensor]:
+    y = function(x, weight, bias)
+    # An image of one element uses neither weight nor bias: their gradients are then zero.
+    gradients = torch.autograd.grad(y, (x, weight, bias), grad, materialize_grads=True)
+    return [y.detach(), *gradients]
+
+
+def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype):
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    for name, a, b in zip(("y", "x", "weight", "bias"), found, expected, strict=True):
+        assert a.shape == b.shape, name
+        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        assert torch.allclose(a, b, rtol=0, atol=tolerance * scale), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernel_equals_reference(shape, dtype):
+    assert op._cpu_kernels() is not None
+    arguments = inputs(shape, dtype)
+    assert_same(results(irnn, *arguments), results(irnn_reference, *arguments), dtype)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed"])
+def test_kernel_takes_any_layout(layout):
+    x, weight, bias, grad = inputs((2, 6, 9, 7), torch.float64)
+    with torch.no_grad():
+        if layout == "channels_last":
+            x = x.contiguous(memory_format=torch.channels_last)
+            grad = grad.contiguous(memory_format=torch.channels_last)
+        elif layout == "sliced":
+            x, grad = x[:, ::2, 1:, ::3], grad[:, ::2, 1:, ::3]
+            weight, bias = weight[:, ::2], bias[:, ::2]
+        else:
+            x, grad = x.transpose(2, 3), grad.transpose(2, 3)
+    arguments = [x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), grad]
+    assert_same(results(irnn, *arguments), results(irnn_reference, *arguments), torch.float64)
+
+
+def test_output_is_channels_last():
+    x, weight, bias, _ = inputs((2, 5, 4, 3), torch.float32)
+    assert irnn(x, weight, bias).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("function", [irnn, irnn_reference])
+def test_golden(function):
+    arrays = golden("irnn")
+    names = list(DIRECTIONS)
+
+    def stacked(kind: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([arrays[f"{kind}_{name}"].ravel() for name in names]))
+
+    x = torch.from_numpy(arrays["input"]).requires_grad_()
+    weight, bias = stacked("weight").requires_grad_(), stacked("bias").requires_grad_()
+    grad = torch.from_numpy(np.concatenate([arrays[f"grad_output_{n}"] for n in names], 1))
+    y = torch.from_numpy(np.concatenate([arrays[f"output_{n}"] for n in names], 1))
+    expected = [y, torch.from_numpy(arrays["grad_input"]), stacked("grad_weight"),
+                stacked("grad_bias")]  # fmt: skip
+    for found, wanted in zip(results(function, x, weight, bias, grad), expected, strict=True):
+        assert (found - wanted).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("function", [irnn, irnn_reference])
+def test_gradcheck(function):
+    x, weight, bias, _ = inputs((2, 3, 4, 5), torch.float64, seed=3)
+    assert torch.autograd.gradcheck(function, (x, weight, bias))
+
+
+def test_backward_reference_is_autograds_gradient():
+    x, weight, bias, grad = inputs((2, 3, 4, 5), torch.float64)
+    y, *expected = results(irnn_reference, x, weight, bias, grad)
+    found = irnn_backward_reference(grad, y, weight.detach())
+    assert_same([y, *found], [y, *expected], torch.float64)
+
+
+def test_gradient_at_zero_is_zero():
+    x = torch.zeros(1, 1, 3, 3, requires_grad=True)
+    zero = torch.zeros(4, 1, requires_grad=True)
+    gradients = torch.autograd.grad(irnn(x, zero, zero).sum(), (x, zero))
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_nan_is_not_hidden():
+    x, weight, bias, grad = inputs((1, 2, 3, 4), torch.float32)
+    with torch.no_grad():
+        x[0, 0, 1, 1] = float("nan")
+    found, expected = (
+        results(irnn, x, weight, bias, grad),
+        results(irnn_reference, x, weight, bias, grad),
+    )
+    assert found[0].isnan().any()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+
+
+def test_opcheck():
+    x, weight, bias, grad = inputs((2, 3, 4, 5), torch.float64)
+    torch.library.opcheck(op._irnn, (x, weight, bias))
+    y = irnn(x, weight, bias).detach()
+    torch.library.opcheck(op._irnn_backward, (grad, y, weight.detach()))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compile_without_graph_breaks():
+    arguments = inputs((1, 4, 5, 6), torch.float32)
+    compiled = torch.compile(lambda x, w, b: irnn(x * 2, w, b).tanh(), fullgraph=True)
+    plain = results(lambda x, w, b: irnn(x * 2, w, b).tanh(), *arguments)
+    assert_same(results(compiled, *arguments), plain, torch.float32)
+
+
+def test_export_keeps_the_operator():
+    class Module(torch.nn.Module):
+        def forward(self, x, weight, bias):
+            return irnn(x, weight, bias)
+
+    x, weight, bias, _ = (tensor.detach() for tensor in inputs((1, 2, 3, 4), torch.float32))
+    program = torch.export.export(Module(), (x, weight, bias))
+    assert "spanet.irnn" in str(program.graph)
+    assert torch.equal(program.module()(x, weight, bias), irnn(x, weight, bias))
+
+
+def test_same_bits_whatever_the_number_of_threads():
+    arguments = inputs((2, 8, 33, 29), torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = results(irnn, *arguments)
+        torch.set_num_threads(2)
+        shared_out = results(irnn, *arguments)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared_out, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_types_take_the_reference(dtype):
+    x, weight, bias, grad = inputs((1, 3, 4, 5), dtype)
+    found = results(irnn, x, weight, bias, grad)
+    assert torch.equal(found[0], irnn_reference(x, weight, bias))
+    assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in found)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        (torch.zeros(2, 3, 4), torch.zeros(4, 3), torch.zeros(4, 3), r"\(2, 3, 4\)"),
+        (torch.zeros(1, 3, 0, 4), torch.zeros(4, 3), torch.zeros(4, 3), r"H,W >= 1"),
+        (torch.zeros(1, 3, 4, 4), torch.zeros(3, 3), torch.zeros(4, 3), r"weight .* \(3, 3\)"),
+        (torch.zeros(1, 3, 4, 4), torch.zeros(4, 3), torch.zeros(4, 2), r"bias .* \(4, 2\)"),
+        (torch.zeros(1, 3, 4, 4), torch.zeros(4, 3).double(), torch.zeros(4, 3), "float64"),
+    ],
+)
+@pytest.mark.parametrize("function", [irnn, irnn_reference])
+def test_wrong_shapes_are_named(function, x, weight, bias, message):
+    with pytest.raises(ValueError, match=message):
+        function(x, weight, bias)
+
+
+def test_without_numba_the_reference_serves_with_one_warning():
+    program = """
+import sys, warnings
+sys.modules["numba"] = None
+import torch
+from irnn_cuda import irnn, irnn_reference
+x, w, b = torch.randn(1, 3, 4, 5).requires_grad_(), torch.rand(4, 3), torch.rand(4, 3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    y = irnn(x, w, b)
+    y.sum().backward()
+    irnn(x, w, b)
+assert torch.equal(y, irnn_reference(x, w, b)) and x.grad.abs().sum() > 0
+print([str(warning.message) for warning in caught if "Numba" in str(warning.message)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Numba cannot be loaded") == 1

@@ -1,0 +1,130 @@
+"""The SSIM loss and the reported PSNR and SSIM, against the released computation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import golden
+
+from cal_ssim import SSIM, gaussian_window
+from metrics import luminance, measure, to_uint8
+
+
+def released_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """SSIM of the released loss, with its dense 11x11 window."""
+    one = gaussian_window()
+    channels = first.shape[1]
+    window = torch.outer(one, one).to(first.dtype).expand(channels, 1, 11, 11).contiguous()
+
+    def blur(planes):
+        return F.conv2d(planes, window, padding=5, groups=channels)
+
+    mean1, mean2 = blur(first), blur(second)
+    variance1, variance2 = blur(first * first) - mean1**2, blur(second * second) - mean2**2
+    covariance = blur(first * second) - mean1 * mean2
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean1 * mean2 + c1) * (2 * covariance + c2)
+    return (top / ((mean1**2 + mean2**2 + c1) * (variance1 + variance2 + c2))).mean()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 40, 33), (1, 3, 5, 4), (1, 1, 1, 1)])
+def test_loss_equals_the_dense_window(shape):
+    torch.manual_seed(0)
+    first = torch.rand(shape, dtype=torch.float64).requires_grad_()
+    second = (first.detach() + 0.1 * torch.randn(shape, dtype=torch.float64)).requires_grad_()
+    found, expected = SSIM()(first, second), released_ssim(first, second)
+    assert abs(found - expected) <= 1e-12
+    gradients = torch.autograd.grad(found, (first, second))
+    wanted = torch.autograd.grad(expected, (first, second))
+    assert all((a - b).abs().max() <= 1e-12 for a, b in zip(gradients, wanted, strict=True))
+    in_float = SSIM()(first.detach().float(), second.detach().float())
+    assert abs(in_float - expected) <= 1e-6
+
+
+def test_loss_of_equal_images_is_one():
+    image = torch.rand(1, 3, 20, 20)
+    assert SSIM()(image, image).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_loss_refuses_other_shapes():
+    with pytest.raises(ValueError, match="one shape"):
+        SSIM()(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
+
+
+def test_golden_metrics():
+    arrays = golden("metrics")
+    found = measure(arrays["pred"], arrays["clean"])
+    assert found["released_psnr"] == pytest.approx(float(arrays["psnr_measure_0_14"]), abs=1e-6)
+    assert found["released_ssim"] == pytest.approx(float(arrays["ssim_measure_0_14"]), abs=1e-9)
+    assert found["rgb_ssim"] == pytest.approx(float(arrays["ssim_data_range_1"]), abs=1e-9)
+    assert found["rgb_psnr"] == found["released_psnr"]
+
+
+def gaussian_ssim(first: np.ndarray, second: np.ndarray) -> float:
+    """SSIM with an 11x11 Gaussian window over the valid region, data range 255."""
+    one = gaussian_window().numpy()
+
+    def blur(plane):
+        rows = np.lib.stride_tricks.sliding_window_view(plane, 11, 0) @ one
+        return np.lib.stride_tricks.sliding_window_view(rows, 11, 1) @ one
+
+    mean1, mean2 = blur(first), blur(second)
+    variance1, variance2 = blur(first**2) - mean1**2, blur(second**2) - mean2**2
+    covariance = blur(first * second) - mean1 * mean2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    top = (2 * mean1 * mean2 + c1) * (2 * covariance + c2)
+    return (top / ((mean1**2 + mean2**2 + c1) * (variance1 + variance2 + c2))).mean()
+
+
+def test_y_protocol_is_psnr_and_gaussian_ssim_of_8_bit_luminance():
+    arrays = golden("metrics")
+    found = measure(arrays["pred"], arrays["clean"])
+    images = np.stack([arrays["pred"], arrays["clean"]]).astype(np.float64)
+    b, g, r = np.moveaxis(np.rint(np.clip(images, 0, 1) * 255), -1, 0)
+    output, clean = 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
+    assert found["y_psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean((output - clean) ** 2)))
+    assert found["y_ssim"] == pytest.approx(gaussian_ssim(clean, output), abs=1e-9)
+
+
+def test_luminance_spans_16_to_235():
+    black_white_blue = np.array([[[0, 0, 0], [1, 1, 1], [1, 0, 0]]], np.float32)
+    assert luminance(black_white_blue)[0] == pytest.approx([16, 235, 16 + 24.966])
+
+
+def test_output_is_clipped_before_it_is_measured():
+    clean = np.random.default_rng(0).random((20, 20, 3)).astype(np.float32)
+    wild = clean.copy()
+    wild[0, 0] = (-3, 5, 0.5)
+    assert measure(wild, clean) == measure(np.clip(wild, 0, 1), clean)
+
+
+def test_equal_images_have_infinite_psnr():
+    image = np.random.default_rng(0).random((20, 20, 3)).astype(np.float32)
+    found = measure(image, image)
+    assert all(found[f"{p}_psnr"] == math.inf for p in ("released", "rgb", "y"))
+    assert all(found[f"{p}_ssim"] == pytest.approx(1) for p in ("released", "rgb", "y"))
+
+
+def test_images_smaller_than_a_window_have_no_ssim():
+    rng = np.random.default_rng(0)
+    clean, output = rng.random((2, 8, 30, 3)).astype(np.float32)
+    found = measure(output, clean)
+    assert found["released_ssim"] == found["released_ssim"]
+    assert math.isnan(found["y_ssim"])
+    assert math.isnan(measure(output[:5], clean[:5])["released_ssim"])
+    assert found["y_psnr"] > 0
+
+
+def test_measure_refuses_what_it_would_misjudge():
+    image = np.zeros((8, 8, 3), np.float32)
+    with pytest.raises(ValueError, match="uint8"):
+        measure(image.astype(np.uint8), image)
+    with pytest.raises(ValueError, match=r"\(8, 7, 3\)"):
+        measure(image, image[:, :7])
+
+
+def test_to_uint8_rounds_and_clips():
+    values = np.array([-1, 0, 0.4 / 255, 0.6 / 255, 1, 2])
+    assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]

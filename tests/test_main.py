@@ -1,0 +1,159 @@
+"""The command line: every setting an option, bad input one clear line and status 2."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, command
+
+import main
+from settings import Settings, UserError, parse
+
+
+def test_every_setting_is_an_option_with_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["-h"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for f in dataclasses.fields(Settings):
+        assert f"--{f.name.replace('_', '-')}" in text
+        assert f.metadata["help"]
+
+
+def test_defaults_are_the_recipe():
+    settings = parse(["-a", "train", "-m", "latest"])
+    assert (settings.batch_size, settings.patch_size, settings.num_steps) == (16, 256, 40001)
+    assert (settings.lr, settings.lr_decay, settings.lr_decay_step) == (5e-3, 0.1, 30000)
+    assert (settings.seed, settings.crop_area_min, settings.crop_aspect_max) == (2019, 0.8, 4 / 3)
+    cadences = (
+        settings.val_batch_every, settings.latest_every, settings.picture_every,
+        settings.checkpoint_every,
+    )  # fmt: skip
+    assert cadences == (4, 25, 200, 400)
+    assert settings.direction_attention is False
+    assert settings.train_list == "training/real_world.txt"
+    assert settings.test_list == "testing/real_test_1000.txt"
+
+
+def test_values_are_typed():
+    settings = parse(["-a", "test", "--lr", "1e-4", "--direction-attention", "--seed=3"])
+    assert (settings.lr, settings.direction_attention, settings.seed) == (1e-4, True, 3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "-a/--action"),
+        ("-a tset", "--action: 'tset' is not one of train, test; did you mean test?"),
+        ("-a train --batchsize 8", "unknown option --batchsize; did you mean --batch-size?"),
+        ("--batch_size=8 -a train", "unknown option --batch_size; did you mean --batch-size?"),
+        ("-a train --batch 8", "unknown option --batch; did you mean --batch-size?"),
+        ("-a train stray", "unknown argument 'stray'"),
+        ("-a train --batch-size 0", "--batch-size: 0 is out of range; expected a number from 1"),
+        ("-a train --batch-size 2.5", "--batch-size: '2.5' is not a whole number"),
+        ("-a train --batch-size", "--batch-size: expected one argument"),
+        ("-a train --lr fast", "--lr: 'fast' is not a number"),
+        ("-a train --lr nan", "--lr: nan is out of range"),
+        ("-a train --lr inf", "--lr: inf is out of range"),
+        ("-a train --lr -1", "--lr: -1.0 is out of range"),
+        ("-a train --crop-area-min 1.5", "--crop-area-min: 1.5 is out of range; expected 0.01 to"),
+        (
+            "-a train --device gpu",
+            "--device: 'gpu' is not one of auto, cpu, cuda; did you mean",
+        ),
+        ("-a train -m ../x", "--model: '../x' is not a name"),
+    ],
+)
+def test_bad_options_are_one_line(run, words, message):
+    status, out, err = run(*words.split())
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_settings_are_checked_whoever_sets_them():
+    with pytest.raises(UserError, match="--num-steps: expected int, got '9'"):
+        Settings("train", num_steps="9")
+    with pytest.raises(UserError, match="--seed: -1 is out of range"):
+        Settings("train", seed=-1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu(run, pairs):
+    status, _, err = run("-a", "train", "--train-list", pairs, "--device", "cuda")
+    assert status == 2
+    assert err.startswith("main.py: --device: cuda asked for, but ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("action", ["train", "test"])
+def test_missing_and_empty_lists(run, action):
+    option = f"--{action}-list"
+    status, _, err = run("-a", action, option, "none.txt")
+    assert (status, err) == (
+        2, "main.py: none.txt: cannot read the list: No such file or directory\n",
+    )  # fmt: skip
+    Path("empty.txt").touch()
+    status, _, err = run("-a", action, option, "empty.txt")
+    assert status == 2
+    assert "empty.txt: the list is empty" in err
+
+
+def test_missing_default_list_and_model(run, pairs):
+    status, _, err = run("-a", "test", "-m", "latest")
+    assert status == 2
+    assert "testing/real_test_1000.txt: cannot read the list" in err
+    status, _, err = run("-a", "test", "-m", "latest", "--test-list", pairs)
+    assert status == 2
+    assert "model/latest: no such checkpoint" in err
+    assert not Path("results").exists()
+
+
+def test_result_folder_that_is_a_file(run, pairs):
+    run(
+        *("-a", "train", "--train-list", pairs, "--num-steps", 1, "--device", "cpu"),
+        *("--patch-size", 8, "--batch-size", 1, "--num-workers", 0),
+    )
+    Path("results").write_text("in the way")
+    status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
+    assert (status, err) == (2, "main.py: results: File exists\n")
+
+
+def test_ctrl_c_while_testing_is_no_traceback(run, monkeypatch, pairs):
+    def interrupted(session):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(main.ACTIONS, "test", interrupted)
+    status, _, err = run("-a", "test", "--device", "cpu")
+    assert status == 130
+    assert "Traceback" not in err
+
+
+def test_the_program_itself_exits_with_2():
+    done = subprocess.run(command("-a", "train"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("main.py: training/real_world.txt: cannot read the list")
+    assert done.stderr.count("\n") == 1
+
+
+def test_imports_run_one_way():
+    """No leaf knows another leaf; nobody knows the floors above."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import {0}; "
+        "print(*(m for m in sys.modules if m in {1}))"
+    )
+    ours = {path.stem for path in ROOT.glob("*.py")} | {"irnn_cuda"}
+    allowed = {"model": {"irnn_cuda"}, "settings": set()}
+    leaves = ("checkpoint", "dataset", "cal_ssim", "metrics", "visualize", "synthetic_rain")
+    allowed |= {leaf: {"settings"} for leaf in leaves}
+    for name, known in allowed.items():
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(name, ours), str(ROOT)],
+            capture_output=True, text=True, check=True, timeout=120,
+        )  # fmt: skip
+        assert set(done.stdout.split()) <= known | {name}

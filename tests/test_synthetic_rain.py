@@ -1,0 +1,113 @@
+"""Synthetic rain only brightens, is as varied as its look says, and makes the demo's sets."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import dataset
+import synthetic_rain
+from synthetic_rain import Rain, add_rain, streaks
+
+GREY = np.full((80, 90, 3), 100, np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rain_only_brightens_and_leaves_the_rest_alone(seed):
+    rng = np.random.default_rng(seed)
+    clean = rng.integers(0, 256, (80, 90, 3), np.uint8)
+    rain = [Rain.sample(rng) for _ in range(2)]
+    state = rng.bit_generator.state
+    rainy = add_rain(clean, rain, rng)
+    assert rainy.shape == clean.shape
+    assert (rainy >= clean).all()
+    rng.bit_generator.state = state
+    layer = sum(streaks(80, 90, look, rng) for look in rain)
+    off = layer < 0.5
+    assert np.array_equal(rainy[off], clean[off])
+    assert off.any()
+    on = (layer >= 0.5) & (clean < 255).all(-1)
+    assert (rainy[on] > clean[on]).any(-1).all()
+
+
+def test_no_look_is_no_rain():
+    assert np.array_equal(add_rain(GREY, [], np.random.default_rng(0)), GREY)
+
+
+def covered(**change) -> float:
+    look = {"density": 1, "angle": 0, "length": 20, "width": 1, "brightness": 90, "blur": 0.5}
+    rng = np.random.default_rng(0)
+    return float((streaks(300, 300, Rain(**(look | change)), rng) >= 0.5).mean())
+
+
+def test_the_look_is_as_told():
+    assert covered(density=3) > 2 * covered(density=1) > 0
+    assert covered(length=40) > 1.5 * covered(length=20)
+    assert covered(width=4) > 1.5 * covered(width=1)
+    assert covered(blur=2) > covered(blur=0)
+    rng = np.random.default_rng(0)
+    bright = streaks(300, 300, Rain(1, 0, 20, 1, 90, 0), rng).max()
+    assert 60 <= bright <= 90
+    tilted = streaks(300, 300, Rain(0.3, 30, 40, 1, 90, 0), np.random.default_rng(0))
+    upright = streaks(300, 300, Rain(0.3, 0, 40, 1, 90, 0), np.random.default_rng(0))
+
+    def slope(layer):  # of a streak: horizontal over vertical gradient energy
+        down, right = np.gradient(layer)
+        return (down**2).sum() / (right**2).sum()
+
+    assert slope(upright) < 0.3 < slope(tilted) * 2
+
+
+def test_same_seed_same_rain():
+    look = Rain.sample(np.random.default_rng(5))
+    first, second = (add_rain(GREY, [look], np.random.default_rng(1)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, add_rain(GREY, [look], np.random.default_rng(2)))
+
+
+def test_training_and_test_backgrounds_are_disjoint():
+    training = set(synthetic_rain.TRAINING_PHOTOGRAPHS)
+    assert not training & set(synthetic_rain.TEST_PHOTOGRAPHS)
+    assert all(
+        synthetic_rain.photograph(name).ndim == 3
+        for name in training | set(synthetic_rain.TEST_PHOTOGRAPHS)
+    )
+
+
+def test_dead_leaves_have_edges_at_many_scales():
+    image = synthetic_rain.dead_leaves(64, 72, np.random.default_rng(0))
+    assert image.shape == (64, 72, 3)
+    assert image.dtype == np.uint8
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
+    assert image.std() > 5
+
+
+def test_the_sets_are_lists_of_pairs(capsys):
+    assert synthetic_rain.main(["test", "-o", "demo"]) == 0
+    assert capsys.readouterr().out == "demo/test.txt\n"
+    assert synthetic_rain.main(["train", "-o", "demo", "-n", "6", "--side", "40"]) == 0
+    for name, count in (("test", 6), ("train", 6)):
+        pairs = dataset.read_list(f"demo/{name}.txt", need_clean=True)
+        assert len(pairs) == count
+        for pair in pairs:
+            rainy, clean = dataset.read_pair(pair)
+            assert (rainy >= clean).all()
+            assert name == "test" or rainy.shape == (40, 40, 3)
+    first = Path("demo/test.txt").read_text().split()[0]
+    before = cv2.imread(f"demo/{first}")
+    synthetic_rain.main(["test", "-o", "demo"])
+    assert np.array_equal(cv2.imread(f"demo/{first}"), before)
+
+
+def test_bad_arguments_are_one_line(capsys):
+    assert synthetic_rain.main(["train", "-o", "demo", "--side", "0"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    Path("file").write_text("in the way")
+    assert synthetic_rain.main(["test", "-o", "file"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_add_rain_refuses_other_images():
+    with pytest.raises(ValueError, match="float64"):
+        add_rain(GREY / 255, [], np.random.default_rng(0))

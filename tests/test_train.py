@@ -1,0 +1,295 @@
+"""Training: golden losses and gradients, cadence, resume, interruption, non-finite losses."""
+
+import math
+import os
+import signal
+import struct
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import command, golden, write_pairs
+from tensorboardX.proto.event_pb2 import Event
+from test_model import recipe_weights
+
+import train
+from cal_ssim import SSIM
+from model import SPANet
+from session import Session
+from settings import Settings, UserError
+
+SMALL = ["--device", "cpu", "--patch-size", 16, "--batch-size", 2, "--num-workers", 0]
+
+
+# The recipe against golden arrays
+
+
+def assert_golden_steps(net: SPANet, arrays, tensors) -> None:
+    optimiser = torch.optim.Adam(net.parameters(), lr=1.0)  # train_one_step sets the rate
+    ssim = SSIM()
+    for step, expected in enumerate(arrays["losses_l1_mask_ssim_total"]):
+        losses, _, _ = train.train_one_step(net, optimiser, ssim, tensors, lr=5e-3)
+        found = [losses[name] for name in ("l1", "mask", "ssim", "loss")]
+        # A float32 SSIM near zero carries the rounding of values near one.
+        assert found == pytest.approx(expected, rel=1e-5 if step == 0 else 2e-3, abs=1e-7)
+        if step == 0:
+            gradients = {
+                name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None
+            }
+    for key in arrays:
+        if key.startswith("grad/"):
+            expected = torch.from_numpy(arrays[key])
+            error = (gradients[key.removeprefix("grad/")] - expected).norm()
+            assert error <= 1e-3 * expected.norm(), key
+    names = [str(name) for name in arrays["grad_norm_names"]]
+    assert names == list(gradients)
+    norms = [gradients[name].norm().item() for name in names]
+    assert norms == pytest.approx(arrays["grad_norms"], rel=1e-3)
+
+
+def test_golden_steps():
+    arrays = golden("network")
+    tensors = [torch.from_numpy(arrays[key]) for key in ("input", "target", "mask_label")]
+    assert_golden_steps(recipe_weights(SPANet()), arrays, tensors)
+
+
+def test_golden_steps_of_the_released_weights(shared):
+    arrays = dict(np.load(shared / "golden" / "train_steps.npz"))
+    net = SPANet()
+    content = torch.load(shared / "released" / "latest", map_location="cpu", weights_only=True)
+    net.load_state_dict(content["net"])
+    rainy, clean = (torch.from_numpy(arrays[f"{kind}_bgr"]) for kind in ("rainy", "clean"))
+    label = train.dataset.mask_label(rainy, clean)
+    assert np.array_equal(label.numpy(), arrays["mask_label"])
+    images = [train.dataset.to_float(image) for image in (rainy, clean)]
+    assert_golden_steps(net, arrays, (*images, label))
+
+
+def test_learning_rate_is_a_function_of_the_step_alone():
+    settings = Settings("train")
+    rates = [train.learning_rate(settings, step) for step in (0, 29_999, 30_000, 40_000)]
+    assert rates == pytest.approx([5e-3, 5e-3, 5e-4, 5e-4])
+
+
+# A run
+
+
+def events(folder: str) -> dict[str, dict[int, object]]:
+    """Tag -> step -> value (scalars) or image bytes, of every event file in a folder."""
+    found: dict[str, dict[int, object]] = defaultdict(dict)
+    for path in sorted(Path(folder).glob("events*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                is_image = value.HasField("image")
+                content = value.image.encoded_image_string if is_image else value.simple_value
+                found[value.tag][event.step] = content
+    return found
+
+
+def weights(path: str) -> list[torch.Tensor]:
+    return list(torch.load(path, weights_only=True)["net"].values())
+
+
+def clock(path: str) -> int:
+    return torch.load(path, weights_only=True)["clock"]
+
+
+def test_every_cadence(run, pairs):
+    status, out, err = run(
+        *("-a", "train", "-m", "latest", "--train-list", pairs, *SMALL, "--num-steps", 9),
+        *("--val-batch-every", 2, "--latest-every", 3, "--picture-every", 4),
+        *("--checkpoint-every", 5, "--log-every", 4, "--lr-decay-step", 6),
+    )
+    assert (status, err) == (0, "")
+    assert sorted(os.listdir("model")) == ["latest", "step_0", "step_5"]
+    assert (clock("model/latest"), clock("model/step_5")) == (8, 5)
+    training, validation = events("logdir/train_derain"), events("logdir/val_derain")
+    picture = "rainy_output_clean_mask_label"
+    assert set(training) == {"loss", "l1", "ssim", "mask", "lr", picture}
+    assert set(validation) == {"loss", "l1", "ssim", "mask", picture}
+    assert list(training["loss"]) == list(range(9))
+    assert list(validation["loss"]) == [0, 2, 4, 6, 8]
+    assert list(training[picture]) == list(validation[picture]) == [0, 4, 8]
+    assert training["lr"][5] == pytest.approx(5e-3)
+    assert training["lr"][6] == pytest.approx(5e-4)
+    for step in range(9):
+        total = training["l1"][step] + 1 - training["ssim"][step] + training["mask"][step]
+        assert training["loss"][step] == pytest.approx(total, rel=1e-5)
+    image = cv2.imdecode(np.frombuffer(training[picture][4], np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape == (16, 5 * 16 + 4 * 4, 3)
+    assert out.count("\nstep ") == 3  # steps 0, 4 and 8
+    assert "ETA" in out
+
+
+def test_pictures_have_the_colours_of_the_files(run, tmp_path):
+    red = np.zeros((20, 20, 3), np.uint8)
+    red[..., 2] = 255
+    cv2.imwrite("red.png", red)
+    Path("list.txt").write_text("red.png red.png\n")
+    run("-a", "train", "--train-list", "list.txt", *SMALL, "--num-steps", 1)
+    (data,) = events("logdir/train_derain")["rainy_output_clean_mask_label"].values()
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert (image[:, :16] == (0, 0, 255)).all()
+    assert (image[:, 40:56] == (0, 0, 255)).all()
+    assert (image[:, 60:76] != (0, 0, 0)).any()
+
+
+def test_a_run_in_two_parts_ends_as_one_run(run, pairs):
+    base = ["-a", "train", "-m", "latest", "--train-list", pairs, *SMALL]
+    run(*base, "--num-steps", 7, "--model-dir", "whole", "--log-dir", "log_whole")
+    parts = [*base, "--model-dir", "parts", "--log-dir", "log_parts", "--num-steps"]
+    assert run(*parts, 3)[0] == 0
+    assert clock("parts/latest") == 2
+    status, out, _ = run(*parts, 7, "--num-workers", 2)
+    assert status == 0
+    assert "steps 3 to 6" in out
+    whole, parted = weights("whole/latest"), weights("parts/latest")
+    assert all(torch.equal(a, b) for a, b in zip(whole, parted, strict=True))
+    assert events("log_whole/train_derain")["loss"] == events("log_parts/train_derain")["loss"]
+    status, out, _ = run(*parts, 7)
+    assert status == 0
+    assert "nothing to do" in out
+
+
+def test_training_from_another_checkpoint_never_overwrites_latest(run, pairs):
+    base = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 3]
+    run(*base, "--checkpoint-every", 1)
+    Path("model/latest").rename("kept")
+    Path("model/step_2").unlink()
+    assert run(*base, "-m", "step_1")[0] == 0
+    assert clock("model/latest") == 2
+    before = Path("model/latest").read_bytes()
+    status, _, err = run(*base, "-m", "step_1")
+    assert status == 2
+    assert "model/latest is there and would be overwritten" in err
+    assert Path("model/latest").read_bytes() == before
+    status, _, err = run(*base, "-m", "lates")
+    assert status == 2
+    assert "model/lates: no such checkpoint; model holds latest" in err
+
+
+def test_released_checkpoint_goes_on_at_its_next_step(run, shared, tmp_path):
+    Path("model").mkdir()
+    Path("model/latest").write_bytes((shared / "released" / "latest").read_bytes())
+    status, _, err = run(
+        *("-a", "train", "-m", "latest", "--train-list", shared / "rain" / "spa_train_pseudo.txt"),
+        *(*SMALL, "--num-steps", 40005),
+    )
+    assert (status, err) == (0, "")
+    rates = events("logdir/train_derain")["lr"]
+    assert list(rates) == [40001, 40002, 40003, 40004]
+    assert list(rates.values()) == pytest.approx([5e-4] * 4)
+    content = torch.load("model/latest", weights_only=True)
+    assert content["clock"] == 40004
+    steps = {int(state["step"]) for state in content["opt"]["state"].values()}
+    assert steps == {40005, 40001}  # the six tensors of the direction attention stay
+    assert len(content["opt"]["state"]) == 79
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_latest_and_ends_cleanly(pairs, which):
+    arguments = ("-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 10_000)
+    process = subprocess.Popen(
+        command(*arguments, "--num-workers", 2, "--log-every", 1),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    os.killpg(process.pid, which)  # as a terminal does: the workers get it too
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + which
+    assert err == ""
+    assert f"({which.name})" in out
+    done = clock("model/latest")
+    assert done >= 2
+    assert f"holds step {done} of 0 to" in out
+
+
+def test_a_second_signal_does_not_wait():
+    with train.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_and_leaves_latest(run, pairs, monkeypatch, what):
+    base = ["-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 1]
+    run(*base, "--num-steps", 2)
+    good = Path("model/latest").read_bytes()
+    original = train.losses_of
+
+    def broken(*arguments):
+        losses, mask, output = original(*arguments)
+        if what == "loss":
+            losses["loss"] = losses["loss"] * math.nan
+        else:  # finite itself, its gradient is 0/0
+            losses["loss"] = losses["loss"] + (losses["l1"] * 0).sqrt()
+        return losses, mask, output
+
+    monkeypatch.setattr(train, "losses_of", broken)
+    status, _, err = run(*base, "--num-steps", 5)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert f"step 2: the {'loss' if what == 'loss' else 'norm of the gradient'} is nan" in err
+    assert "pair" in err
+    assert ".png" in err
+    assert Path("model/latest").read_bytes() == good
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    net, ssim = SPANet(), SSIM()
+    optimiser = torch.optim.Adam(net.parameters())
+    before = [p.clone() for p in net.parameters()]
+    image = torch.full((1, 3, 8, 8), math.nan)
+    with pytest.raises(train.NotFinite):
+        train.train_one_step(net, optimiser, ssim, (image, image, torch.zeros(1, 8, 8)), 1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert not optimiser.state
+
+
+def test_val_list_replaces_the_training_list(run, pairs, tmp_path):
+    other = write_pairs(tmp_path / "other", [(20, 20)], seed=9)
+    base = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 1]
+    run(*base, "--log-dir", "a", "--model-dir", "ma")
+    run(*base, "--log-dir", "b", "--model-dir", "mb", "--val-list", other)
+    assert events("a/train_derain")["loss"] == events("b/train_derain")["loss"]
+    assert events("a/val_derain")["loss"] != events("b/val_derain")["loss"]
+
+
+def test_the_loss_falls(run, pairs):
+    run("-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 40, "--lr", 0.002)
+    losses = list(events("logdir/train_derain")["loss"].values())
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
+
+
+def test_a_bad_image_stops_the_run_and_leaves_a_checkpoint_that_loads(run, pairs):
+    (pairs.parent / "rain" / "pair3.png").write_bytes(b"gone")
+    status, _, err = run(
+        "-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 30, "--latest-every", 1
+    )
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "list.txt:4: " in err
+    assert "pair3.png: not an image" in err
+    if Path("model/latest").exists():
+        Session(Settings("train", device="cpu")).load("latest", resume=True)
+
+
+def test_checkpoint_of_weights_alone_cannot_be_resumed(run, pairs):
+    run("-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 1)
+    content = torch.load("model/latest", weights_only=True)
+    del content["opt"]
+    torch.save(content, "model/latest")
+    with pytest.raises(UserError, match="weights alone"):
+        train.train(Session(Settings("train", device="cpu", train_list=str(pairs))))
