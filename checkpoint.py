@@ -93,7 +93,7 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise UserError(
                 f"{path}: refused: it holds objects other than tensors and plain values, "
                 "which could run code when loaded"
@@ -115,8 +115,8 @@ def _neighbours(folder: Path) -> str:
 def _checked(path: Path, content: Any) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("net"), dict):
         raise UserError(f"{path}: not a checkpoint of SPANet: expected a dictionary with 'net'")
-    if not all(isinstance(value, torch.Tensor) for value in content["net"].values()):
-        raise UserError(f"{path}: not a checkpoint of SPANet: 'net' holds more than tensors")
+    if not all(_is_plain(value) for value in content["net"].values()):
+        raise UserError(f"{path}: not a checkpoint of SPANet: 'net' holds more than plain tensors")
     clock = content.get("clock")
     if not isinstance(clock, int) or clock < -1:
         raise UserError(f"{path}: 'clock' is {clock!r}; expected the index of a step")
@@ -125,6 +125,16 @@ def _checked(path: Path, content: Any) -> dict[str, Any]:
         raise UserError(f"{path}: format {version!r} is newer than this program's, {FORMAT}")
     net = {str(key).removeprefix("module."): value for key, value in content["net"].items()}
     return {**content, "net": net}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether value is a dense tensor of real numbers in memory."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+    )
 
 
 def main(arguments: list[str]) -> int:

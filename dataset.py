@@ -5,8 +5,11 @@ A list line names a rainy image and its clean one. The stream makes the batch of
 """
 
 import contextlib
+import signal
+import struct
 import warnings
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +30,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are 
 # Branches of the random stream: training and validation never share a draw.
 TRAINING, VALIDATION = 0, 1
 CROP_TRIES = 10
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,8 @@ def read_image(path: Path, where: str) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{where}: {path}: {error.strerror}") from None
     image = None
-    # libpng would print a line of its own about a file that stops early.
-    if data and not (data.startswith(b"\x89PNG") and b"IEND" not in data[-64:]):
+    # libpng would print lines of its own about a damaged file.
+    if data and not (data.startswith(PNG_SIGNATURE) and not _is_whole_png(data)):
         jpeg = data.startswith(b"\xff\xd8")  # the only kind whose orientation tag is common
         flags = cv2.IMREAD_COLOR if jpeg else cv2.IMREAD_UNCHANGED
         with contextlib.suppress(cv2.error):
@@ -151,6 +155,23 @@ def read_image(path: Path, where: str) -> np.ndarray:
             raise UserError(f"{where}: {path}: has transparent pixels; expected an opaque image")
         return np.ascontiguousarray(image[..., :3])
     return image
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether the chunks of a PNG file are all there, with their checksums, to the last."""
+    view, at = memoryview(data), len(PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if (
+            end > len(data)
+            or zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]
+        ):
+            return False
+        if kind == b"IEND":
+            return True
+        at = end
+    return False
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
@@ -181,13 +202,14 @@ def mask_label(rainy: Tensor, clean: Tensor) -> Tensor:
 class Batch:
     """A training batch: images (N,H,W,3) uint8 BGR, and the rainy files they were cut from."""
 
-    rainy: Tensor
-    clean: Tensor
+    rainy: np.ndarray
+    clean: np.ndarray
     files: list[str]
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """rainy, clean (N,3,H,W) float32 in 0..1 and mask label (N,H,W), on the device."""
-        rainy, clean = self.rainy.to(device), self.clean.to(device)
+        rainy = torch.from_numpy(self.rainy).to(device)
+        clean = torch.from_numpy(self.clean).to(device)
         return to_float(rainy), to_float(clean), mask_label(rainy, clean)
 
 
@@ -255,22 +277,30 @@ def _collate(samples: list) -> Batch | UserError:
         if isinstance(sample, UserError):
             return sample
     rainy, clean, files = zip(*samples, strict=True)
-    return Batch(torch.from_numpy(np.stack(rainy)), torch.from_numpy(np.stack(clean)), list(files))
+    return Batch(np.stack(rainy), np.stack(clean), list(files))
+
+
+def _unchanged(item: Any) -> Any:
+    return item
 
 
 def _start_worker(_: int) -> None:
-    import signal
-
     cv2.setNumThreads(0)
-    # A signal to the whole process group is for the main process, which ends the workers itself.
+    # A signal to the whole process group is for the main process, which then ends the workers. A
+    # second SIGTERM is meant: Python sends it to workers that are left over when it exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def batches(
     pairs: list[Pair], settings: Settings, branch: int, steps: Iterable[int], num_workers: int
-) -> Iterator[Batch]:
-    """The batches of the given steps, in order. Raises UserError for an image that is bad."""
+) -> Generator[Batch, None, None]:
+    """The batches of the given steps, in order. Raises UserError for an image that is bad.
+
+    The workers start at once: forking them later, beside running thread pools, is not safe. They
+    hand over NumPy arrays, by a pipe: tensors would need as much shared memory, which containers
+    are short of. Close the generator to end them.
+    """
     loader = DataLoader(
         CropStream(pairs, settings, branch),
         batch_sampler=([(step, slot) for slot in range(settings.batch_size)] for step in steps),
@@ -278,10 +308,14 @@ def batches(
         collate_fn=_collate,
         worker_init_fn=_start_worker,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    return _raising(iter(loader))
+
+
+def _raising(items: Iterator[Any]) -> Generator[Any, None, None]:
+    for item in items:
+        if isinstance(item, UserError):
+            raise item
+        yield item
 
 
 class _Pairs(Dataset):
@@ -300,16 +334,13 @@ class _Pairs(Dataset):
 
 def whole_images(
     pairs: list[Pair], num_workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """read_pair of each pair in turn, read ahead by workers. Raises UserError."""
+) -> Generator[tuple[np.ndarray, np.ndarray | None], None, None]:
+    """read_pair of each pair in turn, read ahead by workers as in `batches`. Raises UserError."""
     loader = DataLoader(
         _Pairs(pairs),
         batch_size=None,
+        collate_fn=_unchanged,
         num_workers=min(num_workers, len(pairs)),
         worker_init_fn=_start_worker,
     )
-    for item in loader:  # arrays have become tensors on the way, in shared memory
-        if isinstance(item, UserError):
-            raise item
-        rainy, clean = item
-        yield rainy.numpy(), None if clean is None else clean.numpy()
+    return _raising(iter(loader))

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from checkpoint import write_atomically
 from metrics import MEASURES, PROTOCOLS, measure, to_uint8
 from progress import Progress
 from session import Session
+from settings import UserError
 from visualize import encode_png, heat_map, strip
 
 COLUMNS = [f"{protocol}_{measure}" for protocol in PROTOCOLS for measure in MEASURES]
@@ -35,12 +37,14 @@ def output_names(files: list[Path]) -> list[str]:
     stems = [file.stem for file in files]
     reserved = {stem.casefold() for stem in stems}
     taken: set[str] = set()
+    counts: dict[str, int] = {}  # the last number given to a stem
     names = []
     for stem in stems:
-        name, number = stem, 1
+        name, number = stem, counts.get(stem.casefold(), 1)
         while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
             number += 1
             name = f"{stem}-{number}"
+        counts[stem.casefold()] = number
         taken.add(name.casefold())
         names.append(name)
     return names
@@ -70,8 +74,8 @@ def test(session: Session) -> int:
     _write_summary(session, folder, rows, means, time.monotonic() - start)
     print(f"results in {folder}: derained, mask, compare" + ", metrics.csv" * scored)
     if scored:
-        for name, value in means.items():
-            session.writer("test_derain").add_scalar(f"mean/{name}", value, session.clock)
+        scores = {f"mean/{name}": value for name, value in means.items()}
+        session.events("test_derain").scalars(scores, session.clock)
         _print_means(means, len(rows))
     return 0
 
@@ -86,6 +90,7 @@ def _derain_list(
     shown = ["psnr", "ssim"] if scored else []
     rows = []
     with (
+        closing(images),
         _Table(folder / "metrics.csv" if scored else None) as table,
         Progress("image", 0, len(pairs), shown, settings.log_every) as progress,
     ):
@@ -100,8 +105,8 @@ def _derain_list(
                 truth = clean.astype(np.float32) / 255
                 row |= _scores("output", output, truth)
                 row |= _scores("input", rainy.astype(np.float32) / 255, truth)
-                for key in _score_names():
-                    session.writer("test_derain").add_scalar(f"image/{key}", row[key], index)
+                scores = {f"image/{key}": row[key] for key in _score_names()}
+                session.events("test_derain").scalars(scores, index)
             table.add(row)
             rows.append(row)
             values = {m: row[f"output_released_{m}"] for m in shown}
@@ -151,12 +156,16 @@ class _Table:
         if self.path:
             # An image smaller than its window has no SSIM: an empty cell.
             blank = {key: "" for key, v in row.items() if isinstance(v, float) and math.isnan(v)}
-            self.writer.writerow(row | blank)
-            self.file.flush()
+            try:
+                self.writer.writerow(row | blank)
+                self.file.flush()
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def __exit__(self, *_: object) -> None:
         if self.path:
-            self.file.close()
+            with suppress(OSError):  # what is left to write failed before, and was told then
+                self.file.close()
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, float]:

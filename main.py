@@ -2,23 +2,14 @@
 
 import sys
 
-from evaluate import test
-from session import Session
-from settings import UserError, parse
-from train import train
-
-ACTIONS = {"train": train, "test": test}
+from settings import Settings, UserError, parse
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one action. Returns the exit status: 2 for what the user can mend, told in one line."""
     try:
         settings = parse(argv)
-        session = Session(settings)
-        try:
-            return ACTIONS[settings.action](session)
-        finally:
-            session.close()
+        return run(settings)
     except UserError as error:
         message = str(error)
     except OSError as error:
@@ -28,6 +19,20 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     print(f"main.py: {message}", file=sys.stderr)
     return 2
+
+
+def run(settings: Settings) -> int:
+    """Run the action of the settings. Raises UserError."""
+    # Imported here: they take seconds, which neither -h nor a misspelt option should cost.
+    from evaluate import test
+    from session import Session
+    from train import train
+
+    session = Session(settings)
+    try:
+        return {"train": train, "test": test}[settings.action](session)
+    finally:
+        session.close()
 
 
 if __name__ == "__main__":

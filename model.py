@@ -41,7 +41,7 @@ class Bottleneck(nn.Module):
 
 
 class IRNN(nn.Module):
-    """Four-directional identity RNN (section 4.1): (N,C,H,W) -> (N,4C,H,W)."""
+    """Four-directional identity RNN (section 4): (N,C,H,W) -> (N,4C,H,W)."""
 
     def __init__(self, channels: int, weight: float = 0.2) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class DirectionAttention(nn.Module):
 
 
 class SAM(nn.Module):
-    """Spatial attentive module (section 4.1): (N,32,H,W) -> mask (N,1,H,W) in 0..1."""
+    """Spatial attentive module (section 4): (N,32,H,W) -> mask (N,1,H,W) in 0..1."""
 
     def __init__(self, channels: int, direction_attention: bool) -> None:
         super().__init__()

@@ -8,26 +8,18 @@ import progressbar
 
 
 class Progress:
-    """A context manager round a loop over steps first..last-1.
+    """A context manager round a loop over steps first..last-1, shown with values, rate and ETA.
 
     Args:
         unit: what a step is called in plain lines, "step" or "image".
         first, last: the range of steps; on a resumed run the bar starts where it left off.
-        names: names of the values shown beside the bar.
+        names: names of the values shown.
         every: steps between plain lines; the last step has one always.
     """
 
     def __init__(self, unit: str, first: int, last: int, names: list[str], every: int) -> None:
         self.unit, self.first, self.last, self.names, self.every = unit, first, last, names, every
-        self.bar = None
-        if sys.stdout.isatty():
-            widgets: list = [progressbar.SimpleProgress(), " ", progressbar.Bar(), " "]
-            for name in names:
-                widgets += [progressbar.Variable(name, width=7, precision=4), " "]
-            widgets.append(progressbar.AdaptiveETA())
-            self.bar = progressbar.ProgressBar(
-                max_value=last, initial_value=first, widgets=widgets, fd=sys.stdout
-            )
+        self.bar = _bar(first, last, names) if sys.stdout.isatty() else None
 
     def __enter__(self) -> "Progress":
         self.start = time.monotonic()
@@ -38,17 +30,29 @@ class Progress:
     def update(self, step: int, values: dict[str, float]) -> None:
         """Tell that `step` is done, with the values of the names."""
         done = step + 1
+        rate = (done - self.first) / max(time.monotonic() - self.start, 1e-9)
         if self.bar:
-            self.bar.update(done, **{name: values[name] for name in self.names})
+            self.bar.update(done, rate=rate, **{name: values[name] for name in self.names})
         elif step % self.every == 0 or done == self.last:
-            rate = (done - self.first) / max(time.monotonic() - self.start, 1e-9)
             left = timedelta(seconds=round((self.last - done) / rate))
-            shown = "  ".join(f"{name} {values[name]:.4g}" for name in self.names)
-            print(
-                f"{self.unit} {done}/{self.last}  {shown}  {rate:.3g} {self.unit}s/s  ETA {left}",
-                flush=True,
-            )
+            shown = "".join(f"  {name} {values[name]:.4g}" for name in self.names)
+            counter = f"{self.unit} {done}/{self.last}"
+            print(f"{counter}{shown}  {rate:.3g} {self.unit}s/s  ETA {left}", flush=True)
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self.bar:
             self.bar.finish(dirty=kind is not None)
+
+
+def _bar(first: int, last: int, names: list[str]) -> progressbar.ProgressBar:
+    def value(name: str, form: str) -> progressbar.Variable:
+        return progressbar.Variable(name, format=form, width=5, precision=3)
+
+    widgets: list = [progressbar.SimpleProgress(format="%(value_s)s/%(max_value_s)s"), " "]
+    for name in names:
+        widgets += [value(name, "{name} {formatted_value} ")]
+    widgets += [value("rate", "{formatted_value}/s "), progressbar.Bar(), " "]
+    widgets += [progressbar.AdaptiveETA(format="ETA %(eta)s")]
+    return progressbar.ProgressBar(
+        max_value=last, initial_value=first, widgets=widgets, fd=sys.stdout
+    )

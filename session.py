@@ -1,4 +1,4 @@
-"""Session: what a run holds, whatever it does: device, network, optimiser, clock, event writers."""
+"""Session: what a run holds, whatever it does: device, network, optimiser, clock, events."""
 
 import dataclasses
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor
 
 import checkpoint
 from dataset import to_float
+from events import EventFile
 from model import SPANet
 from settings import Settings, UserError
 
@@ -26,11 +26,12 @@ class Session:
         self.settings = settings
         self.device = _device(settings.device)
         torch.manual_seed(settings.seed)
+        torch.backends.cudnn.allow_tf32 = False  # its 10-bit products would show in the metrics
         self.net = SPANet(settings.direction_attention).to(self.device)
         # Every parameter, in the network's order, used or not: as in a published checkpoint.
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
         self.clock = -1
-        self._writers: dict[str, SummaryWriter] = {}
+        self._events: dict[str, EventFile] = {}
 
     def path(self, name: str) -> Path:
         return Path(self.settings.model_dir) / name
@@ -63,25 +64,30 @@ class Session:
         self.clock = content["clock"]
         if resume:
             self._load_optimiser(path, content.get("opt"))
-            rng = content.get("rng", {})
-            if "torch" in rng:
-                torch.set_rng_state(rng["torch"])
-            if "cuda" in rng and self.device.type == "cuda":
-                torch.cuda.set_rng_state(rng["cuda"], self.device)
+            self._load_rng(path, content.get("rng", {}))
 
     def _load_optimiser(self, path: Path, state: Any) -> None:
         if state is None:
             raise UserError(f"{path}: holds weights alone, no optimiser to go on training with")
         try:
-            self.optimiser.load_state_dict(state)
+            self.optimiser.load_state_dict(_own_groups(state, self.optimiser.state_dict()))
             for parameter, moments in self.optimiser.state.items():
                 for key in ("exp_avg", "exp_avg_sq"):
-                    if moments[key].shape != parameter.shape:
-                        raise ValueError(f"{key} of {tuple(moments[key].shape)}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    if moments[key].shape != parameter.shape or not moments[key].isfinite().all():
+                        raise ValueError(f"{key} of {tuple(moments[key].shape)}, or not finite")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: its optimiser state is not that of this network: {error}"
             ) from None
+
+    def _load_rng(self, path: Path, state: Any) -> None:
+        try:
+            if "torch" in state:
+                torch.set_rng_state(state["torch"])
+            if "cuda" in state and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+        except (TypeError, RuntimeError) as error:
+            raise UserError(f"{path}: its state of random numbers is damaged: {error}") from None
 
     @torch.inference_mode()
     def derain(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,15 +115,15 @@ class Session:
                 f"{image.shape[1]}x{image.shape[0]} pixels"
             ) from None
 
-    def writer(self, name: str) -> SummaryWriter:
-        """The TensorBoardX writer of that name under the log folder, made when first asked for."""
-        if name not in self._writers:
-            self._writers[name] = SummaryWriter(str(Path(self.settings.log_dir) / name))
-        return self._writers[name]
+    def events(self, name: str) -> EventFile:
+        """The event file of that name under the log folder, made when first asked for."""
+        if name not in self._events:
+            self._events[name] = EventFile(Path(self.settings.log_dir) / name)
+        return self._events[name]
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        for file in self._events.values():
+            file.close()
 
 
 def _device(name: str) -> torch.device:
@@ -128,6 +134,15 @@ def _device(name: str) -> torch.device:
         reason = f"torch {torch.__version__} finds no GPU" if build else "torch is a CPU build"
         raise UserError(f"--device: cuda asked for, but {reason}; expected auto or cpu")
     return torch.device(name)
+
+
+def _own_groups(found: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """The moments of a saved optimiser with this one's own settings: those are of the run."""
+    (saved,) = found["param_groups"]
+    (group,) = own["param_groups"]
+    pairs = zip(group["params"], saved["params"], strict=True)
+    state = {ours: found["state"][theirs] for ours, theirs in pairs if theirs in found["state"]}
+    return {"state": state, "param_groups": [group]}
 
 
 def _is_out_of_memory(error: Exception) -> bool:

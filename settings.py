@@ -8,6 +8,7 @@ published weights were trained with where the paper says nothing.
 
 import argparse
 import difflib
+import sys
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -39,27 +40,33 @@ class Settings:
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
-    num_workers: int = option(2, "processes that load data; never changes a result", low=0)
+    num_workers: int = option(
+        2, "processes that load data; never changes a result", low=0, high=1024
+    )
 
-    # Network (section 4.2)
+    # Network (section 4)
     direction_attention: bool = option(
         False, "weigh the four directions of the IRNN as the paper does; published weights do not"
     )
 
-    # Optimisation (section 4.3; figures of the recipe)
-    num_steps: int = option(40001, "steps of the whole run, resumed ones included", low=1)
-    batch_size: int = option(16, "crops a step", low=1)
-    lr: float = option(5e-3, "learning rate of Adam at the start", low=0.0)
+    # Optimisation (section 4; figures of the recipe)
+    num_steps: int = option(
+        40001, "steps of the whole run, resumed ones included", low=1, high=10**12
+    )
+    batch_size: int = option(16, "crops a step", low=1, high=65536)
+    lr: float = option(5e-3, "learning rate of Adam at the start", low=0.0, high=10.0)
     lr_decay_step: int = option(30000, "step from which the learning rate is reduced", low=0)
     lr_decay: float = option(0.1, "factor of that reduction", low=0.0, high=1.0)
-    seed: int = option(2019, "seed of initial weights and of the sample stream", low=0)
+    seed: int = option(
+        2019, "seed of initial weights and of the sample stream", low=0, high=2**63 - 1
+    )
 
     # Augmentation (recipe): random resized crop, the same for rainy and clean
-    patch_size: int = option(256, "side of a training crop, pixels", low=1)
+    patch_size: int = option(256, "side of a training crop, pixels", low=1, high=16384)
     crop_area_min: float = option(
         0.8, "least share of the image's area in a crop", low=0.01, high=1.0
     )
-    crop_aspect_max: float = option(4 / 3, "largest ratio of a crop's sides", low=1.0)
+    crop_aspect_max: float = option(4 / 3, "largest ratio of a crop's sides", low=1.0, high=100.0)
 
     # Cadence, in steps (recipe)
     val_batch_every: int = option(4, "steps between validation batches", low=1)
@@ -100,12 +107,13 @@ def _check(f: Any, kind: Any, value: Any) -> None:
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
         raise UserError(f"{flag}: expected {kind.__name__}, got {value!r}")
+    if isinstance(value, str) and value != value.encode(errors="replace").decode():
+        raise UserError(f"{flag}: {value!r} is not UTF-8 text")
     low, high = f.metadata["low"], f.metadata["high"]
     # Written so that NaN, which compares false with everything, is refused too.
-    if low is not None and not low <= value < float("inf"):
-        raise UserError(f"{flag}: {value} is out of range; expected a number from {low} up")
-    if high is not None and not value <= high:
-        raise UserError(f"{flag}: {value} is out of range; expected {low} to {high}")
+    if low is not None and not low <= value <= (float("inf") if high is None else high):
+        upper = "up" if high is None else f"to {high}"
+        raise UserError(f"{flag}: {value} is out of range; expected a number from {low} {upper}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,6 +137,7 @@ def parse(argv: list[str] | None = None) -> Settings:
 
     Raises UserError for an unknown option or a bad value, naming the nearest right one.
     """
+    argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(
         prog="main.py",
         description="SPANet: single-image deraining. Train it, or test a trained one.",
@@ -141,10 +150,8 @@ def parse(argv: list[str] | None = None) -> Settings:
         kind = kinds[f.name]
         names = [*short.get(f.name, []), _flag(f.name)]
         spec: dict[str, Any] = {"dest": f.name, "help": f.metadata["help"]}
-        if f.default is MISSING:
-            spec["required"] = True
-        else:
-            spec["default"] = f.default
+        required = f.default is MISSING
+        spec |= {"required": required, "default": argparse.SUPPRESS if required else f.default}
         if kind is bool:
             spec["action"] = argparse.BooleanOptionalAction
         elif kind in (int, float):
@@ -152,11 +159,11 @@ def parse(argv: list[str] | None = None) -> Settings:
         elif get_origin(kind) is Literal:
             spec["metavar"] = "|".join(get_args(kind))
         else:
-            spec["metavar"] = f.name.split("_")[-1].upper()
+            spec["metavar"] = {"list": "FILE", "dir": "DIR", "model": "NAME"}[f.name.split("_")[-1]]
         parser.add_argument(*names, **spec)
     known = [name for action in parser._actions for name in action.option_strings]
     # Asked first, so that a misspelt -a is named rather than a missing one.
-    for word in argv if argv is not None else _process_arguments():
+    for word in argv:
         name = word.split("=", 1)[0]
         if name.startswith("--") and name != "--" and name not in known:
             raise UserError(f"unknown option {name}{_nearest(name, known)}")
@@ -164,9 +171,3 @@ def parse(argv: list[str] | None = None) -> Settings:
     if extra:
         raise UserError(f"unknown argument {extra[0]!r}{_nearest(extra[0], known)}")
     return Settings(**vars(values))
-
-
-def _process_arguments() -> list[str]:
-    import sys
-
-    return sys.argv[1:]

@@ -194,7 +194,6 @@ def _random_patch(image: np.ndarray, side: int, rng: np.random.Generator) -> np.
 
 
 def _write_list(path: Path, lines: list[str]) -> Path:
-    """The list comes last: a set that was interrupted has none."""
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
@@ -211,6 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.count < 1 or not 1 <= arguments.side <= 300 or arguments.seed < 0:
             raise UserError("expected --count from 1 up, --side 1 to 300, --seed from 0 up")
+        list_file = folder / f"{arguments.set}.txt"
+        list_file.unlink(missing_ok=True)  # a set that is interrupted has no list
         if arguments.set == "test":
             path = write_test_set(folder, arguments.seed)
         else:

@@ -1,7 +1,8 @@
-"""Training: train(session) runs the published recipe (paper section 4.3) from where it stands."""
+"""Training: train(session) runs the published recipe (paper section 4) from where it stands."""
 
 import math
 import signal
+from contextlib import closing
 from types import FrameType
 
 import torch
@@ -121,7 +122,8 @@ def train(session: Session) -> int:
         print(f"nothing to do: {start} holds step {session.clock}, --num-steps ends at {last}")
         return 0
     steps = range(first, last + 1)
-    val_steps = [step for step in steps if step % settings.val_batch_every == 0]
+    every = settings.val_batch_every
+    val_steps = range(first + -first % every, last + 1, every)
     workers = settings.num_workers
     stream = dataset.batches(pairs, settings, dataset.TRAINING, steps, workers)
     val_stream = dataset.batches(
@@ -131,12 +133,14 @@ def train(session: Session) -> int:
     session.net.train()
     print(f"training on {session.device}: steps {first} to {last}, {len(pairs)} pairs", flush=True)
     with (
+        closing(stream),
+        closing(val_stream),
         Interrupt() as interrupt,
         Progress("step", first, last + 1, SHOWN, settings.log_every) as progress,
     ):
         for step, batch in zip(steps, stream, strict=True):
             values = _train_batch(session, ssim, step, batch)
-            if step % settings.val_batch_every == 0:
+            if step % every == 0:
                 _validate(session, ssim, next(val_stream))
             stop = interrupt.signal or step == last
             if stop or step % settings.latest_every == 0:
@@ -162,7 +166,7 @@ def _train_batch(session: Session, ssim: SSIM, step: int, batch: Batch) -> dict[
         raise UserError(f"step {step}: {error}; the batch is of {files}") from None
     session.clock = step
     values = {**losses, "lr": lr}
-    _write_scalars(session, "train_derain", values)
+    session.events("train_derain").scalars(values, session.clock)
     _write_picture_if_due(session, "train_derain", batch, mask, output)
     return values
 
@@ -183,30 +187,23 @@ def _load_start(session: Session) -> None:
 def _validate(session: Session, ssim: SSIM, batch: Batch) -> None:
     with torch.no_grad():
         losses, mask, output = losses_of(session.net, ssim, *batch.tensors(session.device))
-    _write_scalars(session, "val_derain", {name: value.item() for name, value in losses.items()})
+    values = {name: value.item() for name, value in losses.items()}
+    session.events("val_derain").scalars(values, session.clock)
     _write_picture_if_due(session, "val_derain", batch, mask, output)
 
 
-def _write_scalars(session: Session, writer: str, values: dict[str, float]) -> None:
-    for name, value in values.items():
-        session.writer(writer).add_scalar(name, value, session.clock)
-
-
 def _write_picture_if_due(
-    session: Session, writer: str, batch: Batch, mask: Tensor, output: Tensor
+    session: Session, events: str, batch: Batch, mask: Tensor, output: Tensor
 ) -> None:
     """Rainy, output, clean, mask and mask label of a batch's first crop, side by side."""
     if session.clock % session.settings.picture_every != 0:
         return
-    label = dataset.mask_label(batch.rainy[:1], batch.clean[:1])[0]
+    _, _, label = batch.tensors(torch.device("cpu"))
     shown = [
-        batch.rainy[0].numpy(),
+        batch.rainy[0],
         to_uint8(output[0].permute(1, 2, 0).float().cpu().numpy()),
-        batch.clean[0].numpy(),
+        batch.clean[0],
         heat_map(mask[0, 0].float().cpu().numpy()),
-        heat_map(label.numpy()),
+        heat_map(label[0].numpy()),
     ]
-    rgb = strip(shown)[..., ::-1]
-    session.writer(writer).add_image(
-        "rainy_output_clean_mask_label", rgb, session.clock, dataformats="HWC"
-    )
+    session.events(events).image("rainy_output_clean_mask_label", strip(shown), session.clock)

@@ -90,7 +90,7 @@ _irnn.register_autograd(_autograd, setup_context=_setup_context)
 
 
 def irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Four-directional IRNN (paper section 4.1); same contract as irnn_reference.
+    """Four-directional IRNN (paper section 4); same contract as irnn_reference.
 
     Args:
         x: (N,C,H,W), H,W >= 1; channels_last memory is read without a copy.

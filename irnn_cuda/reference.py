@@ -1,7 +1,7 @@
 """The IRNN in plain PyTorch: the definition that every kernel is tested against.
 
 Four scans over an image, each a recurrence with the identity-initialised ReLU of the paper
-(section 4.1), one weight and one bias a channel and direction. See README.md in this folder.
+(section 4), one weight and one bias a channel and direction. See README.md in this folder.
 """
 
 import torch

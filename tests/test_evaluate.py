@@ -2,13 +2,14 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_pairs
+from conftest import command, shell, write_pairs
 from test_train import events
 
 from evaluate import output_names
@@ -105,8 +106,8 @@ def test_one_pixel_and_equal_images(run, model):
     for name in ("dot", "line"):
         cv2.imwrite(f"{name}.png", np.full((1, 1 if name == "dot" else 9, 3), 7, np.uint8))
     Path("list.txt").write_text("dot.png dot.png\nline.png line.png\n")
-    status, out, _ = run("-a", "test", "--test-list", "list.txt", "--device", "cpu")
-    assert status == 0
+    status, out, err = run("-a", "test", "--test-list", "list.txt", "--device", "cpu")
+    assert (status, err) == (0, "")
     assert out.rstrip().endswith("SSIM nan  (released protocol, 2 images)")
     first, _ = rows()
     assert first["input_released_psnr"] == "inf"
@@ -122,6 +123,8 @@ def test_names_of_results():
     found = output_names([Path(name) for name in names])
     assert found == ["x", "x-3", "x-2", "x-4", "X-5", "y.tar", "z"]
     assert len({name.casefold() for name in found}) == len(names)
+    many = output_names([Path(f"{i}/rain.png") for i in range(5000)])
+    assert (many[0], many[4999], len(set(many))) == ("rain", "rain-5000", 5000)
 
 
 def test_nothing_is_written_outside_the_result_folder(run, model, tmp_path):
@@ -153,6 +156,17 @@ def test_a_bad_image_keeps_the_results_before_it(run, pairs, model):
     assert "list.txt:3: " in err
     assert [row["name"] for row in rows()] == ["pair0", "pair1"]
     assert not Path("results/summary.json").exists()
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path, model):
+    path = write_pairs(tmp_path / "data", [(64, 64)])
+    run = command("-a", "test", "--test-list", path, "--device", "cpu")
+    done = shell(f"ulimit -f 1; exec {shlex.join(run)}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("main.py: results/")
+    assert done.stderr.endswith(".png: cannot be written: File too large\n")
+    assert done.stderr.count("\n") == 1
+    assert tree("results") == ["metrics.csv"]
 
 
 def test_out_of_memory_is_one_line(run, pairs, model, monkeypatch):

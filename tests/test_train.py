@@ -2,9 +2,11 @@
 
 import math
 import os
+import shlex
 import signal
 import struct
 import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import command, golden, write_pairs
+from conftest import ROOT, command, golden, shell, write_pairs
 from tensorboardX.proto.event_pb2 import Event
 from test_model import recipe_weights
 
@@ -258,6 +260,32 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert not optimiser.state
 
 
+def test_an_unforeseen_error_ends_the_workers_too(pairs):
+    """They ignore a signal to the group, and must not for that outlive the main process."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import main, train\n"
+        "def broken(*_): raise RuntimeError('unforeseen')\n"
+        "train.losses_of = broken\n"
+        "sys.exit(main.main(sys.argv[1:]))\n"
+    )
+    arguments = ["-a", "train", "--train-list", str(pairs), *map(str, SMALL), "--num-workers", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT), *arguments],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert "RuntimeError: unforeseen" in done.stderr
+    assert done.returncode == 1
+
+
+def test_events_that_cannot_be_written_stop_the_run_with_one_line(pairs):
+    run = command("-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 50)
+    done = shell(f"ulimit -f 1; exec {shlex.join(run)}")  # files end at 1 KiB, as on a full disk
+    assert done.returncode == 2
+    assert done.stderr == (
+        "main.py: logdir/train_derain: events cannot be written: File too large\n"
+    )
+
+
 def test_val_list_replaces_the_training_list(run, pairs, tmp_path):
     other = write_pairs(tmp_path / "other", [(20, 20)], seed=9)
     base = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 1]
@@ -274,16 +302,17 @@ def test_the_loss_falls(run, pairs):
 
 
 def test_a_bad_image_stops_the_run_and_leaves_a_checkpoint_that_loads(run, pairs):
+    base = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps"]
+    run(*base, 3)
     (pairs.parent / "rain" / "pair3.png").write_bytes(b"gone")
-    status, _, err = run(
-        "-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 30, "--latest-every", 1
-    )
+    status, _, err = run(*base, 30)
     assert status == 2
     assert err.count("\n") == 1
     assert "list.txt:4: " in err
     assert "pair3.png: not an image" in err
-    if Path("model/latest").exists():
-        Session(Settings("train", device="cpu")).load("latest", resume=True)
+    session = Session(Settings("train", device="cpu"))
+    session.load("latest", resume=True)
+    assert session.clock >= 2
 
 
 def test_checkpoint_of_weights_alone_cannot_be_resumed(run, pairs):
