@@ -82,7 +82,7 @@ def read_list(path: str, need_clean: bool = False) -> list[Pair]:
             )
         files = [resolve(name) for name in names]
         for name, file in zip(names, files, strict=True):
-            if not file.is_file():
+            if not _is_file(file):
                 raise UserError(f"{where}: no such image: {name} (looked for {file})")
         pairs.append(Pair(files[0], files[1] if width == 2 else None, where))
     return pairs
@@ -103,6 +103,13 @@ def _names(line: str, where: str) -> list[str]:
     return names
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
+
+
 def _resolver(path: str, first_entry: tuple[int, list[str]]) -> Any:
     """The function from name to file that finds the first image of a list."""
     folder = Path(path).parent
@@ -118,7 +125,7 @@ def _resolver(path: str, first_entry: tuple[int, list[str]]) -> Any:
     ]
     number, names = first_entry
     for way in ways:
-        if way(names[0]).is_file():
+        if _is_file(way(names[0])):
             return way
     tried = ", ".join(dict.fromkeys(str(way(names[0])) for way in ways))
     raise UserError(f"{path}:{number}: no such image: {names[0]} (looked for {tried})")

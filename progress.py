@@ -12,7 +12,7 @@ class Progress:
 
     Args:
         unit: what a step is called in plain lines, "step" or "image".
-        first, last: the range of steps; on a resumed run the bar starts where it left off.
+        first, last: the range of steps; a resumed run does not begin at 0.
         names: names of the values shown.
         every: steps between plain lines; the last step has one always.
     """
@@ -53,6 +53,4 @@ def _bar(first: int, last: int, names: list[str]) -> progressbar.ProgressBar:
         widgets += [value(name, "{name} {formatted_value} ")]
     widgets += [value("rate", "{formatted_value}/s "), progressbar.Bar(), " "]
     widgets += [progressbar.AdaptiveETA(format="ETA %(eta)s")]
-    return progressbar.ProgressBar(
-        max_value=last, initial_value=first, widgets=widgets, fd=sys.stdout
-    )
+    return progressbar.ProgressBar(min_value=first, max_value=last, widgets=widgets, fd=sys.stdout)

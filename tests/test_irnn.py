@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +187,13 @@ def test_other_types_take_the_reference(dtype):
 def test_wrong_shapes_are_named(function, x, weight, bias, message):
     with pytest.raises(ValueError, match=message):
         function(x, weight, bias)
+
+
+def test_compiled_kernels_are_kept_on_disk():
+    results(irnn, *inputs((1, 2, 3, 4), torch.float32))
+    for kernel in (op._cpu_kernels()._forward, op._cpu_kernels()._backward):
+        folder = Path(kernel.stats.cache_path)
+        assert list(folder.glob(f"cpu.{kernel.__name__}-*.nbc"))
 
 
 def test_without_numba_the_reference_serves_with_one_warning():

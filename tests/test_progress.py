@@ -1,0 +1,41 @@
+"""Progress: a bar on a terminal, lines elsewhere, with the values, the rate and the time left."""
+
+import os
+import pty
+import subprocess
+import sys
+
+from conftest import ROOT
+
+LOOP = """
+from progress import Progress
+with Progress("step", {first}, 8, ["loss", "lr"], every=4) as progress:
+    for step in range({first}, 8):
+        progress.update(step, {{"loss": 1 / (step + 1), "lr": 0.005}})
+"""
+
+
+def command(first: int) -> list[str]:
+    return [sys.executable, "-c", LOOP.format(first=first)]
+
+
+def test_lines():
+    done = subprocess.run(command(0), cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 1/8", "step 5/8", "step 8/8"]
+    assert lines[1].startswith("step 5/8  loss 0.2  lr 0.005  ")
+    assert lines[1].endswith("steps/s  ETA 0:00:00")
+
+
+def test_bar():
+    ours, its = pty.openpty()
+    subprocess.run(command(5), cwd=ROOT, stdout=its, stderr=its, check=True)
+    os.close(its)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "5/8" in text
+    assert "0/8" not in text
+    assert "8/8" in text
+    assert "loss 0.125 lr 0.005" in text
+    assert "/s " in text
+    assert "ETA" in text
