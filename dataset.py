@@ -9,7 +9,7 @@ import signal
 import struct
 import warnings
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +58,10 @@ def read_list(path: str, need_clean: bool = False) -> list[Pair]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot read the list: {error.strerror}") from None
+        raise UserError(
+            f"{path}: cannot read the list: {error.strerror}; "
+            "Train_Dataset_README.md describes lists"
+        ) from None
     entries = [
         (number, _names(line, f"{path}:{number}"))
         for number, line in enumerate(lines, 1)
@@ -241,7 +244,7 @@ class CropStream(Dataset):
         try:
             rainy, clean = read_pair(pair)
         except UserError as error:
-            return error  # raised by `batches`: a worker's exception would arrive as a traceback
+            return error  # raised by Stream: a worker's exception would arrive as a traceback
         top, left, height, width = random_crop(rng, *rainy.shape[:2], settings)
         crops = [
             _resize(image[top : top + height, left : left + width], settings.patch_size)
@@ -299,14 +302,37 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
+class Stream:
+    """An iterator over what a DataLoader reads. Close it, whatever happened, to end the workers."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        # The workers start at once: forking them later, beside running thread pools, is not safe.
+        self._items = iter(loader)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self._items)
+        if isinstance(item, UserError):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        # Left to the garbage collector, workers may outlive the exception that refers to them.
+        shut_down = getattr(self._items, "_shutdown_workers", None)
+        if shut_down:
+            shut_down()
+
+
 def batches(
     pairs: list[Pair], settings: Settings, branch: int, steps: Iterable[int], num_workers: int
-) -> Generator[Batch, None, None]:
-    """The batches of the given steps, in order. Raises UserError for an image that is bad.
+) -> Stream:
+    """A stream of the Batches of the given steps, in order. It raises UserError for a bad image.
 
-    The workers start at once: forking them later, beside running thread pools, is not safe. They
-    hand over NumPy arrays, by a pipe: tensors would need as much shared memory, which containers
-    are short of. Close the generator to end them.
+    Workers hand over NumPy arrays, by a pipe: tensors would need as much shared memory, which
+    containers are short of.
     """
     loader = DataLoader(
         CropStream(pairs, settings, branch),
@@ -315,14 +341,7 @@ def batches(
         collate_fn=_collate,
         worker_init_fn=_start_worker,
     )
-    return _raising(iter(loader))
-
-
-def _raising(items: Iterator[Any]) -> Generator[Any, None, None]:
-    for item in items:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    return Stream(loader)
 
 
 class _Pairs(Dataset):
@@ -339,10 +358,8 @@ class _Pairs(Dataset):
             return error
 
 
-def whole_images(
-    pairs: list[Pair], num_workers: int
-) -> Generator[tuple[np.ndarray, np.ndarray | None], None, None]:
-    """read_pair of each pair in turn, read ahead by workers as in `batches`. Raises UserError."""
+def whole_images(pairs: list[Pair], num_workers: int) -> Stream:
+    """A stream of read_pair of each pair in turn. It raises UserError for a bad image."""
     loader = DataLoader(
         _Pairs(pairs),
         batch_size=None,
@@ -350,4 +367,4 @@ def whole_images(
         num_workers=min(num_workers, len(pairs)),
         worker_init_fn=_start_worker,
     )
-    return _raising(iter(loader))
+    return Stream(loader)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import dataset
-from checkpoint import write_atomically
+from checkpoint import require_writable, write_atomically
 from metrics import MEASURES, PROTOCOLS, measure, to_uint8
 from progress import Progress
 from session import Session
@@ -62,7 +62,7 @@ def test(session: Session) -> int:
     session.load(settings.model, resume=False)
     scored = pairs[0].clean is not None
     folder = Path(settings.result_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
     for stale in ("metrics.csv", "summary.json"):
         (folder / stale).unlink(missing_ok=True)
     if not scored:
@@ -72,7 +72,7 @@ def test(session: Session) -> int:
     rows = _derain_list(session, pairs, folder, scored)
     means = _means(rows) if scored else {}
     _write_summary(session, folder, rows, means, time.monotonic() - start)
-    print(f"results in {folder}: derained, mask, compare" + ", metrics.csv" * scored)
+    print(f"results in {folder}: derained, mask, compare, summary.json" + ", metrics.csv" * scored)
     if scored:
         scores = {f"mean/{name}": value for name, value in means.items()}
         session.events("test_derain").scalars(scores, session.clock)

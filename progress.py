@@ -36,7 +36,7 @@ class Progress:
         elif step % self.every == 0 or done == self.last:
             left = timedelta(seconds=round((self.last - done) / rate))
             shown = "".join(f"  {name} {values[name]:.4g}" for name in self.names)
-            counter = f"{self.unit} {done}/{self.last}"
+            counter = f"{done}/{self.last} {self.unit}s"
             print(f"{counter}{shown}  {rate:.3g} {self.unit}s/s  ETA {left}", flush=True)
 
     def __exit__(self, kind: type | None, *_: object) -> None:

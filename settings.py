@@ -91,7 +91,7 @@ def _flag(name: str) -> str:
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     return f"; did you mean {match[0]}?" if match else ""
 
 

@@ -217,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             path = write_training_set(folder, arguments.count, arguments.side, arguments.seed)
     except (UserError, OSError) as error:
-        print(f"synthetic_rain.py: {error}", file=sys.stderr)
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"synthetic_rain.py: {told}", file=sys.stderr)
         return 2
     print(path)
     return 0

@@ -3,12 +3,14 @@
 import math
 import signal
 from contextlib import closing
+from pathlib import Path
 from types import FrameType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import checkpoint
 import dataset
 from cal_ssim import SSIM
 from dataset import Batch
@@ -121,17 +123,21 @@ def train(session: Session) -> int:
         start = session.path(settings.model)
         print(f"nothing to do: {start} holds step {session.clock}, --num-steps ends at {last}")
         return 0
+    checkpoint.require_writable(Path(settings.model_dir))
     steps = range(first, last + 1)
     every = settings.val_batch_every
     val_steps = range(first + -first % every, last + 1, every)
+    ssim = SSIM().to(session.device)
+    session.net.train()
+    print(
+        f"training on {session.device}: {len(pairs)} pairs, steps {first} to {last}",
+        flush=True,
+    )
     workers = settings.num_workers
     stream = dataset.batches(pairs, settings, dataset.TRAINING, steps, workers)
     val_stream = dataset.batches(
         val_pairs, settings, dataset.VALIDATION, val_steps, min(workers, 1)
     )
-    ssim = SSIM().to(session.device)
-    session.net.train()
-    print(f"training on {session.device}: steps {first} to {last}, {len(pairs)} pairs", flush=True)
     with (
         closing(stream),
         closing(val_stream),
@@ -145,13 +151,13 @@ def train(session: Session) -> int:
             stop = interrupt.signal or step == last
             if stop or step % settings.latest_every == 0:
                 session.save(LATEST)
-            if step % settings.checkpoint_every == 0:
+            if step > 0 and step % settings.checkpoint_every == 0:
                 session.save(f"step_{step}")
             progress.update(step, values)
             if stop:
                 break
     by = f" ({signal.Signals(interrupt.signal).name})" if interrupt.signal else ""
-    print(f"{session.path(LATEST)} holds step {session.clock} of {first} to {last}{by}")
+    print(f"{session.path(LATEST)} holds step {session.clock} of 0 to {last}{by}")
     return 128 + interrupt.signal if interrupt.signal else 0
 
 

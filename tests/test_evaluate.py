@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -148,9 +149,13 @@ def test_nothing_is_written_outside_the_result_folder(run, model, tmp_path):
     assert all(path.is_relative_to(result) for path in new)
 
 
-def test_a_bad_image_keeps_the_results_before_it(run, pairs, model):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_keeps_the_results_before_it(pairs, model, workers):
     (pairs.parent / "rain" / "pair2.png").write_bytes(b"\x89PNG cut")
-    status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu", "--num-workers", 0)
+    # In a process of its own: workers left alone would keep it from ending.
+    line = command("-a", "test", "--test-list", pairs, "--device", "cpu", "--num-workers", workers)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=100)
+    status, err = done.returncode, done.stderr
     assert status == 2
     assert err.count("\n") == 1
     assert "list.txt:3: " in err

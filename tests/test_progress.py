@@ -22,8 +22,8 @@ def command(first: int) -> list[str]:
 def test_lines():
     done = subprocess.run(command(0), cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["step 1/8", "step 5/8", "step 8/8"]
-    assert lines[1].startswith("step 5/8  loss 0.2  lr 0.005  ")
+    assert [line.split("  ")[0] for line in lines] == ["1/8 steps", "5/8 steps", "8/8 steps"]
+    assert lines[1].startswith("5/8 steps  loss 0.2  lr 0.005  ")
     assert lines[1].endswith("steps/s  ETA 0:00:00")
 
 
