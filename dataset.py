@@ -296,8 +296,8 @@ def _unchanged(item: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    # A signal to the whole process group is for the main process, which then ends the workers. A
-    # second SIGTERM is meant: Python sends it to workers that are left over when it exits.
+    # A signal to the whole process group is for the main process, which finishes its step and then
+    # ends the workers by Stream.close. One that is sent a second SIGTERM does end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
