@@ -21,7 +21,7 @@ test: $(VENV)/.ready-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest
 
-$(VENV)/.ready: requirements.txt
+$(VENV)/.ready: requirements.txt requirements-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "$(PYTHON) must be Python 3.10 or newer; name another: make PYTHON=python3.12 ..."; exit 2; }
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
@@ -29,6 +29,9 @@ $(VENV)/.ready: requirements.txt
 	  { echo "$(PYTHON) could not make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 	@echo "Installing requirements.txt into $(VENV), once ..."
 	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	@if nvidia-smi >/dev/null 2>&1; then \
+	  echo "Found an NVIDIA GPU: installing requirements-cuda.txt too ..."; \
+	  $(PY) -m pip install -q --disable-pip-version-check -r requirements-cuda.txt; fi
 	@touch $@
 
 $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready

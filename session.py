@@ -11,6 +11,7 @@ from torch import Tensor
 import checkpoint
 from dataset import to_float
 from events import EventFile
+from irnn_cuda import require_cupy
 from model import SPANet
 from settings import Settings, UserError
 
@@ -19,7 +20,7 @@ class Session:
     """A run's state. `clock` is the index of the last completed step, -1 before the first.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: the device asked for is not there, or cannot run the IRNN for want of CuPy.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -133,6 +134,11 @@ def _device(name: str) -> torch.device:
         build = torch.version.cuda
         reason = f"torch {torch.__version__} finds no GPU" if build else "torch is a CPU build"
         raise UserError(f"--device: cuda asked for, but {reason}; expected auto or cpu")
+    if name == "cuda":
+        try:
+            require_cupy()
+        except ImportError as error:
+            raise UserError(f"--device: {error}; or choose --device cpu") from None
     return torch.device(name)
 
 

@@ -1,6 +1,7 @@
 """The IRNN as one PyTorch operator, with the implementation chosen by device.
 
-CPU float32 and float64 run the Numba kernels of cpu.py; anything else runs the reference.
+A CUDA tensor runs the kernels of cuda.py and nothing else; on a CPU float32 and float64 run the
+Numba kernels of cpu.py. Other types and devices run the reference.
 Both directions are custom operators, so torch.compile, torch.export and opcheck see them whole.
 """
 
@@ -11,6 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from . import cuda
 from .reference import check_shapes, irnn_backward_reference, irnn_reference
 
 
@@ -31,6 +33,8 @@ def _cpu_kernels() -> types.ModuleType | None:
 
 
 def _kernels(x: Tensor) -> types.ModuleType | None:
+    if x.device.type == "cuda" and x.dtype in cuda.ARITHMETIC:
+        return cuda  # without CuPy it raises: a silent turn to the reference would cost hours
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
         return _cpu_kernels()
     return None
@@ -71,8 +75,8 @@ def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Ten
 def _(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (
         _empty(y, weight.shape[1]),
-        weight.new_empty(weight.shape),
-        weight.new_empty(weight.shape),
+        torch.empty_like(weight),
+        torch.empty_like(weight),
     )
 
 
@@ -94,14 +98,16 @@ def irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         x: (N,C,H,W), H,W >= 1; channels_last memory is read without a copy.
-        weight: (4,C), rows up, right, down, left.
-        bias: (4,C), rows in the same order.
+        weight: (4,C), rows up, right, down, left; of x's dtype, or float32 where x is a 16-bit
+            float, as under autocast.
+        bias: (4,C), rows in the same order, of weight's dtype.
 
     Returns:
-        (N,4C,H,W) in channels_last memory: the four scans, in the same order.
+        (N,4C,H,W) in channels_last memory, of x's dtype: the four scans, in the same order.
 
     Raises:
         ValueError: the shapes, dtypes or devices do not fit.
+        ImportError: x is on a GPU and CuPy is not installed.
     """
     check_shapes(x, weight, bias)
     return _irnn(x, weight, bias)

@@ -10,10 +10,14 @@ from torch import Tensor
 # Direction -> (dimension that the scan runs along, whether it runs from the last element).
 # The order is that of the rows of weight and bias and of the blocks of output channels.
 DIRECTIONS = {"up": (2, True), "right": (3, False), "down": (2, False), "left": (3, True)}
+# Types that are too coarse to carry a value along a line: computed in float32, rounded at the end.
+COARSE = (torch.float16, torch.bfloat16)
 
 
 def check_shapes(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Raise ValueError unless x is (N,C,H,W) with H,W >= 1 and weight, bias are (4,C) beside it."""
+    if not x.is_floating_point():
+        raise ValueError(f"irnn: x must be of a floating dtype, got {x.dtype}")
     if x.dim() != 4 or x.shape[2] < 1 or x.shape[3] < 1:
         raise ValueError(f"irnn: x must be (N,C,H,W) with H,W >= 1, got {tuple(x.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
@@ -21,7 +25,8 @@ def check_shapes(x: Tensor, weight: Tensor, bias: Tensor) -> None:
             raise ValueError(
                 f"irnn: {name} must be (4,C) = (4,{x.shape[1]}), got {tuple(tensor.shape)}"
             )
-        if tensor.dtype != x.dtype or tensor.device != x.device:
+        wide = x.dtype in COARSE and weight.dtype == torch.float32
+        if tensor.dtype != (torch.float32 if wide else x.dtype) or tensor.device != x.device:
             raise ValueError(
                 f"irnn: {name} is {tensor.dtype} on {tensor.device}, "
                 f"x is {x.dtype} on {x.device}; they must agree"
@@ -33,8 +38,8 @@ def irnn_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         x: (N,C,H,W), any floating dtype, H,W >= 1.
-        weight: (4,C), rows up, right, down, left.
-        bias: (4,C), rows in the same order.
+        weight: (4,C), rows up, right, down, left; of x's dtype, or float32 where x is of 16 bits.
+        bias: (4,C), rows in the same order, of weight's dtype.
 
     Returns:
         (N,4C,H,W): the scans concatenated on channels, in the same order. Along a line
@@ -44,6 +49,8 @@ def irnn_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: the shapes, dtypes or devices do not fit.
     """
     check_shapes(x, weight, bias)
+    if x.dtype in COARSE:
+        return irnn_reference(x.float(), weight.float(), bias.float()).to(x.dtype)
     scans = []
     for row, (dim, backwards) in enumerate(DIRECTIONS.values()):
         w, b = weight[row].unsqueeze(-1), bias[row].unsqueeze(-1)
@@ -68,6 +75,9 @@ def irnn_backward_reference(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Te
     Returns:
         Gradients of x (N,C,H,W), weight (4,C) and bias (4,C).
     """
+    if y.dtype in COARSE:
+        grad_x, *sums = irnn_backward_reference(grad.float(), y.float(), weight.float())
+        return grad_x.to(y.dtype), *(total.to(weight.dtype) for total in sums)
     channels = weight.shape[1]
     grad_x = torch.zeros_like(y[:, :channels])
     grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)

@@ -5,45 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, golden
+from irnn_cases import SHAPES, assert_same, golden_case, inputs, results
 
 from irnn_cuda import irnn, irnn_reference, op
-from irnn_cuda.reference import DIRECTIONS, irnn_backward_reference
-
-# (N,C,H,W): lines of one element, primes, an empty batch, channel counts round a vector's width.
-SHAPES = [
-    (1, 1, 1, 1), (2, 5, 1, 7), (2, 5, 7, 1), (1, 32, 13, 17), (3, 33, 11, 5), (0, 5, 3, 4),
-    (1, 1, 19, 23), (2, 32, 8, 9), (1, 5, 31, 2),
-]  # fmt: skip
-
-
-def inputs(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
-    """x, weight and bias, of both signs, and a gradient of the output."""
-    generator = torch.Generator().manual_seed(seed)
-    n, c, h, w = shape
-    sizes = [(n, c, h, w), (4, c), (4, c), (n, 4 * c, h, w)]
-    x, weight, bias, grad = (
-        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in sizes
-    )
-    return [x.requires_grad_(), (weight * 0.6).requires_grad_(), bias.requires_grad_(), grad]
-
-
-def results(function, x, weight, bias, grad) -> list[torch.Tensor]:
-    y = function(x, weight, bias)
-    # An image of one element uses neither weight nor bias: their gradients are then zero.
-    gradients = torch.autograd.grad(y, (x, weight, bias), grad, materialize_grads=True)
-    return [y.detach(), *gradients]
-
-
-def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype):
-    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
-    for name, a, b in zip(("y", "x", "weight", "bias"), found, expected, strict=True):
-        assert a.shape == b.shape, name
-        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
-        assert torch.allclose(a, b, rtol=0, atol=tolerance * scale), name
+from irnn_cuda.reference import irnn_backward_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -77,19 +45,8 @@ def test_output_is_channels_last():
 
 @pytest.mark.parametrize("function", [irnn, irnn_reference])
 def test_golden(function):
-    arrays = golden("irnn")
-    names = list(DIRECTIONS)
-
-    def stacked(kind: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([arrays[f"{kind}_{name}"].ravel() for name in names]))
-
-    x = torch.from_numpy(arrays["input"]).requires_grad_()
-    weight, bias = stacked("weight").requires_grad_(), stacked("bias").requires_grad_()
-    grad = torch.from_numpy(np.concatenate([arrays[f"grad_output_{n}"] for n in names], 1))
-    y = torch.from_numpy(np.concatenate([arrays[f"output_{n}"] for n in names], 1))
-    expected = [y, torch.from_numpy(arrays["grad_input"]), stacked("grad_weight"),
-                stacked("grad_bias")]  # fmt: skip
-    for found, wanted in zip(results(function, x, weight, bias, grad), expected, strict=True):
+    arguments, expected = golden_case(golden("irnn"))
+    for found, wanted in zip(results(function, *arguments), expected, strict=True):
         assert (found - wanted).abs().max() <= 1e-5
 
 

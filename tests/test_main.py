@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,16 @@ def test_the_program_itself_exits_with_2():
     assert done.returncode == 2
     assert done.stderr.startswith("main.py: training/real_world.txt: cannot read the list")
     assert done.stderr.count("\n") == 1
+
+
+def test_gpu_without_cupy_is_one_line(run, pairs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    status, _, err = run("-a", "test", "--test-list", pairs)
+    assert status == 2
+    assert err.startswith("main.py: --device: the IRNN on a GPU needs CuPy")
+    assert "pip install cupy-cuda1" in err
+    assert err.endswith("or choose --device cpu\n")
 
 
 def test_imports_run_one_way():

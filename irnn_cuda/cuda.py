@@ -1,0 +1,125 @@
+"""The IRNN on an NVIDIA GPU: launches the kernels of irnn.cu, compiled by CuPy when first needed.
+
+CuPy only compiles and launches: memory and streams are torch's. A launch goes to the stream that
+is current in torch for the tensor's device at that moment, so it is ordered with the operators
+around it, whichever thread of autograd makes it, and is captured by CUDA graphs once compiled.
+"""
+
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("irnn.cu")
+_THREADS = 128  # a block, as in irnn.cu
+_UP, _RIGHT, _DOWN, _LEFT = 0, 1, 2, 3
+# Type in memory -> type of the arithmetic, of weight, bias and sums.
+ARITHMETIC = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+}
+_modules: dict[int, Any] = {}  # device index -> compiled module
+_compiling = threading.Lock()
+
+
+def require_cupy() -> ModuleType:
+    """CuPy, imported after torch. Raises ImportError that says how to install it."""
+    try:
+        import cupy
+    except ImportError as error:
+        major = (torch.version.cuda or "13").split(".")[0]
+        raise ImportError(
+            f"the IRNN on a GPU needs CuPy ({error}); `pip install cupy-cuda{major}x` adds it"
+        ) from None
+    return cupy
+
+
+def _module(cupy: ModuleType, index: int) -> Any:
+    with _compiling:
+        if index not in _modules:
+            module = cupy.RawModule(code=_SOURCE.read_text(), options=("-std=c++17",))
+            module.compile()
+            _modules[index] = module
+        return _modules[index]
+
+
+def _launch(name: str, grid: tuple[int, ...], *arguments: Tensor | int) -> None:
+    """Launch a kernel beside its first argument, a tensor. Others are tensors and int32 scalars."""
+    tensor = arguments[0]
+    device = tensor.device
+    cupy = require_cupy()
+    words = tuple(
+        np.uint64(word.data_ptr()) if isinstance(word, Tensor) else np.int32(word)
+        for word in arguments
+    )
+    # Both libraries keep a current device; the stream is made where it is already the right one.
+    with torch.cuda.device(device), cupy.cuda.Device(device.index):
+        kernel = _module(cupy, device.index).get_function(name)
+        with cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
+            kernel(grid, (_THREADS,), words)
+
+
+def _kernel_name(direction: str, dtype: torch.dtype) -> str:
+    return f"irnn_{direction}_{str(dtype).removeprefix('torch.')}"
+
+
+def _blocks(lines: int, channels: int) -> int:
+    return -(-lines * channels // _THREADS)
+
+
+def _pixels(tensor: Tensor) -> Tensor:
+    """(N,C,H,W) as a dense (N,H,W,C), without a copy where the memory is channels_last."""
+    return tensor.detach().permute(0, 2, 3, 1).contiguous()
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
+    """Write irnn(x, weight, bias) into y, which is channels_last.
+
+    Raises:
+        ImportError: CuPy is not installed.
+    """
+    if y.numel() == 0:
+        return
+    n, c, h, w = x.shape
+    weight, bias = (
+        tensor.detach().to(ARITHMETIC[x.dtype]).contiguous() for tensor in (weight, bias)
+    )
+    grid = (_blocks(n * max(h, w), c), 4)
+    _launch(
+        _kernel_name("forward", x.dtype), grid, _pixels(x), weight, bias, _pixels(y), n, h, w, c
+    )
+
+
+def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the gradient of x into grad_x (channels_last); return those of weight and bias.
+
+    Raises:
+        ImportError: CuPy is not installed.
+    """
+    n, c, h, w = grad_x.shape
+    if grad_x.numel() == 0:
+        return torch.zeros_like(weight), torch.zeros_like(weight)
+    lines = n * max(h, w)
+    arithmetic = ARITHMETIC[y.dtype]
+    # A line's own partial sums, added up below: no atomics, the same bits every time.
+    sums = torch.zeros(4, 2, lines, c, dtype=arithmetic, device=grad.device)
+    tensors = (
+        _pixels(grad),
+        _pixels(y),
+        weight.detach().to(arithmetic).contiguous(),
+        _pixels(grad_x),
+    )
+    name = _kernel_name("backward", y.dtype)
+    # The first launch writes grad_x; each of the others adds to it, one after the other.
+    for order, direction in enumerate((_RIGHT, _LEFT, _DOWN, _UP)):
+        count = n * (h if direction in (_RIGHT, _LEFT) else w)
+        grid = (_blocks(count, c),)
+        _launch(name, grid, *tensors, sums, n, h, w, c, lines, direction, int(order > 0))
+    total = sums.sum(2).to(weight.dtype)
+    return total[:, 0].contiguous(), total[:, 1].contiguous()

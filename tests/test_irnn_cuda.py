@@ -1,0 +1,457 @@
+"""The CUDA kernels without a GPU: irnn.cu run as C++, its launches recorded, and compiled.
+
+tests/test_irnn_gpu.py runs them on a GPU.
+"""
+
+import ctypes
+import mmap
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, golden
+from fake_cupy import SOURCE, FakeCupy, build
+from irnn_cases import SHAPES, assert_same, golden_case, inputs, results
+
+from benchmarks import rescan
+from irnn_cuda import cuda, irnn, irnn_reference, op
+from irnn_cuda.reference import COARSE, DIRECTIONS
+
+needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile irnn.cu with")
+DTYPES = list(cuda.ARITHMETIC)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("irnn"))
+
+
+@pytest.fixture
+def gpu(library: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+    """CuPy's stand-in, running irnn.cu; the operator takes the CUDA way on CPU tensors."""
+    return FakeCupy(library).install(monkeypatch)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+    return FakeCupy().install(monkeypatch)
+
+
+def in_float32(x, weight, bias):
+    """The definition, free of the rounding of a 16-bit output."""
+    return irnn_reference(x.float(), weight.float(), bias.float())
+
+
+# The kernel itself, as C++
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernel_equals_reference(gpu, shape, dtype):
+    arguments = inputs(shape, dtype)
+    found = results(irnn, *arguments)
+    assert_same(found, results(irnn_reference, *arguments), dtype)
+    assert len(gpu.launches) == (5 if shape[0] else 0)
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", COARSE)
+def test_carry_of_16_bits_is_float32(gpu, dtype):
+    """Along 400 elements a carry rounded at each step would be off by many roundings."""
+    x = torch.full((1, 1, 1, 400), 1e-3, dtype=dtype)
+    weight, bias = torch.full((4, 1), 0.999), torch.zeros(4, 1)
+    y = irnn(x, weight, bias)
+    assert y.dtype == dtype
+    assert torch.equal(y, in_float32(x, weight, bias).to(dtype))
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", COARSE)
+def test_float32_weights_beside_16_bits(gpu, dtype):
+    x, weight, bias, grad = inputs((2, 5, 6, 9), dtype)
+    weight, bias = (tensor.detach().float().requires_grad_() for tensor in (weight, bias))
+    found = results(irnn, x, weight, bias, grad)
+    assert [tensor.dtype for tensor in found] == [dtype, dtype, torch.float32, torch.float32]
+    assert_same(found, results(irnn_reference, x, weight, bias, grad), dtype)
+
+
+@needs_gxx
+def test_golden(gpu):
+    arguments, expected = golden_case(golden("irnn"))
+    for found, wanted in zip(results(irnn, *arguments), expected, strict=True):
+        assert (found - wanted).abs().max() <= 1e-5
+    assert len(gpu.launches) == 5
+
+
+@needs_gxx
+def test_gradcheck(gpu):
+    x, weight, bias, _ = inputs((2, 3, 4, 5), torch.float64, seed=3)
+    assert torch.autograd.gradcheck(irnn, (x, weight, bias))
+    assert gpu.launches
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_bits_whatever_the_order_of_threads(gpu, shape, dtype):
+    arguments = inputs(shape, dtype)
+    forwards = results(irnn, *arguments)
+    gpu.reversed = True
+    backwards = results(irnn, *arguments)
+    assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+
+
+@needs_gxx
+def test_nan_is_not_hidden_and_gradient_at_zero_is_zero(gpu):
+    x, weight, bias, grad = inputs((1, 2, 11, 12), torch.float32)
+    with torch.no_grad():
+        x[0, 0, 4, 5] = float("nan")
+    both = [results(function, x, weight, bias, grad) for function in (irnn, irnn_reference)]
+    assert both[0][0].isnan().any()
+    for a, b in zip(*both, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+    zeros = [torch.zeros(size, requires_grad=True) for size in ((1, 2, 3, 3), (4, 2), (4, 2))]
+    for gradient in torch.autograd.grad(irnn(*zeros).sum(), zeros):
+        assert (gradient == 0).all()
+
+
+@needs_gxx
+@pytest.mark.parametrize("layout", ["contiguous", "sliced", "transposed"])
+def test_kernel_takes_any_layout(gpu, layout):
+    x, weight, bias, grad = inputs((2, 6, 9, 7), torch.float64)
+    with torch.no_grad():
+        if layout == "sliced":
+            x, grad = x[:, ::2, 1:, ::3], grad[:, ::2, 1:, ::3]
+            weight, bias = weight[:, ::2], bias[:, ::2]
+        elif layout == "transposed":
+            x, grad = x.transpose(2, 3), grad.transpose(2, 3)
+    arguments = [x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), grad]
+    assert_same(results(irnn, *arguments), results(irnn_reference, *arguments), torch.float64)
+    assert gpu.launches
+
+
+def guarded(shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> tuple[torch.Tensor, ...]:
+    """A channels_last tensor in the middle of a buffer, and the zones before and after it."""
+    n, c, h, w = shape
+    size, zone = n * c * h * w, 4096
+    buffer = torch.full((size + 2 * zone,), fill, dtype=dtype)
+    inner = buffer[zone : zone + size].view(n, h, w, c).permute(0, 3, 1, 2)
+    return inner, buffer[:zone], buffer[zone + size :]
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_is_read_or_written_outside(gpu, shape, dtype):
+    """Inputs lie among NaNs, which would show in the results; outputs lie among sentinels."""
+    n, c, h, w = shape
+    arguments = [tensor.detach() for tensor in inputs(shape, dtype)]
+    arguments[1:3] = [tensor.to(cuda.ARITHMETIC[dtype]) for tensor in arguments[1:3]]
+    inner = []
+    for tensor in arguments:
+        by_pixel = tensor if tensor.dim() == 4 else tensor[None, None].permute(0, 3, 1, 2)
+        place, *_ = guarded(tuple(by_pixel.shape), tensor.dtype, float("nan"))
+        place.copy_(by_pixel)
+        inner.append(place if tensor.dim() == 4 else place.permute(0, 2, 3, 1)[0, 0])
+    x, weight, bias, grad = inner
+    y, *zones = guarded((n, 4 * c, h, w), dtype, 77)
+    cuda.forward(x, weight, bias, y)
+    y_in, *_ = guarded((n, 4 * c, h, w), dtype, float("nan"))
+    y_in.copy_(y)
+    grad_x, *more = guarded(shape, dtype, 77)
+    sums = cuda.backward(grad, y_in, weight, grad_x)
+    assert all((zone == 77).all() for zone in zones + more)
+    assert all(tensor.isfinite().all() for tensor in (y, grad_x, *sums))
+    expected = results(irnn_reference, *[t.requires_grad_() for t in arguments[:3]], arguments[3])
+    assert_same([y, grad_x, *sums], expected, dtype)
+
+
+@needs_gxx
+def test_sanitizers_find_nothing(tmp_path):
+    """All shapes and types again under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("g++ has no AddressSanitizer")
+    sanitize = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    library = build(tmp_path, *sanitize)
+    program = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import ctypes, pytest, torch
+from fake_cupy import FakeCupy
+from irnn_cases import SHAPES, inputs, results
+from irnn_cuda import cuda, irnn
+gpu = FakeCupy({str(library)!r}).install(pytest.MonkeyPatch())
+for shape in SHAPES:
+    for dtype in cuda.ARITHMETIC:
+        results(irnn, *inputs(shape, dtype))
+print(len(gpu.launches), "launches", flush=True)
+if "misuse" in sys.argv:
+    x, weight, bias, _ = inputs((1, 32, 8, 8), torch.float32)
+    cuda.forward(x, weight, bias, torch.zeros(1, 1, 1, 1))
+"""
+    environment = os.environ | {
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0",
+    }
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "160 launches" in done.stdout
+    done = subprocess.run(
+        [*command, "misuse"], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", COARSE)
+def test_16_bit_types_round_as_torch_does(gpu, dtype):
+    name = "half" if dtype == torch.float16 else "bfloat"
+    pack, unpack = getattr(gpu.library, f"as_{name}"), getattr(gpu.library, f"from_{name}")
+    pack.argtypes, pack.restype = [ctypes.c_float], ctypes.c_ushort
+    unpack.argtypes, unpack.restype = [ctypes.c_ushort], ctypes.c_float
+    bits = torch.arange(65536).to(torch.uint16)
+    exact = bits.view(dtype).float()
+    unpacked = torch.tensor([unpack(pattern) for pattern in range(65536)])
+    halfway = (exact[1:] + exact[:-1]) / 2  # neighbouring patterns are neighbouring numbers
+    near = torch.cat([exact, halfway, halfway.nextafter(exact[1:]), halfway.nextafter(exact[:-1])])
+    packed = torch.tensor([pack(value) for value in near.tolist()]).to(torch.uint16).view(dtype)
+    for found, expected in ((unpacked, exact), (packed, near.to(dtype))):
+        assert torch.equal(found.isnan(), expected.isnan())
+        assert torch.equal(found[~found.isnan()], expected[~expected.isnan()])
+
+
+def sparse(*shape: int) -> torch.Tensor:
+    """Zeros that take memory only where they are written."""
+    try:
+        memory = mmap.mmap(-1, 4 * int(np.prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        pytest.skip(f"no address space for {shape}: {error}")
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
+
+
+@needs_gxx
+def test_tensors_past_2_to_the_31_elements(gpu):
+    """The last row and column of an image so large, of which only these take memory."""
+    c, h, w = 128, 520, 8192
+    assert 4 * c * h * w > 2**31
+    x, y, grad_x, grad = (sparse(h, w, k * c) for k in (1, 4, 1, 4))
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(4, c, generator=generator)
+    bias, sums = torch.rand(4, c, generator=generator) - 0.5, torch.zeros(4, 2, max(h, w), c)
+    sizes = [np.int32(size) for size in (1, h, w, c)]
+    for direction, name in enumerate(DIRECTIONS):
+        vertical = name in ("up", "down")
+        lines, length = (w, h) if vertical else (h, w)
+        last = (slice(None), -1) if vertical else -1
+        block = slice(direction * c, (direction + 1) * c)
+        line = torch.randn(length, c, generator=generator)
+        upper = torch.randn(length, c, generator=generator)
+        x[last], grad[last][:, block] = line, upper
+        # A block has a thread a channel here, so that block k is line k of its direction.
+        tensors = [np.uint64(tensor.data_ptr()) for tensor in (x, weight, bias, y)]
+        gpu.run("irnn_forward_float32", (lines - 1, lines, 4), c, tensors + sizes)
+        tensors = [np.uint64(tensor.data_ptr()) for tensor in (grad, y, weight, grad_x, sums)]
+        rest = [np.int32(number) for number in (max(h, w), direction, 0)]
+        gpu.run("irnn_backward_float32", (lines - 1, lines, 1), c, tensors + sizes + rest)
+
+        shape = (1, length, 1, c) if vertical else (1, 1, length, c)
+        image = line.view(shape).permute(0, 3, 1, 2).requires_grad_()
+        output = irnn_reference(image, weight, bias)[:, block]
+        (gradient,) = torch.autograd.grad(output, image, upper.view(shape).permute(0, 3, 1, 2))
+        for found, expected in ((y[last][:, block], output), (grad_x[last], gradient)):
+            assert torch.allclose(found, expected[0].flatten(1).T, rtol=1e-4, atol=1e-4), name
+        assert sums[direction, 0, lines - 1].any()
+
+
+@needs_gxx
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0]])
+def test_baseline_of_the_benchmark_is_the_same_operator(gpu, shape):
+    x, weight, bias, grad = inputs(shape, torch.float32)
+    expected = results(irnn_reference, x, weight, bias, grad)
+
+    def launch(name: str, blocks: int, words: tuple) -> None:
+        gpu.run(name, (0, blocks, 1), rescan.THREADS, words)
+
+    y = rescan.forward(x, weight, bias, launch)
+    assert_same([y, *rescan.backward(grad, y, weight, launch)], expected, torch.float32)
+
+
+# The wrapper: what is launched, where
+
+
+class OnSecondGpu(torch.Tensor):
+    """A CPU tensor that says it is on cuda:1."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", 1)
+
+
+def second_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype).as_subclass(OnSecondGpu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_forward_launch(recorder, dtype):
+    x = second_gpu(2, 11, 3, 32, dtype=dtype).permute(0, 3, 1, 2)
+    y = second_gpu(2, 11, 3, 128, dtype=dtype).permute(0, 3, 1, 2)
+    weight, bias = (second_gpu(4, 32, dtype=cuda.ARITHMETIC[dtype]) for _ in range(2))
+    cuda.forward(x, weight, bias, y)
+    (launch,) = recorder.launches
+    assert launch.name == f"irnn_forward_{str(dtype).removeprefix('torch.')}"
+    pointers = [tensor.data_ptr() for tensor in (x, weight, bias, y)]
+    assert list(launch.words) == [*pointers, 2, 11, 3, 32]
+    assert launch.grid == (-(-2 * 11 * 32 // 128), 4)  # rows are the more numerous lines here
+    assert launch.block == (128,)
+    assert (launch.device, launch.torch_device) == (1, torch.device("cuda:1"))
+    assert launch.stream == "stream of cuda:1"
+
+
+def test_backward_launches(recorder, monkeypatch):
+    made = []
+    zeros = torch.zeros
+
+    def on_device(*shape, device, **options):
+        made.append((zeros(*shape, **options), device))
+        return made[-1][0]
+
+    monkeypatch.setattr(torch, "zeros", on_device)
+    grad, y = (second_gpu(2, 11, 3, 128).permute(0, 3, 1, 2) for _ in range(2))
+    grad_x = second_gpu(2, 11, 3, 32).permute(0, 3, 1, 2)
+    weight = second_gpu(4, 32)
+    sums = cuda.backward(grad, y, weight, grad_x)
+    assert [tuple(total.shape) for total in sums] == [(4, 32), (4, 32)]
+    ((partial, device),) = made
+    assert partial.shape == (4, 2, 2 * 11, 32)
+    assert device == torch.device("cuda:1")
+    pointers = [tensor.data_ptr() for tensor in (grad, y, weight, grad_x, partial)]
+    rows, columns = -(-2 * 11 * 32 // 128), -(-2 * 3 * 32 // 128)
+    for launch, direction, add, blocks in zip(
+        recorder.launches, (1, 3, 2, 0), (0, 1, 1, 1), (rows, rows, columns, columns), strict=True
+    ):
+        assert launch.name == "irnn_backward_float32"
+        assert list(launch.words) == [*pointers, 2, 11, 3, 32, 22, direction, add]
+        assert (launch.grid, launch.block) == ((blocks,), (128,))
+        assert (launch.device, launch.torch_device) == (1, torch.device("cuda:1"))
+        assert launch.stream == "stream of cuda:1"
+
+
+def test_stream_is_asked_for_at_each_launch(recorder, monkeypatch):
+    streams = iter(["first", "second"])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: next(streams))
+    for _ in range(2):
+        irnn(torch.ones(1, 2, 3, 3), torch.ones(4, 2), torch.ones(4, 2))
+    assert [launch.stream for launch in recorder.launches] == ["first", "second"]
+
+
+def test_compiled_once_a_device_by_however_many_threads(recorder):
+    def forward(x):
+        cuda.forward(x, second_gpu(4, 2), second_gpu(4, 2), second_gpu(1, 8, 3, 3))
+
+    threads = [threading.Thread(target=forward, args=[second_gpu(1, 2, 3, 3)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert recorder.compiled == [1]
+    irnn(torch.ones(1, 2, 3, 3), torch.ones(4, 2), torch.ones(4, 2))
+    assert recorder.compiled == [1, None]  # a CPU tensor has no device index
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5)])
+def test_empty_tensors_launch_nothing(recorder, shape):
+    n, c, h, w = shape
+    arguments = inputs(shape, torch.float32)
+    assert irnn(*arguments[:3]).shape == (n, 4 * c, h, w)
+    _, grad_x, grad_weight, grad_bias = results(irnn, *arguments)
+    assert grad_x.shape == shape
+    assert grad_weight.shape == grad_bias.shape == (4, c)
+    assert not grad_weight.any()
+    assert not recorder.launches
+
+
+def test_without_cupy_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(op, "_kernels", lambda x: cuda)
+    with pytest.raises(ImportError, match=r"pip install cupy-cuda1\dx"):
+        irnn(torch.ones(1, 2, 3, 3), torch.ones(4, 2), torch.ones(4, 2))
+
+
+def test_cuda_tensors_take_the_kernel_and_nothing_else():
+    for dtype in DTYPES:
+        assert op._kernels(second_gpu(1, dtype=dtype)) is cuda
+    assert op._kernels(torch.ones(1, device="meta")) is None
+
+
+def test_cupy_is_imported_for_a_cuda_tensor_only():
+    program = """
+import sys, torch
+from irnn_cuda import irnn
+irnn(torch.ones(1, 2, 3, 3), torch.ones(4, 2), torch.ones(4, 2))
+print("cupy" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+# The compilers of a GPU's code: no warning, no local memory, no register spilled
+
+ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100"]
+STRICT = [
+    "--warn-on-spills", "--warn-on-local-memory-usage", "--warning-as-error", "--verbose"
+]  # fmt: skip
+
+
+def assert_lean(log: str) -> None:
+    """Every kernel in the assembler's report, and none of them with a stack or a spill."""
+    found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", log)
+    assert len(found) == 2 * len(DTYPES), log
+    assert set(found) == {("0", "0", "0")}, log
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc_compiles_it(architecture):
+    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
+    try:
+        nvrtc.getVersion()
+    except (RuntimeError, ImportError, OSError) as error:
+        pytest.skip(f"NVRTC cannot be loaded: {error}")
+    program = nvrtc.createProgram(SOURCE.read_text(), "irnn.cu", [], [])
+    options = ["-std=c++17", f"--gpu-architecture={architecture}"]
+    options += [f"--ptxas-options={option}" for option in STRICT]
+    try:
+        nvrtc.compileProgram(program, options)
+        status = ""
+    except nvrtc.NVRTCError as error:
+        status = str(error)
+    log = nvrtc.getProgramLog(program)
+    assert not status, log
+    assert "warning" not in log.lower(), log
+    assert_lean(log)
+    assert nvrtc.getCUBIN(program)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvcc_compiles_it(architecture, tmp_path):
+    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-Werror", "all-warnings", "-cubin"]
+    command += ["-Xptxas", ",".join(STRICT), "-o", str(tmp_path / "irnn.cubin"), str(SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_lean(done.stdout + done.stderr)
