@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 import dataset
-from checkpoint import require_writable, write_atomically
+from files import require_writable, write_atomically
+from lists import Pair, read_list
 from metrics import MEASURES, PROTOCOLS, measure, to_uint8
 from progress import Progress
 from session import Session
@@ -58,7 +59,7 @@ def test(session: Session) -> int:
             stay, each whole.
     """
     settings = session.settings
-    pairs = dataset.read_list(settings.test_list)
+    pairs = read_list(settings.test_list)
     session.load(settings.model, resume=False)
     scored = pairs[0].clean is not None
     folder = Path(settings.result_dir)
@@ -81,7 +82,7 @@ def test(session: Session) -> int:
 
 
 def _derain_list(
-    session: Session, pairs: list[dataset.Pair], folder: Path, scored: bool
+    session: Session, pairs: list[Pair], folder: Path, scored: bool
 ) -> list[dict[str, Any]]:
     """Derain, score and write each image; the rows of metrics.csv."""
     settings = session.settings

@@ -6,6 +6,8 @@ from datetime import timedelta
 
 import progressbar
 
+QUIET_SECONDS = 10.0
+
 
 class Progress:
     """A context manager round a loop over steps first..last-1, shown with values, rate and ETA.
@@ -14,15 +16,17 @@ class Progress:
         unit: what a step is called in plain lines, "step" or "image".
         first, last: the range of steps; a resumed run does not begin at 0.
         names: names of the values shown.
-        every: steps between plain lines; the last step has one always.
+        every: steps between plain lines; the last step has one always. None: a line in ten seconds.
     """
 
-    def __init__(self, unit: str, first: int, last: int, names: list[str], every: int) -> None:
+    def __init__(
+        self, unit: str, first: int, last: int, names: list[str], every: int | None = None
+    ) -> None:
         self.unit, self.first, self.last, self.names, self.every = unit, first, last, names, every
         self.bar = _bar(first, last, names) if sys.stdout.isatty() else None
 
     def __enter__(self) -> "Progress":
-        self.start = time.monotonic()
+        self.start = self.told = time.monotonic()
         if self.bar:
             self.bar.start()
         return self
@@ -30,14 +34,22 @@ class Progress:
     def update(self, step: int, values: dict[str, float]) -> None:
         """Tell that `step` is done, with the values of the names."""
         done = step + 1
-        rate = (done - self.first) / max(time.monotonic() - self.start, 1e-9)
+        now = time.monotonic()
+        rate = (done - self.first) / max(now - self.start, 1e-9)
         if self.bar:
             self.bar.update(done, rate=rate, **{name: values[name] for name in self.names})
-        elif step % self.every == 0 or done == self.last:
+        elif self._is_due(step, now):
             left = timedelta(seconds=round((self.last - done) / rate))
             shown = "".join(f"  {name} {values[name]:.4g}" for name in self.names)
             counter = f"{done}/{self.last} {self.unit}s"
             print(f"{counter}{shown}  {rate:.3g} {self.unit}s/s  ETA {left}", flush=True)
+
+    def _is_due(self, step: int, now: float) -> bool:
+        if self.every is not None:
+            return step % self.every == 0 or step + 1 == self.last
+        due = now - self.told >= QUIET_SECONDS
+        self.told = now if due else self.told
+        return due
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self.bar:

@@ -134,7 +134,7 @@ def _device(name: str) -> torch.device:
         build = torch.version.cuda
         reason = f"torch {torch.__version__} finds no GPU" if build else "torch is a CPU build"
         raise UserError(f"--device: cuda asked for, but {reason}; expected auto or cpu")
-    if name == "cuda":
+    if name == "cuda" and torch.version.hip is None:
         try:
             require_cupy()
         except ImportError as error:

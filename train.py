@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import checkpoint
 import dataset
 from cal_ssim import SSIM
 from dataset import Batch
+from files import require_writable
+from lists import read_list
 from metrics import to_uint8
 from progress import Progress
 from session import Session
@@ -115,15 +116,15 @@ def train(session: Session) -> int:
         UserError: bad input; a loss that is not finite; a checkpoint that cannot be saved.
     """
     settings = session.settings
-    pairs = dataset.read_list(settings.train_list, need_clean=True)
-    val_pairs = dataset.read_list(settings.val_list or settings.train_list, need_clean=True)
+    pairs = read_list(settings.train_list, need_clean=True)
+    val_pairs = read_list(settings.val_list or settings.train_list, need_clean=True)
     _load_start(session)
     first, last = session.clock + 1, settings.num_steps - 1
     if first > last:
         start = session.path(settings.model)
         print(f"nothing to do: {start} holds step {session.clock}, --num-steps ends at {last}")
         return 0
-    checkpoint.require_writable(Path(settings.model_dir))
+    require_writable(Path(settings.model_dir))
     steps = range(first, last + 1)
     every = settings.val_batch_every
     val_steps = range(first + -first % every, last + 1, every)

@@ -3,7 +3,8 @@
 On a CPU the baseline is the plain PyTorch reference, a loop over lines; on a GPU it is the
 published scheme (rescan.cu), where every pixel walks its lines again. Calls alternate in one
 process; the table shows the median of each, their ratio, and how much of the machine's own rate
-of copying memory the IRNN reaches with the traffic that irnn_cuda/README.md counts for it.
+of copying memory the IRNN reaches with the traffic that irnn_cuda/README.md counts for it. Tensors
+that fit into a cache can exceed that rate; times include the launch from Python.
 """
 
 import argparse

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compiled import compiled
+
 _ABREAST = 8  # columns scanned together: 8 pixels x 4C floats stay in the first-level cache
 # Rows of weight and bias, and blocks of output channels.
 _UP, _RIGHT, _DOWN, _LEFT = 0, 1, 2, 3
@@ -25,17 +27,7 @@ if "NUMBA_THREADING_LAYER" not in os.environ:
 _LAUNCH = threading.Lock()
 
 
-def _compiled(**options):
-    def decorate(function):
-        try:
-            return numba.njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # no folder to keep the compiled code in can be written
-            return numba.njit(nogil=True, **options)(function)
-
-    return decorate
-
-
-@_compiled()
+@compiled()
 def _scan(x, weight, bias, y, direction, first, stride, length, abreast):
     """Scan `abreast` neighbouring lines, the first of which starts at pixel `first`."""
     channels, zero = x.shape[1], x.dtype.type(0)  # a plain 0 would make float32 sums float64
@@ -55,7 +47,7 @@ def _scan(x, weight, bias, y, direction, first, stride, length, abreast):
                 target[c] = zero if value <= zero else value
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _forward(x, weight, bias, y, images, height, width):
     for line in numba.prange(images * height):
         first = line * width
@@ -71,7 +63,7 @@ def _forward(x, weight, bias, y, images, height, width):
         _scan(x, weight, bias, y, _UP, low, -width, height, abreast)
 
 
-@_compiled()
+@compiled()
 def _scan_back(
     grad, y, weight, grad_x, sums, carry, direction, line, first, stride, length, abreast
 ):
@@ -108,7 +100,7 @@ def _scan_back(
                     sum_bias[c] += delta[c]
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _backward(grad, y, weight, grad_x, sums, images, height, width):
     channels = grad_x.shape[1]
     for line in numba.prange(images * height):

@@ -24,7 +24,7 @@ ARITHMETIC = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
 }
-_modules: dict[int, Any] = {}  # device index -> compiled module
+_loaded: dict[int, dict[str, Any]] = {}  # device index -> its kernels by name
 _compiling = threading.Lock()
 
 
@@ -40,13 +40,17 @@ def require_cupy() -> ModuleType:
     return cupy
 
 
-def _module(cupy: ModuleType, index: int) -> Any:
+def _kernel(cupy: ModuleType, index: int, name: str) -> Any:
+    """A kernel on the current device, whose index that is. All are loaded when the first is asked
+    for, since a stream that is being captured in a CUDA graph allows no loading.
+    """
     with _compiling:
-        if index not in _modules:
+        if index not in _loaded:
             module = cupy.RawModule(code=_SOURCE.read_text(), options=("-std=c++17",))
             module.compile()
-            _modules[index] = module
-        return _modules[index]
+            names = [_name(way, dtype) for way in ("forward", "backward") for dtype in ARITHMETIC]
+            _loaded[index] = {known: module.get_function(known) for known in names}
+        return _loaded[index][name]
 
 
 def _launch(name: str, grid: tuple[int, ...], *arguments: Tensor | int) -> None:
@@ -60,13 +64,13 @@ def _launch(name: str, grid: tuple[int, ...], *arguments: Tensor | int) -> None:
     )
     # Both libraries keep a current device; the stream is made where it is already the right one.
     with torch.cuda.device(device), cupy.cuda.Device(device.index):
-        kernel = _module(cupy, device.index).get_function(name)
+        kernel = _kernel(cupy, device.index, name)
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
             kernel(grid, (_THREADS,), words)
 
 
-def _kernel_name(direction: str, dtype: torch.dtype) -> str:
-    return f"irnn_{direction}_{str(dtype).removeprefix('torch.')}"
+def _name(way: str, dtype: torch.dtype) -> str:
+    return f"irnn_{way}_{str(dtype).removeprefix('torch.')}"
 
 
 def _blocks(lines: int, channels: int) -> int:
@@ -91,9 +95,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
         tensor.detach().to(ARITHMETIC[x.dtype]).contiguous() for tensor in (weight, bias)
     )
     grid = (_blocks(n * max(h, w), c), 4)
-    _launch(
-        _kernel_name("forward", x.dtype), grid, _pixels(x), weight, bias, _pixels(y), n, h, w, c
-    )
+    _launch(_name("forward", x.dtype), grid, _pixels(x), weight, bias, _pixels(y), n, h, w, c)
 
 
 def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +106,7 @@ def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[T
     """
     n, c, h, w = grad_x.shape
     if grad_x.numel() == 0:
-        return torch.zeros_like(weight), torch.zeros_like(weight)
+        return weight.new_zeros(weight.shape), weight.new_zeros(weight.shape)
     lines = n * max(h, w)
     arithmetic = ARITHMETIC[y.dtype]
     # A line's own partial sums, added up below: no atomics, the same bits every time.
@@ -115,7 +117,7 @@ def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[T
         weight.detach().to(arithmetic).contiguous(),
         _pixels(grad_x),
     )
-    name = _kernel_name("backward", y.dtype)
+    name = _name("backward", y.dtype)
     # The first launch writes grad_x; each of the others adds to it, one after the other.
     for order, direction in enumerate((_RIGHT, _LEFT, _DOWN, _UP)):
         count = n * (h if direction in (_RIGHT, _LEFT) else w)

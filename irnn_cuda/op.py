@@ -1,7 +1,7 @@
 """The IRNN as one PyTorch operator, with the implementation chosen by device.
 
-A CUDA tensor runs the kernels of cuda.py and nothing else; on a CPU float32 and float64 run the
-Numba kernels of cpu.py. Other types and devices run the reference.
+On an NVIDIA GPU the four types of cuda.ARITHMETIC run the kernels of cuda.py and nothing else; on a
+CPU float32 and float64 run the Numba kernels of cpu.py. All else runs the reference.
 Both directions are custom operators, so torch.compile, torch.export and opcheck see them whole.
 """
 
@@ -33,7 +33,8 @@ def _cpu_kernels() -> types.ModuleType | None:
 
 
 def _kernels(x: Tensor) -> types.ModuleType | None:
-    if x.device.type == "cuda" and x.dtype in cuda.ARITHMETIC:
+    nvidia = x.device.type == "cuda" and torch.version.hip is None
+    if nvidia and x.dtype in cuda.ARITHMETIC:
         return cuda  # without CuPy it raises: a silent turn to the reference would cost hours
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
         return _cpu_kernels()
@@ -63,6 +64,11 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("spanet::irnn_backward", mutates_args=())
 def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if (grad.shape, grad.dtype, grad.device) != (y.shape, y.dtype, y.device):
+        raise ValueError(
+            f"irnn_backward: grad is {tuple(grad.shape)} {grad.dtype} on {grad.device}, "
+            f"y is {tuple(y.shape)} {y.dtype} on {y.device}; they must agree"
+        )
     grad_x = _empty(y, weight.shape[1])
     kernels = _kernels(y)
     if kernels is None:
@@ -75,8 +81,8 @@ def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Ten
 def _(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (
         _empty(y, weight.shape[1]),
-        torch.empty_like(weight),
-        torch.empty_like(weight),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape),
     )
 
 

@@ -80,7 +80,7 @@ def irnn_backward_reference(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Te
         return grad_x.to(y.dtype), *(total.to(weight.dtype) for total in sums)
     channels = weight.shape[1]
     grad_x = torch.zeros_like(y[:, :channels])
-    grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+    grad_weight, grad_bias = (weight.new_zeros(weight.shape) for _ in range(2))
     for row, (dim, backwards) in enumerate(DIRECTIONS.values()):
         block = slice(row * channels, (row + 1) * channels)
         length = y.shape[dim]

@@ -72,6 +72,7 @@ class FakeCupy(types.ModuleType):
         self.reversed = False
         self.launches: list[Launch] = []
         self.compiled: list[Any] = []  # the device of each compilation
+        self.fetched: set[str] = set()
         self._current = threading.local()
         self._signatures = signatures()
         self.cuda = types.SimpleNamespace(
@@ -81,7 +82,7 @@ class FakeCupy(types.ModuleType):
 
     def install(self, patch: pytest.MonkeyPatch) -> "FakeCupy":
         patch.setitem(sys.modules, "cupy", self)
-        patch.setattr(cuda, "_modules", {})
+        patch.setattr(cuda, "_loaded", {})
         patch.setattr(torch.cuda, "device", lambda device: self._within("torch_device", device))
         patch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
         patch.setattr(op, "_kernels", lambda x: cuda)
@@ -101,11 +102,13 @@ class FakeCupy(types.ModuleType):
         assert all(isinstance(option, str) for option in options)
         return types.SimpleNamespace(
             compile=lambda: self.compiled.append(self._current.device),
-            get_function=lambda name: (
-                lambda grid, block, words: self._run(
-                    Launch(name, grid, block, words, **vars(self._current))
-                )
-            ),
+            get_function=self._kernel,
+        )
+
+    def _kernel(self, name: str) -> Any:
+        self.fetched.add(name)
+        return lambda grid, block, words: self._run(
+            Launch(name, grid, block, words, **vars(self._current))
         )
 
     def _run(self, launch: Launch) -> None:

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, command, shell
 
 import checkpoint
+import files
 from session import Session
 from settings import Settings, UserError
 
@@ -245,7 +246,7 @@ def test_read_only_folder_is_one_line(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     saved()
-    monkeypatch.setattr(checkpoint.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
     with pytest.raises(UserError, match=r"model/latest: cannot be written: Permission denied"):
         session().save("latest")
 

@@ -88,6 +88,16 @@ def test_opcheck():
     torch.library.opcheck(op._irnn, (x, weight, bias))
     y = irnn(x, weight, bias).detach()
     torch.library.opcheck(op._irnn_backward, (grad, y, weight.detach()))
+    transposed = weight.detach().t().contiguous().t()
+    torch.library.opcheck(op._irnn_backward, (grad, y, transposed))
+
+
+def test_gradient_of_another_shape_or_type_is_named():
+    x, weight, bias, grad = (tensor.detach() for tensor in inputs((1, 2, 3, 4), torch.float32))
+    y = irnn(x, weight, bias)
+    for wrong in (grad[:, :4], grad.double()):
+        with pytest.raises(ValueError, match=r"irnn_backward: grad is .*; they must agree"):
+            op._irnn_backward(wrong, y, weight)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

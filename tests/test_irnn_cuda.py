@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, golden
-from fake_cupy import SOURCE, FakeCupy, build
+from fake_cupy import BASELINE, SOURCE, FakeCupy, build, signatures
 from irnn_cases import SHAPES, assert_same, golden_case, inputs, results
 
 from benchmarks import rescan
@@ -372,6 +372,17 @@ def test_compiled_once_a_device_by_however_many_threads(recorder):
     assert recorder.compiled == [1, None]  # a CPU tensor has no device index
 
 
+def test_kernels_are_all_loaded_before_the_first_launch(recorder):
+    """Loading one later could fall into the capture of a CUDA graph."""
+    irnn(torch.ones(1, 2, 3, 3), torch.ones(4, 2), torch.ones(4, 2))
+    assert recorder.fetched == set(signatures())
+
+
+def test_threads_of_a_block_are_those_of_the_source():
+    for constant, source in ((cuda._THREADS, SOURCE), (rescan.THREADS, BASELINE)):
+        assert re.search(rf"(THREADS = |blockIdx.x}} \* ){constant}\b", source.read_text())
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5)])
 def test_empty_tensors_launch_nothing(recorder, shape):
     n, c, h, w = shape
@@ -434,6 +445,7 @@ def test_nvrtc_compiles_it(architecture):
         pytest.skip(f"NVRTC cannot be loaded: {error}")
     program = nvrtc.createProgram(SOURCE.read_text(), "irnn.cu", [], [])
     options = ["-std=c++17", f"--gpu-architecture={architecture}"]
+    options += ["-ftz=true", "--device-as-default-execution-space"]  # as CuPy adds them
     options += [f"--ptxas-options={option}" for option in STRICT]
     try:
         nvrtc.compileProgram(program, options)

@@ -50,7 +50,7 @@ def test_values_are_typed():
     ("words", "message"),
     [
         ("", "-a/--action"),
-        ("-a tset", "--action: 'tset' is not one of train, test; did you mean test?"),
+        ("-a tset", "--action: 'tset' is not one of train, test, clean, pairs; did you mean test?"),
         ("-a train --batchsize 8", "unknown option --batchsize; did you mean --batch-size?"),
         ("--batch_size=8 -a train", "unknown option --batch_size; did you mean --batch-size?"),
         ("-a train --batch 8", "unknown option --batch; did you mean --batch-size?"),
@@ -160,14 +160,20 @@ def test_gpu_without_cupy_is_one_line(run, pairs, monkeypatch):
 
 
 def test_imports_run_one_way():
-    """main -> train -> evaluate -> session -> model -> irnn_cuda; leaves know settings alone."""
+    """main -> train -> evaluate -> session -> model -> irnn_cuda; main -> pairs -> clean; leaves
+    know settings and a few tools alone.
+    """
     ours = {path.stem for path in ROOT.glob("*.py")} | {"irnn_cuda"}
     leaves = {
         "settings", "checkpoint", "dataset", "events", "cal_ssim", "metrics", "progress",
-        "visualize", "synthetic_rain",
+        "visualize", "synthetic_rain", "clean_image",
     }  # fmt: skip
-    allowed = {leaf: {"settings"} for leaf in leaves}
-    allowed["irnn_cuda"] = set()
+    tools = {"settings", "compiled", "files", "lists", "video"}
+    allowed = {tool: {"settings"} for tool in tools} | dict.fromkeys(leaves, tools)
+    leaves |= tools
+    allowed["irnn_cuda"] = {"compiled"}
+    allowed["clean"] = leaves
+    allowed["pairs"] = leaves | {"clean"}
     allowed["model"] = {"irnn_cuda"}
     allowed["session"] = leaves | {"model", "irnn_cuda"}
     allowed["evaluate"] = allowed["train"] = allowed["session"] | {"session"}

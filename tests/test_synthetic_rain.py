@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-import dataset
+import lists
 import synthetic_rain
 from synthetic_rain import Rain, add_rain, streaks
 
@@ -88,10 +88,10 @@ def test_the_sets_are_lists_of_pairs(capsys):
     assert capsys.readouterr().out == "demo/test.txt\n"
     assert synthetic_rain.main(["train", "-o", "demo", "-n", "6", "--side", "40"]) == 0
     for name, count in (("test", 6), ("train", 6)):
-        pairs = dataset.read_list(f"demo/{name}.txt", need_clean=True)
+        pairs = lists.read_list(f"demo/{name}.txt", need_clean=True)
         assert len(pairs) == count
         for pair in pairs:
-            rainy, clean = dataset.read_pair(pair)
+            rainy, clean = lists.read_pair(pair)
             assert (rainy >= clean).all()
             assert name == "test" or rainy.shape == (40, 40, 3)
     first = Path("demo/test.txt").read_text().split()[0]
