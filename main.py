@@ -1,4 +1,4 @@
-"""SPANet's command line: python main.py -a train|test -m NAME [options]; -h lists them."""
+"""SPANet's command line: python main.py -a train|test|clean|pairs [options]; -h lists them."""
 
 import sys
 
@@ -24,6 +24,14 @@ def main(argv: list[str] | None = None) -> int:
 def run(settings: Settings) -> int:
     """Run the action of the settings. Raises UserError."""
     # Imported here: they take seconds, which neither -h nor a misspelt option should cost.
+    if settings.action == "clean":
+        from clean import clean
+
+        return clean(settings)
+    if settings.action == "pairs":
+        from pairs import pairs
+
+        return pairs(settings)
     from evaluate import test
     from session import Session
     from train import train

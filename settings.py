@@ -27,7 +27,7 @@ class Settings:
     """All settings of one run. Raises UserError for a value of the wrong type or range."""
 
     # What to do
-    action: Literal["train", "test"] = option(MISSING, "what to do")
+    action: Literal["train", "test", "clean", "pairs"] = option(MISSING, "what to do")
     model: str = option("latest", "name of a checkpoint in the model folder; train resumes from it")
 
     # Where things are
@@ -37,6 +37,8 @@ class Settings:
     model_dir: str = option("model", "folder of checkpoints")
     log_dir: str = option("logdir", "folder of TensorBoardX events")
     result_dir: str = option("results", "folder of test results")
+    input: str = option("", "rain video (clean), or a video or a folder of them (pairs)")
+    output: str = option("", "clean image to write, a PNG file (clean), or folder of a set (pairs)")
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
@@ -68,6 +70,30 @@ class Settings:
     )
     crop_aspect_max: float = option(4 / 3, "largest ratio of a crop's sides", low=1.0, high=100.0)
 
+    # Clean images from rain videos (section 3)
+    start: int = option(0, "first frame of the video that is used", low=0, high=10**9)
+    frames: int = option(100, "frames of the video that are used", low=1, high=65535)
+    percentile: float = option(
+        -1.0,
+        "percentile over time to take; -1: the one that most pixels vote for",
+        low=-1,
+        high=100,
+    )
+    candidates: str = option(
+        "", "numbers of frames to try, as 20,50,100: a clean image for each, and a sheet of them"
+    )
+
+    # Pairs from rain videos
+    frame_step: int = option(1, "take every n-th frame", low=1, high=65535)
+    test_patch_size: int = option(512, "side of a held-out patch, pixels", low=1, high=16384)
+    test_share: float = option(0.1, "share of the videos that is held out", low=0.0, high=1.0)
+    rain_level: int = option(
+        10, "grey levels above the clean image, in every channel, that make rain", low=0, high=254
+    )
+    rain_share: float = option(
+        0.005, "share of rain in a patch below which it is dropped", low=0.0, high=1.0
+    )
+
     # Cadence, in steps (recipe)
     val_batch_every: int = option(4, "steps between validation batches", low=1)
     latest_every: int = option(25, "steps between saves of 'latest'", low=1)
@@ -79,6 +105,8 @@ class Settings:
         kinds = get_type_hints(type(self))
         for f in fields(self):
             _check(f, kinds[f.name], getattr(self, f.name))
+        if -1 < self.percentile < 0:
+            raise UserError(f"--percentile: {self.percentile} is neither -1 nor from 0 to 100")
         if self.model in ("", ".", "..") or set("/\\\0") & set(self.model):
             raise UserError(
                 f"--model: {self.model!r} is not a name; expected the name of a checkpoint "
@@ -140,12 +168,13 @@ def parse(argv: list[str] | None = None) -> Settings:
     argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(
         prog="main.py",
-        description="SPANet: single-image deraining. Train it, or test a trained one.",
+        description="SPANet: single-image deraining. Train it, test a trained one, or make clean "
+        "images and pairs of patches from rain videos.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     kinds = get_type_hints(Settings)
-    short = {"action": ["-a"], "model": ["-m"]}
+    short = {"action": ["-a"], "model": ["-m"], "input": ["-i"], "output": ["-o"]}
     for f in fields(Settings):
         kind = kinds[f.name]
         names = [*short.get(f.name, []), _flag(f.name)]
@@ -159,7 +188,8 @@ def parse(argv: list[str] | None = None) -> Settings:
         elif get_origin(kind) is Literal:
             spec["metavar"] = "|".join(get_args(kind))
         else:
-            spec["metavar"] = {"list": "FILE", "dir": "DIR", "model": "NAME"}[f.name.split("_")[-1]]
+            kinds_of_text = {"list": "FILE", "dir": "DIR", "model": "NAME", "candidates": "N,N,..."}
+            spec["metavar"] = kinds_of_text.get(f.name.split("_")[-1], "PATH")
         parser.add_argument(*names, **spec)
     known = [name for action in parser._actions for name in action.option_strings]
     # Asked first, so that a misspelt -a is named rather than a missing one.

@@ -1,0 +1,157 @@
+"""Frames of a video file, decoded by OpenCV's own FFmpeg, held in memory or band by band."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from settings import UserError
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it would print, we tell in one line
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+HELD_BYTES = 2**30  # frames kept in memory; a longer video is decoded anew for each band of rows
+SHIFT_SAMPLES = 16  # frames compared with the first one to see whether the camera moves
+SHIFT_SIDE = 640  # pixels of the longer side for that comparison
+SHIFT_LIMIT = 1.0  # pixels
+SHIFT_PEAK = 0.2  # height of the correlation's peak, 0..1, below which two frames do not match
+Tick = Callable[[], None]
+
+
+class Video:
+    """Frames start .. start+T-1 of a video file, T at most what was asked for; see read_video.
+
+    Attributes:
+        shape: (T,H,W,3).
+        warnings: what a user should know: fewer frames than asked for, a camera that moves.
+    """
+
+    def __init__(self, path: str, start: int, frames: int, tick: Tick | None = None) -> None:
+        self.path, self.start, self.warnings = path, start, []
+        self._held: np.ndarray | None = None
+        self.shape = self._first_pass(frames, tick or (lambda: None))
+        if self.shape[0] < frames:
+            self.warnings.append(
+                f"{path}: {self.shape[0]} frames from frame {start} on, {frames} asked for; "
+                "going on with these"
+            )
+
+    def decode(self, frames: int) -> Iterator[np.ndarray]:
+        """Frames one by one, (H,W,3) RGB, at most that many."""
+        if not Path(self.path).is_file():
+            raise UserError(f"{self.path}: no such video")
+        capture = cv2.VideoCapture(self.path, cv2.CAP_FFMPEG)
+        try:
+            if not capture.isOpened():
+                raise UserError(f"{self.path}: not a video that OpenCV can read")
+            for _ in range(self.start):
+                if not capture.grab():
+                    return
+            size = None
+            for index in range(frames):
+                there, frame = capture.read()
+                if not there:
+                    return
+                size = size or frame.shape
+                if frame.shape != size:
+                    raise UserError(
+                        f"{self.path}: frame {self.start + index} is {frame.shape[1]}x"
+                        f"{frame.shape[0]}, those before are {size[1]}x{size[0]}"
+                    )
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        finally:
+            capture.release()
+
+    def _first_pass(self, frames: int, tick: Tick) -> tuple[int, int, int, int]:
+        """Count the frames, keep them if they fit, and look for a camera that moves."""
+        held, count, motion = None, 0, _Motion(self.start, frames)
+        for frame in self.decode(frames):
+            if count == 0:
+                height, width = frame.shape[:2]
+                # Memory that is not written to is not taken.
+                held = np.empty((min(frames, HELD_BYTES // frame.nbytes), *frame.shape), np.uint8)
+            if held is not None and count < len(held):
+                held[count] = frame
+            else:
+                held = None
+            motion.look(count, frame)
+            count += 1
+            tick()
+        if count == 0:
+            raise UserError(f"{self.path}: no frames from frame {self.start} on")
+        self._held = None if held is None else held[:count]
+        if motion.found:
+            self.warnings.append(f"{self.path}: {motion.found}; a clean image needs a still camera")
+        return count, height, width, 3
+
+    def bands(self, frames: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The first frames as bands of rows: (first row, (frames,rows,W,3)), from the top down."""
+        _, height, width, _ = self.shape
+        if self._held is not None:
+            yield 0, self._held[:frames]
+            return
+        rows = max(8, HELD_BYTES // (frames * width * 3) // 8 * 8)
+        for top in range(0, height, rows):
+            band = np.empty((frames, min(rows, height - top), width, 3), np.uint8)
+            count = 0
+            for frame in self.decode(frames):
+                band[count] = frame[top : top + rows]
+                count += 1
+            if count < frames:
+                raise UserError(f"{self.path}: changed while it was read")
+            yield top, band
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """The frames one by one, (H,W,3) RGB."""
+        yield from self.decode(self.shape[0]) if self._held is None else self._held
+
+
+def read_video(path: str, start: int, frames: int, tick: Tick | None = None) -> Video:
+    """Open a video and read up to `frames` frames from number `start` on.
+
+    OpenCV's own FFmpeg decodes it. Frames of another size than the first are scaled to it there;
+    the comparison for a moving camera sees that.
+
+    Args:
+        tick: called after each frame.
+
+    Raises:
+        UserError: no such file, not a video, or no frame at `start`.
+    """
+    return Video(path, start, frames, tick)
+
+
+class _Motion:
+    """Compares frames with the first by phase correlation; `found` says what differs, or ''."""
+
+    def __init__(self, start: int, frames: int) -> None:
+        self.start, self.every = start, max(1, frames // SHIFT_SAMPLES)
+        self.found = ""
+
+    def look(self, index: int, frame: np.ndarray) -> None:
+        if index % self.every or self.found:
+            return
+        scale = min(1.0, SHIFT_SIDE / max(frame.shape[:2]))
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        grey = grey.astype(np.float32)
+        if index == 0:
+            self.first = grey
+            self.window = np.outer(*(_hann(side) for side in grey.shape)).astype(np.float32)
+            return
+        # It writes to its arguments, so the first frame goes in as a copy.
+        (x, y), peak = cv2.phaseCorrelate(self.first.copy(), grey, self.window)
+        shift = float(np.hypot(x, y)) / scale
+        if peak < SHIFT_PEAK:
+            self.found = f"frame {self.start + index} does not show what frame {self.start} does"
+        elif shift > SHIFT_LIMIT:
+            self.found = (
+                f"frame {self.start + index} is shifted by {shift:.1f} pixels against frame "
+                f"{self.start}: the camera moves"
+            )
+
+
+def _hann(length: int) -> np.ndarray:
+    return np.hanning(length + 2)[1:-1]
