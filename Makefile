@@ -1,12 +1,13 @@
-# make demo   derain and score a small set with the weights in model/demo
-# make test   check the style and run the tests
+# make demo       derain and score a small set with the weights in model/demo
+# make test       check the style and run the tests
+# make notebook   run clean_image_generation.ipynb without a browser and save its outputs
 # Each makes the virtual environment .venv first where it is missing or its requirements changed.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: help demo test clean
+.PHONY: help demo test notebook clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -20,6 +21,9 @@ test: $(VENV)/.ready-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest
+
+notebook: $(VENV)/.ready-dev
+	$(VENV)/bin/jupyter execute --inplace clean_image_generation.ipynb
 
 $(VENV)/.ready: requirements.txt requirements-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

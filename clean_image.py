@@ -17,10 +17,20 @@ import numpy as np
 from compiled import compiled
 from video import Tick, Video, read_video
 
-__all__ = ["Clean", "clean_image", "luminance", "mode_percentile", "read_video", "ticks"]
+__all__ = [
+    "Clean",
+    "clean_image",
+    "luminance",
+    "mode_percentile",
+    "percentile_votes",
+    "read_video",
+    "ticks",
+]
 
 ROWS = 8  # rows that a thread works on at a time
-BLOCK = 64  # neighbouring values looked at together: their frames fit into the first-level cache
+PIXELS = 32  # pixels whose values are counted together: their counts fit into the nearest cache
+BLOCK = 64  # neighbouring values selected from together, in vector instructions
+MOST_FRAMES = 65535  # counted in 16 bits
 MODE_MARGIN = 2  # grey levels round the mode that count for it when its strength is judged
 WEAK_MODE = 0.25  # share of frames within the margin below which a mode is weak
 
@@ -48,41 +58,48 @@ class Clean:
 @compiled()
 def _luminance(rgb, top, released, luma):
     frames, rows, width = luma.shape
+    exact = np.empty(width)
     for t in range(frames):
         for row in range(rows):
-            for column in range(width):
-                r, g, b = rgb[t, top + row, column]
-                value = 0.299 * r + 0.587 * g + 0.114 * b
-                if released and column > 0:
-                    value += 128
-                luma[t, row, column] = int(value) % 256
+            line, out = rgb[t, top + row].reshape(3 * width), luma[t, row]
+            # Two loops of one kind of work each become vector instructions, one of both does not.
+            for i in range(width):
+                exact[i] = 0.299 * line[3 * i] + 0.587 * line[3 * i + 1] + 0.114 * line[3 * i + 2]
+            if released:
+                exact[1:] += 128
+            for i in range(width):
+                out[i] = np.int32(exact[i])
 
 
 @compiled()
 def _vote(luma, low, high, margin, needed, votes):
     """Add each pixel's vote to votes (102,), as differences; return how many modes are weak."""
     frames, rows, width = luma.shape
-    counts = np.empty((BLOCK, 256), np.uint16)
+    counts = np.empty((PIXELS, 256), np.uint16)
+    least, most = np.empty(PIXELS, np.uint8), np.empty(PIXELS, np.uint8)
     weak = 0
     for row in range(rows):
-        for left in range(0, width, BLOCK):
-            size = min(BLOCK, width - left)
+        for left in range(0, width, PIXELS):
+            size = min(PIXELS, width - left)
             counts[:] = 0
+            least[:] = 255
+            most[:] = 0
             for t in range(frames):
+                now = luma[t, row, left : left + size]
                 for i in range(size):
-                    counts[i, luma[t, row, left + i]] += 1
+                    counts[i, now[i]] += 1
+                for i in range(size):
+                    least[i] = min(least[i], now[i])
+                    most[i] = max(most[i], now[i])
             for i in range(size):
                 own = counts[i]
-                most = own[0]
-                for value in range(1, 256):
-                    most = max(most, own[value])
-                mode = 0
-                while own[mode] != most:
-                    mode += 1
-                first = 0
-                for value in range(mode):
-                    first += own[value]
-                begin, end = low[first], high[first + most - 1]
+                mode, peak, first, before = 0, 0, 0, 0
+                for value in range(least[i], most[i] + 1):
+                    count = own[value]
+                    if count > peak:  # of several modes the smallest stays
+                        mode, peak, first = value, count, before
+                    before += count
+                begin, end = low[first], high[first + peak - 1]
                 if begin <= end:
                     votes[begin] += 1
                     votes[end + 1] -= 1
@@ -99,38 +116,44 @@ def _select(values, top, bottom, k, between, image):
     """Write percentiles of values (T,rows,n) into image (rows,n); return the sum above them.
 
     The k-th smallest value is found bit by bit, from the highest: it has the bit if no more than
-    k values lie below the number so far with it. Counting runs over BLOCK values at once.
+    k values lie below the number so far with it. Counting runs over BLOCK values at once, in
+    loops that the compiler turns into vector instructions.
     `between` gives the result from the k-th and the following value.
     """
     frames, _, width = values.shape
-    window = np.empty((frames, BLOCK), np.uint8)
+    # Four frames are compared at a time; 255, which fills up, is below nothing.
+    padded = (frames + 3) // 4 * 4
+    window = np.full((padded, (width + BLOCK - 1) // BLOCK * BLOCK), 255, np.uint8)
     found, trial = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
     following = np.empty(BLOCK, np.uint8)
     count = np.empty(BLOCK, np.uint16)
     above = np.empty(BLOCK, np.uint32)
     total = 0
     for row in range(top, bottom):
+        for t in range(frames):  # a row at a time: frames are far apart in memory
+            window[t, :width] = values[t, row]
         for left in range(0, width, BLOCK):
             size = min(BLOCK, width - left)
-            for t in range(frames):
-                for i in range(size):
-                    window[t, i] = values[t, row, left + i]
             found[:] = 0
             for shift in range(7, -1, -1):
                 count[:] = 0
                 for i in range(BLOCK):
                     trial[i] = found[i] | (1 << shift)
-                for t in range(frames):
+                for t in range(0, padded, 4):
+                    four = window[t : t + 4, left : left + BLOCK]
+                    a, b, c, d = four[0], four[1], four[2], four[3]
                     for i in range(BLOCK):
-                        count[i] += window[t, i] < trial[i]
+                        x = trial[i]
+                        count[i] += np.uint8(a[i] < x) + (b[i] < x) + (c[i] < x) + (d[i] < x)
                 for i in range(BLOCK):
                     if count[i] <= k:
                         found[i] = trial[i]
             count[:] = 0
             following[:] = 255
             for t in range(frames):
+                now = window[t, left : left + BLOCK]
                 for i in range(BLOCK):
-                    value = window[t, i]
+                    value = now[i]
                     count[i] += value <= found[i]
                     following[i] = min(following[i], value if value > found[i] else np.uint8(255))
             above[:] = 0
@@ -139,9 +162,9 @@ def _select(values, top, bottom, k, between, image):
                 found[i] = between[found[i], upper]
                 image[row, left + i] = found[i]
             for t in range(frames):
+                now = window[t, left : left + BLOCK]
                 for i in range(BLOCK):
-                    value = window[t, i]
-                    above[i] += value - found[i] if value > found[i] else np.uint8(0)
+                    above[i] += np.uint8(max(now[i], found[i]) - found[i])
             for i in range(size):
                 total += above[i]
     return total
@@ -164,14 +187,13 @@ def _position_percents(frames: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ceil(percent).astype(np.int64), np.floor(percent).astype(np.int64)
 
 
-def _winner(votes: np.ndarray) -> int:
-    return int(np.argmax(np.cumsum(votes)[:101]))  # the smallest where several tie
-
-
 def _check(array: np.ndarray, name: str, shape: str, channels: bool) -> None:
     right = array.ndim == (4 if channels else 3) and (not channels or array.shape[3] == 3)
-    if array.dtype != np.uint8 or not right or array.size == 0:
-        raise ValueError(f"{name}: expected {shape} uint8, got {array.shape} {array.dtype}")
+    if array.dtype != np.uint8 or not right or array.size == 0 or len(array) > MOST_FRAMES:
+        raise ValueError(
+            f"{name}: expected {shape} uint8, T at most {MOST_FRAMES}, got {array.shape} "
+            f"{array.dtype}"
+        )
 
 
 def luminance(frames_rgb: np.ndarray, released: bool = False) -> np.ndarray:
@@ -187,20 +209,24 @@ def luminance(frames_rgb: np.ndarray, released: bool = False) -> np.ndarray:
     return luma
 
 
-def mode_percentile(luma: np.ndarray) -> int:
-    """The percentile, 0..100, at which most pixels have their mode over time.
+def percentile_votes(luma: np.ndarray) -> np.ndarray:
+    """How many pixels have their mode over time at each percentile 0..100: (101,) int64.
 
     Args:
-        luma: (T,H,W) uint8. Of several modes a pixel's smallest counts, of several percentiles
-            the smallest.
+        luma: (T,H,W) uint8. Of several modes a pixel's smallest counts.
 
     Raises:
         ValueError: luma is not (T,H,W) uint8, or empty.
     """
-    _check(luma, "mode_percentile", "(T,H,W)", channels=False)
+    _check(luma, "percentile_votes", "(T,H,W)", channels=False)
     votes = np.zeros(102, np.int64)
-    _vote(np.ascontiguousarray(luma), *_position_percents(len(luma)), MODE_MARGIN, 0, votes)
-    return _winner(votes)
+    _vote(np.ascontiguousarray(luma), *_position_percents(len(luma)), MODE_MARGIN, 0.0, votes)
+    return np.cumsum(votes)[:101]
+
+
+def mode_percentile(luma: np.ndarray) -> int:
+    """The percentile that most pixels vote for, of several the smallest; see percentile_votes."""
+    return int(np.argmax(percentile_votes(luma)))
 
 
 def clean_image(
@@ -229,7 +255,7 @@ def clean_image(
     tick = tick or (lambda: None)
     votes, weak = _votes(frames_rgb, count, released_luma, tick)
     if percentile is None:
-        percentile = _winner(votes)
+        percentile = int(np.argmax(np.cumsum(votes)[:101]))
     image, above = _percentile_image(frames_rgb, count, percentile, tick)
     return Clean(image, percentile, count, above / (count * image.size), weak / (height * width))
 

@@ -24,7 +24,9 @@ import numpy as np
 from clean import make_clean, open_video
 from files import require_writable, write_atomically
 from lists import read_image
+from progress import Progress
 from settings import Settings, UserError
+from video import Video
 from visualize import encode_png
 
 SUFFIXES = (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
@@ -131,8 +133,12 @@ def _make_scene(folder: Path, scene: Scene, settings: Settings) -> list[str]:
     side = settings.test_patch_size if scene.held_out else settings.patch_size
     places = _grid(*clean.shape[:2], side)
     kept, seen = [], 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with (
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+        Progress("frame", 0, video.shape[0], []) as progress,
+    ):
         for index, frame in enumerate(video.frames()):
+            progress.update(index, {})
             if index % settings.frame_step:
                 continue
             seen += len(places)
@@ -159,7 +165,7 @@ def _make_scene(folder: Path, scene: Scene, settings: Settings) -> list[str]:
     return kept
 
 
-def _clean_frame(folder: Path, scene: Scene, settings: Settings, video) -> np.ndarray:
+def _clean_frame(folder: Path, scene: Scene, settings: Settings, video: Video) -> np.ndarray:
     """The clean image (H,W,3) BGR of a scene: made before, chosen by a person, or made now."""
     saved, chosen = folder / "clean" / f"{scene.name}.png", scene.video.with_suffix(".png")
     for path in (saved, chosen):

@@ -4,12 +4,14 @@ As in the real dataset, rain only brightens: rainy >= clean everywhere, and equa
 Run as a program, it writes pairs and their list:
     python synthetic_rain.py test -o DIR             the demo's test set, from photographs
     python synthetic_rain.py train -o DIR -n COUNT   training patches, from other backgrounds
+    python synthetic_rain.py videos -o DIR           short rain videos of a still camera
 The backgrounds are photographs that ship with scikit-image and, for training, dead leaves: random
 shapes that cover one another, whose edges and scales are like those of natural images.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from settings import UserError
 # Test and training backgrounds share no scene.
 TEST_PHOTOGRAPHS = ("chelsea", "coffee", "rocket")
 TRAINING_PHOTOGRAPHS = ("astronaut", "stereo_motorcycle", "camera", "grass", "gravel", "brick")
+VIDEO_PHOTOGRAPHS = ("astronaut", "stereo_motorcycle", "camera")
+VIDEO_SIZE, VIDEO_FRAMES = (288, 272), 40  # width and height, and length
 LEAVES = 300  # shapes in a dead-leaves image
 SUBPIXEL = 4  # bits of the fraction of a pixel in OpenCV's line ends
 
@@ -92,6 +96,32 @@ def add_rain(clean: np.ndarray, rain: list[Rain], rng: np.random.Generator) -> n
     added = sum(streaks(*clean.shape[:2], look, rng) for look in rain)
     levels = np.rint(np.broadcast_to(added, clean.shape[:2])).astype(np.int32)[..., None]
     return np.minimum(clean + levels, 255).astype(np.uint8)
+
+
+def rain_frames(
+    clean: np.ndarray, rain: list[Rain], frames: int, noise: float, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Frames (H,W,3) uint8 of falling rain before a clean image, as a still camera records it.
+
+    Args:
+        noise: standard deviation of the camera's own noise, grey levels.
+    """
+    for _ in range(frames):
+        grain = rng.standard_normal(clean.shape, np.float32) * noise
+        noisy = np.clip(np.rint(clean + grain), 0, 255).astype(np.uint8)
+        yield add_rain(noisy, rain, rng)
+
+
+def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int]) -> None:
+    """Write frames (H,W,3) uint8 BGR of size (W,H) without loss. Raises UserError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = cv2.VideoWriter.fourcc(*"FFV1")
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 25, size)
+    if not writer.isOpened():
+        raise UserError(f"{path}: cannot be written")
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
 
 
 def photograph(name: str) -> np.ndarray:
@@ -165,6 +195,20 @@ def write_test_set(folder: Path, seed: int) -> Path:
     return _write_list(folder / "test.txt", lines)
 
 
+def write_videos(folder: Path, seed: int) -> Path:
+    """A rain video NAME.mkv of each scene and truth/NAME.png, the same without rain."""
+    for number, name in enumerate(VIDEO_PHOTOGRAPHS):
+        rng = np.random.default_rng([seed, 2, number])
+        clean = cv2.resize(photograph(name), VIDEO_SIZE, interpolation=cv2.INTER_AREA)
+        frames = rain_frames(clean, [Rain(1.5, 12, 24, 1, 120, 0.5)], VIDEO_FRAMES, 1.5, rng)
+        write_video(folder / f"{name}.mkv", frames, VIDEO_SIZE)
+        truth = folder / "truth" / f"{name}.png"
+        truth.parent.mkdir(exist_ok=True)
+        if not cv2.imwrite(str(truth), clean):
+            raise UserError(f"{truth}: cannot be written")
+    return folder
+
+
 def write_training_set(folder: Path, count: int, side: int, seed: int) -> Path:
     """count square patches, half on photographs, half on dead leaves. Returns the list's path."""
     photographs = [photograph(name) for name in TRAINING_PHOTOGRAPHS]
@@ -199,8 +243,10 @@ def _write_list(path: Path, lines: list[str]) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write pairs of synthetic rain and their list.")
-    parser.add_argument("set", choices=["test", "train"])
+    parser = argparse.ArgumentParser(
+        description="Write synthetic rain: pairs and their list, or videos."
+    )
+    parser.add_argument("set", choices=["test", "train", "videos"])
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
     parser.add_argument("-n", "--count", type=int, default=3000, help="training patches")
     parser.add_argument("--side", type=int, default=128, help="side of a training patch, pixels")
@@ -210,9 +256,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.count < 1 or not 1 <= arguments.side <= 300 or arguments.seed < 0:
             raise UserError("expected --count from 1 up, --side 1 to 300, --seed from 0 up")
-        list_file = folder / f"{arguments.set}.txt"
-        list_file.unlink(missing_ok=True)  # a set that is interrupted has no list
-        if arguments.set == "test":
+        (folder / f"{arguments.set}.txt").unlink(missing_ok=True)  # interrupted: no list
+        if arguments.set == "videos":
+            path = write_videos(folder, arguments.seed)
+        elif arguments.set == "test":
             path = write_test_set(folder, arguments.seed)
         else:
             path = write_training_set(folder, arguments.count, arguments.side, arguments.seed)

@@ -87,14 +87,19 @@ class Video:
         return count, height, width, 3
 
     def bands(self, frames: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The first frames as bands of rows: (first row, (frames,rows,W,3)), from the top down."""
+        """The first frames as bands of rows: (first row, (frames,rows,W,3)), from the top down.
+
+        A band lasts until the next one is asked for.
+        """
         _, height, width, _ = self.shape
         if self._held is not None:
             yield 0, self._held[:frames]
             return
-        rows = max(8, HELD_BYTES // (frames * width * 3) // 8 * 8)
+        rows = min(height, max(8, HELD_BYTES // (frames * width * 3) // 8 * 8))
+        memory = np.empty(frames * rows * width * 3, np.uint8)  # one band's, used for all
         for top in range(0, height, rows):
-            band = np.empty((frames, min(rows, height - top), width, 3), np.uint8)
+            shape = (frames, min(rows, height - top), width, 3)
+            band = memory[: np.prod(shape)].reshape(shape)
             count = 0
             for frame in self.decode(frames):
                 band[count] = frame[top : top + rows]

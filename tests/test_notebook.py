@@ -1,0 +1,49 @@
+"""The notebook runs from start to end, and its saved outputs are what it prints."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+pytest.importorskip("matplotlib")
+
+
+def printed(cell) -> str:
+    return "".join(out.text for out in cell.get("outputs", []) if out.output_type == "stream")
+
+
+def test_notebook():
+    saved = nbformat.read(ROOT / "clean_image_generation.ipynb", as_version=4)
+    run = nbformat.read(ROOT / "clean_image_generation.ipynb", as_version=4)
+    for cell in run.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    nbclient.NotebookClient(
+        run, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
+    code = [index for index, cell in enumerate(saved.cells) if cell.cell_type == "code"]
+    for index in code:
+        assert printed(run.cells[index]) == printed(saved.cells[index])
+    pictures = [
+        sum("image/jpeg" in output.get("data", {}) for output in saved.cells[index].outputs)
+        for index in code
+    ]
+    assert pictures == [0, 1, 1, 1, 1, 1]
+    assert "PSNR" in "".join(saved.cells[index].source for index in code)
+
+
+def test_notebook_holds_no_algorithm_of_its_own():
+    saved = nbformat.read(ROOT / "clean_image_generation.ipynb", as_version=4)
+    source = "\n".join(cell.source for cell in saved.cells if cell.cell_type == "code")
+    tree = ast.parse(source)
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert defined == {"show"}
+    called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not called & {"sort", "bincount", "median", "unique", "quantile", "cumsum"}
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert {"clean_image", "percentile_votes", "mode_percentile"} <= {
+        alias.name for node in imported if node.module == "clean_image" for alias in node.names
+    }
