@@ -27,6 +27,8 @@ def clean(settings: Settings) -> int:
         raise UserError("-i: expected a rain video")
     if path.suffix.lower() != ".png":
         raise UserError(f"-o: {settings.output!r}: expected the name of a PNG file")
+    if path.exists() and Path(settings.input).exists() and path.samefile(settings.input):
+        raise UserError(f"-o: {settings.output!r} is the input; expected another name")
     counts = _candidates(settings.candidates) if settings.candidates else [settings.frames]
     require_writable(path.parent)
     video = open_video(settings.input, settings.start, max(counts))

@@ -76,7 +76,7 @@ def pairs(settings: Settings) -> int:
             write_atomically(part, "".join(_make_scene(folder, scene, settings)).encode())
     for kind in ("real_world", "real_test"):
         parts = [folder / "scenes" / f"{scene.name}.txt" for scene in scenes if scene.kind == kind]
-        _write_list(folder / f"{kind}.txt", [part.read_text(encoding="utf-8") for part in parts])
+        _write_list(folder / f"{kind}.txt", [_read_part(part, kind) for part in parts])
     return 0
 
 
@@ -163,6 +163,16 @@ def _make_scene(folder: Path, scene: Scene, settings: Settings) -> list[str]:
         f"for {'testing' if scene.held_out else 'training'}"
     )
     return kept
+
+
+def _read_part(path: Path, kind: str) -> str:
+    text = path.read_bytes().decode(errors="replace")
+    if not all(
+        line.startswith(f"./{kind}/") and line.endswith(".png\n")
+        for line in text.splitlines(keepends=True)
+    ):
+        raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")
+    return text
 
 
 def _clean_frame(folder: Path, scene: Scene, settings: Settings, video: Video) -> np.ndarray:

@@ -34,8 +34,8 @@ class Video:
         self.shape = self._first_pass(frames, tick or (lambda: None))
         if self.shape[0] < frames:
             self.warnings.append(
-                f"{path}: {self.shape[0]} frames from frame {start} on, {frames} asked for; "
-                "going on with these"
+                f"{path}: frames from {start} on: {self.shape[0]}, asked for: {frames}; "
+                "going on with those that are there"
             )
 
     def decode(self, frames: int) -> Iterator[np.ndarray]:

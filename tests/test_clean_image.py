@@ -187,7 +187,7 @@ def test_bands_of_a_video_too_large_for_memory(rain_video, monkeypatch):
 def test_fewer_frames_than_asked_for_is_said(rain_video):
     video = read_video(str(rain_video), 20, 100)
     assert video.shape[0] == 4
-    assert "4 frames from frame 20 on, 100 asked for" in video.warnings[0]
+    assert "frames from 20 on: 4, asked for: 100; going on" in video.warnings[0]
 
 
 def test_a_still_camera_under_heavy_rain_is_no_motion(rain_video):
@@ -279,7 +279,7 @@ def test_candidates_and_their_sheet(run, rain_video):
         "-a", "clean", "-i", rain_video, "-o", "c/clean.png", "--candidates", "5,12,50,60"
     )
     assert status == 0
-    assert "24 frames from frame 0 on, 60 asked for" in err
+    assert "frames from 0 on: 24, asked for: 60; going on" in err
     assert sorted(path.name for path in Path("c").iterdir()) == [
         "clean-12.png", "clean-24.png", "clean-5.png", "clean-candidates.png"
     ]  # fmt: skip
@@ -303,6 +303,7 @@ def test_candidates_and_their_sheet(run, rain_video):
         ("-i rain.mkv -o clean.jpg", "-o: 'clean.jpg': expected the name of a PNG file"),
         ("-i rain.mkv", "-o: '': expected the name of a PNG file"),
         ("-i none.mkv -o clean.png", "none.mkv: no such video"),
+        ("-i . -o clean.png", ".: no such video"),
         ("-i rain.mkv -o rain.mkv/clean.png", "rain.mkv: cannot be written to"),
         ("-i rain.mkv -o c.png --candidates 5,x", "--candidates: '5,x': expected numbers"),
         ("-i rain.mkv -o c.png --percentile 101", "--percentile: 101.0 is out of range"),
@@ -316,6 +317,16 @@ def test_bad_input_is_one_line(run, rain_video, words, message):
     assert err.count("\n") == 1
     assert message in err
     assert [path.name for path in Path().iterdir()] == ["rain.mkv"]
+
+
+def test_the_input_is_not_overwritten(run, tmp_path):
+    cv2.imwrite("still.png", noisy(1, 9)[0])
+    before = Path("still.png").read_bytes()
+    status, _, err = run("-a", "clean", "-i", "still.png", "-o", "./still.png")
+    assert (status, err) == (
+        2, "main.py: -o: './still.png' is the input; expected another name\n"
+    )  # fmt: skip
+    assert Path("still.png").read_bytes() == before
 
 
 def test_ctrl_c_ends_the_work_of_all_threads(monkeypatch):

@@ -192,6 +192,11 @@ def test_another_setting_or_video_is_refused(run, videos):
     Path("set/pairs.json").write_text("{")
     assert run(*words)[2].startswith("main.py: set/pairs.json: damaged")
     Path("set/pairs.json").write_bytes(before["pairs.json"][0])
+    Path("videos/dam.mkv").unlink()
+    Path("set/scenes/000.txt").write_text("./real_world/000/000-0/000")
+    assert run(*words)[2].startswith("main.py: set/scenes/000.txt: damaged; remove it")
+    Path("set/scenes/000.txt").unlink()
+    assert run(*words)[0] == 0
     assert {name: data for name, (data, _) in snapshot(Path("set")).items()} == {
         name: data for name, (data, _) in before.items()
     }
