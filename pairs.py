@@ -26,7 +26,7 @@ from files import require_writable, write_atomically
 from lists import read_image
 from progress import Progress
 from settings import Settings, UserError
-from video import Video
+from video import Video, read_video
 from visualize import encode_png
 
 SUFFIXES = (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
@@ -66,6 +66,8 @@ def pairs(settings: Settings) -> int:
         )
     folder = Path(settings.output)
     scenes = _scenes(settings)
+    for scene in scenes:  # before anything is written: a set is tied to its videos
+        read_video(str(scene.video), settings.start, 1)
     require_writable(folder)
     _settle(folder / "pairs.json", settings, scenes)
     for scene in scenes:
@@ -84,13 +86,20 @@ def _scenes(settings: Settings) -> list[Scene]:
     """The videos, numbered by name; those whose names have the lowest digests are held out."""
     path = Path(settings.input)
     if path.is_dir():
-        videos = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        videos = sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
+        )
         if not videos:
             raise UserError(f"{path}: holds no videos; expected {', '.join(SUFFIXES)}")
     elif path.is_file():
         videos = [path]
     else:
         raise UserError(f"{path}: no such video or folder")
+    for file in videos:
+        if file.name != file.name.encode(errors="replace").decode():
+            raise UserError(f"{str(file)!r}: the name is not UTF-8 text; rename it")
     share = settings.test_share
     count = round(share * len(videos))
     if 0 < share < 1 and len(videos) > 1:
@@ -123,6 +132,11 @@ def _settle(path: Path, settings: Settings, scenes: list[Scene]) -> None:
                 f"{wanted[name]}; choose another -o"
             )
     else:
+        # The published set has files of the same names: never among those of another set.
+        for name in ("real_world", "real_test", "clean", "scenes"):
+            for found in (name, f"{name}.txt", f"{name}_gt"):
+                if (path.parent / found).exists():
+                    raise UserError(f"{path.parent / found}: is there already; choose another -o")
         write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
@@ -242,6 +256,6 @@ def _write_list(path: Path, parts: list[str]) -> None:
     if not count:
         print(f"{path}: not written, there are no pairs for it")
         return
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_atomically(path, text.encode())
     print(f"{path}: {count} pairs")

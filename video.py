@@ -102,6 +102,8 @@ class Video:
             band = memory[: np.prod(shape)].reshape(shape)
             count = 0
             for frame in self.decode(frames):
+                if frame.shape != self.shape[1:]:
+                    raise UserError(f"{self.path}: changed while it was read")
                 band[count] = frame[top : top + rows]
                 count += 1
             if count < frames:
@@ -132,7 +134,7 @@ class _Motion:
     """Compares frames with the first by phase correlation; `found` says what differs, or ''."""
 
     def __init__(self, start: int, frames: int) -> None:
-        self.start, self.every = start, max(1, frames // SHIFT_SAMPLES)
+        self.start, self.every = start, max(1, min(frames // SHIFT_SAMPLES, 16))
         self.found = ""
 
     def look(self, index: int, frame: np.ndarray) -> None:
@@ -140,7 +142,8 @@ class _Motion:
             return
         scale = min(1.0, SHIFT_SIDE / max(frame.shape[:2]))
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        size = [max(1, round(side * scale)) for side in grey.shape[::-1]]
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         grey = grey.astype(np.float32)
         if index == 0:
             self.first = grey
