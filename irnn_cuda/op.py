@@ -10,7 +10,7 @@ import types
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from . import cuda
 from .reference import check_shapes, irnn_backward_reference, irnn_reference
@@ -47,7 +47,7 @@ def _empty(like: Tensor, channels: int) -> Tensor:
     return like.new_empty((n, h, w, channels)).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("spanet::irnn", mutates_args=())
+@library.custom_op("spanet::irnn", mutates_args=())
 def _irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = _empty(x, 4 * x.shape[1])
     kernels = _kernels(x)
@@ -62,7 +62,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _empty(x, 4 * x.shape[1])
 
 
-@torch.library.custom_op("spanet::irnn_backward", mutates_args=())
+@library.custom_op("spanet::irnn_backward", mutates_args=())
 def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if (grad.shape, grad.dtype, grad.device) != (y.shape, y.dtype, y.device):
         raise ValueError(

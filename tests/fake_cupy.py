@@ -68,7 +68,7 @@ class FakeCupy(types.ModuleType):
 
     def __init__(self, library: Path | None = None) -> None:
         super().__init__("cupy")
-        self.library = ctypes.CDLL(str(library)) if library else None
+        self.binary = ctypes.CDLL(str(library)) if library else None
         self.reversed = False
         self.launches: list[Launch] = []
         self.compiled: list[Any] = []  # the device of each compilation
@@ -115,7 +115,7 @@ class FakeCupy(types.ModuleType):
         assert [type(word) for word in launch.words] == self._signatures[launch.name], launch.name
         assert all(isinstance(size, int) and size > 0 for size in launch.grid + launch.block)
         self.launches.append(launch)
-        if self.library is None:
+        if self.binary is None:
             return
         grid = (0, launch.grid[0], launch.grid[1] if len(launch.grid) > 1 else 1)
         self.run(launch.name, grid, launch.block[0], launch.words)
@@ -125,6 +125,6 @@ class FakeCupy(types.ModuleType):
         boxed = [np.array(word) for word in words]
         pointers = (ctypes.c_void_p * len(boxed))(*[word.ctypes.data for word in boxed])
         sizes = (ctypes.c_uint * 3)(*grid)
-        assert self.library is not None
-        status = self.library.launch(name.encode(), sizes, threads, int(self.reversed), pointers)
+        assert self.binary is not None
+        status = self.binary.launch(name.encode(), sizes, threads, int(self.reversed), pointers)
         assert status == 0, name

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, golden
 from irnn_cases import SHAPES, assert_same, golden_case, inputs, results
+from torch import library
 
 from irnn_cuda import irnn, irnn_reference, op
 from irnn_cuda.reference import irnn_backward_reference
@@ -85,11 +86,11 @@ def test_nan_is_not_hidden():
 
 def test_opcheck():
     x, weight, bias, grad = inputs((2, 3, 4, 5), torch.float64)
-    torch.library.opcheck(op._irnn, (x, weight, bias))
+    library.opcheck(op._irnn, (x, weight, bias))
     y = irnn(x, weight, bias).detach()
-    torch.library.opcheck(op._irnn_backward, (grad, y, weight.detach()))
+    library.opcheck(op._irnn_backward, (grad, y, weight.detach()))
     transposed = weight.detach().t().contiguous().t()
-    torch.library.opcheck(op._irnn_backward, (grad, y, transposed))
+    library.opcheck(op._irnn_backward, (grad, y, transposed))
 
 
 def test_gradient_of_another_shape_or_type_is_named():

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from irnn_cases import SHAPES, assert_same, inputs, results
+from torch import library
 
 from benchmarks import bench
 from irnn_cuda import irnn, irnn_reference, op
@@ -39,9 +40,9 @@ def test_kernel_equals_reference(shape, dtype):
 def test_gradcheck_and_opcheck():
     x, weight, bias, grad = on("cuda", inputs((2, 3, 4, 5), torch.float64, seed=3))
     assert torch.autograd.gradcheck(irnn, (x, weight, bias))
-    torch.library.opcheck(op._irnn, (x, weight, bias))
+    library.opcheck(op._irnn, (x, weight, bias))
     y = irnn(x, weight, bias).detach()
-    torch.library.opcheck(op._irnn_backward, (grad, y, weight.detach()))
+    library.opcheck(op._irnn_backward, (grad, y, weight.detach()))
 
 
 def test_same_bits_every_time():
