@@ -1,16 +1,17 @@
 """The action `clean`: the clean image of a rain video, or candidates to choose from."""
 
+import os
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from clean_image import Clean, clean_image, read_video, ticks
+from clean_image import Clean, clean_image
 from files import require_writable, write_atomically
 from progress import Progress
 from settings import Settings, UserError
-from video import Video
+from video import Video, read_video
 from visualize import contact_sheet, encode_png
 
 
@@ -27,9 +28,15 @@ def clean(settings: Settings) -> int:
         raise UserError("-i: expected a rain video")
     if path.suffix.lower() != ".png":
         raise UserError(f"-o: {settings.output!r}: expected the name of a PNG file")
-    if path.exists() and Path(settings.input).exists() and path.samefile(settings.input):
-        raise UserError(f"-o: {settings.output!r} is the input; expected another name")
     counts = _candidates(settings.candidates) if settings.candidates else [settings.frames]
+    sheet = path.with_stem(f"{path.stem}-candidates")
+    written = [_candidate(path, count) for count in counts] if settings.candidates else [path]
+    for target in (*written, sheet):
+        if target.is_dir():
+            raise UserError(f"{target}: is a folder; expected the name of a PNG file")
+        if target.exists() and os.path.exists(settings.input) and target.samefile(settings.input):
+            raise UserError(f"{target}: is the input; expected another name")
+    read_video(settings.input, settings.start, 1)  # bad input leaves no folder behind
     require_writable(path.parent)
     video = open_video(settings.input, settings.start, max(counts))
     if not settings.candidates:
@@ -40,8 +47,7 @@ def clean(settings: Settings) -> int:
     made = []
     for count in counts:
         made.append(make_clean(video, settings, count))
-        write_image(path.with_stem(f"{path.stem}-{count}"), made[-1])
-    sheet = path.with_stem(f"{path.stem}-candidates")
+        write_image(_candidate(path, count), made[-1])
     first = next(iter(video.frames()))
     captions = [f"frame {settings.start}\n"] + [
         f"{one.frames} frames, percentile {one.percentile:g}\n{_figures(one)}" for one in made
@@ -50,6 +56,10 @@ def clean(settings: Settings) -> int:
     write_atomically(sheet, encode_png(contact_sheet(pictures, captions), str(sheet)))
     print(f"{sheet}: the candidates side by side")
     return 0
+
+
+def _candidate(path: Path, count: int) -> Path:
+    return path.with_stem(f"{path.stem}-{count}")
 
 
 def _candidates(text: str) -> list[int]:
@@ -67,8 +77,7 @@ def _candidates(text: str) -> list[int]:
 def open_video(path: str, start: int, frames: int) -> Video:
     """read_video with progress; what it warns of goes to standard error, a line each."""
     with Progress("frame", 0, frames, []) as progress:
-        done = iter(range(frames))
-        video = read_video(path, start, frames, lambda: progress.update(next(done), {}))
+        video = read_video(path, start, frames, progress.advance)
     for warning in video.warnings:
         print(f"main.py: warning: {warning}", file=sys.stderr)
     return video
@@ -76,13 +85,9 @@ def open_video(path: str, start: int, frames: int) -> Video:
 
 def make_clean(video: Video, settings: Settings, frames: int | None = None) -> Clean:
     """clean_image by the settings, with progress."""
-    total = ticks(video.shape[1])
     percentile = None if settings.percentile < 0 else settings.percentile
-    with Progress("round", 0, total, []) as progress:
-        done = iter(range(total))
-        return clean_image(
-            video, percentile, frames=frames, tick=lambda: progress.update(next(done), {})
-        )
+    with Progress("row", 0, 2 * video.shape[1], []) as progress:
+        return clean_image(video, percentile, frames=frames, tick=progress.advance)
 
 
 def write_image(path: Path, made: Clean) -> None:

@@ -24,7 +24,6 @@ __all__ = [
     "mode_percentile",
     "percentile_votes",
     "read_video",
-    "ticks",
 ]
 
 ROWS = 8  # rows that a thread works on at a time
@@ -175,9 +174,10 @@ def _in_threads(work: Callable[[int, int], object], rows: int, tick: Tick) -> li
     results = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         tops = range(0, rows, ROWS)
-        for result in pool.map(lambda top: work(top, min(top + ROWS, rows)), tops):
+        bottoms = [min(top + ROWS, rows) for top in tops]
+        for top, bottom, result in zip(tops, bottoms, pool.map(work, tops, bottoms), strict=True):
             results.append(result)
-            tick()
+            tick(bottom - top)
     return results
 
 
@@ -185,6 +185,10 @@ def _position_percents(frames: int) -> tuple[np.ndarray, np.ndarray]:
     """For each position in the sorted values: least percentile not below it, most not above."""
     percent = np.arange(frames) / frames * 100  # double precision, in this order of operations
     return np.ceil(percent).astype(np.int64), np.floor(percent).astype(np.int64)
+
+
+def _totals(differences: np.ndarray) -> np.ndarray:
+    return np.cumsum(differences)[:101]
 
 
 def _check(array: np.ndarray, name: str, shape: str, channels: bool) -> None:
@@ -221,7 +225,7 @@ def percentile_votes(luma: np.ndarray) -> np.ndarray:
     _check(luma, "percentile_votes", "(T,H,W)", channels=False)
     votes = np.zeros(102, np.int64)
     _vote(np.ascontiguousarray(luma), *_position_percents(len(luma)), MODE_MARGIN, 0.0, votes)
-    return np.cumsum(votes)[:101]
+    return _totals(votes)
 
 
 def mode_percentile(luma: np.ndarray) -> int:
@@ -243,7 +247,7 @@ def clean_image(
         percentile: taken instead of the pixels' vote, 0..100.
         released_luma: vote with the published notebook's luminance.
         frames: use the first ones only; all by default.
-        tick: called `ticks(height)` times as rows are done.
+        tick: called with the number of rows done since the last call; each row is done twice.
 
     Raises:
         ValueError: frames_rgb is not (T,H,W,3) uint8, or percentile is out of range.
@@ -252,17 +256,12 @@ def clean_image(
         raise ValueError(f"clean_image: percentile must be 0..100, got {percentile}")
     count, height, width, _ = frames_rgb.shape
     count = min(count, frames or count)
-    tick = tick or (lambda: None)
+    tick = tick or (lambda _: None)
     votes, weak = _votes(frames_rgb, count, released_luma, tick)
     if percentile is None:
-        percentile = int(np.argmax(np.cumsum(votes)[:101]))
+        percentile = int(np.argmax(votes))
     image, above = _percentile_image(frames_rgb, count, percentile, tick)
     return Clean(image, percentile, count, above / (count * image.size), weak / (height * width))
-
-
-def ticks(height: int) -> int:
-    """How many rounds of rows clean_image reports for an image of that height, held in memory."""
-    return 2 * -(-height // ROWS)
 
 
 def _bands(source: np.ndarray | Video, count: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -276,7 +275,7 @@ def _bands(source: np.ndarray | Video, count: int) -> Iterator[tuple[int, np.nda
 def _votes(
     source: np.ndarray | Video, count: int, released: bool, tick: Tick
 ) -> tuple[np.ndarray, int]:
-    """All pixels' votes as differences (102,), and how many pixels have a weak mode."""
+    """All pixels' votes (101,), and how many pixels have a weak mode."""
     low, high = _position_percents(count)
 
     def vote(band: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray, int]:
@@ -290,7 +289,7 @@ def _votes(
         for own, few in _in_threads(partial(vote, band), band.shape[1], tick):
             votes += own
             weak += few
-    return votes, weak
+    return _totals(votes), weak
 
 
 def _percentile_image(

@@ -14,6 +14,8 @@ def main(argv: list[str] | None = None) -> int:
         message = str(error)
     except OSError as error:
         message = f"{error.filename or 'input/output'}: {error.strerror or error}"
+    except MemoryError as error:
+        message = f"not enough memory: {error}"
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -5,7 +5,7 @@ x, y (Train_Dataset_README.md describes it to users):
     real_world/000/000-f/000-f_x_y.png   rainy patches     real_world_gt/000/000_x_y.png   clean
     real_test/..., real_test_gt/...      the same of held-out videos
     clean/000.png                        the clean image of the whole frame
-    scenes/000.txt                       lines of the list, written when the scene is done
+    scenes/000.txt                       lines of the list and their number, when the scene is done
     real_world.txt, real_test.txt        the lists
     pairs.json                           what the set was made from, and by which settings
 A scene that is done is not touched again, nor is a patch that is there: an interrupted run goes on.
@@ -29,7 +29,10 @@ from settings import Settings, UserError
 from video import Video, read_video
 from visualize import encode_png
 
-SUFFIXES = (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
+SUFFIXES = (
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".ts", ".webm", ".wmv", ".y4m",
+)  # fmt: skip
 # Settings that decide what a set holds.
 DECISIVE = (
     "start", "frames", "percentile", "frame_step", "patch_size", "test_patch_size", "test_share",
@@ -44,6 +47,12 @@ class Scene:
     number: int
     video: Path
     held_out: bool
+
+    @property
+    def chosen(self) -> Path | None:
+        """A clean image that a person chose, beside the video."""
+        path = self.video.with_suffix(".png")
+        return path if path.is_file() and path != self.video else None
 
     @property
     def name(self) -> str:
@@ -75,10 +84,11 @@ def pairs(settings: Settings) -> int:
         if part.is_file():
             print(f"{scene.name} {scene.video.name}: done before")
         else:
-            write_atomically(part, "".join(_make_scene(folder, scene, settings)).encode())
+            lines = _make_scene(folder, scene, settings)
+            write_atomically(part, "".join([*lines, _ending(len(lines))]).encode())
     for kind in ("real_world", "real_test"):
         parts = [folder / "scenes" / f"{scene.name}.txt" for scene in scenes if scene.kind == kind]
-        _write_list(folder / f"{kind}.txt", [_read_part(part, kind) for part in parts])
+        _write_list(folder / f"{kind}.txt", [_read_part(part) for part in parts])
     return 0
 
 
@@ -106,14 +116,38 @@ def _scenes(settings: Settings) -> list[Scene]:
         count = min(max(count, 1), len(videos) - 1)
     by_digest = sorted(videos, key=lambda file: hashlib.sha256(file.name.encode()).digest())
     held_out = set(by_digest[:count])
-    return [Scene(number, video, video in held_out) for number, video in enumerate(videos)]
+    scenes = [Scene(number, video, video in held_out) for number, video in enumerate(videos)]
+    chosen: dict[Path, Path] = {}
+    for scene in scenes:
+        if scene.chosen and chosen.setdefault(scene.chosen, scene.video) != scene.video:
+            raise UserError(
+                f"{scene.chosen}: the clean image of {chosen[scene.chosen].name} or of "
+                f"{scene.video.name}? Expected videos of different names"
+            )
+    return scenes
+
+
+def _digest(path: Path | None) -> str | None:
+    """SHA-256 of a file, in hexadecimal."""
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _settle(path: Path, settings: Settings, scenes: list[Scene]) -> None:
     """Record what the set is made from; refuse to go on with a set that was made otherwise."""
     wanted = {name: getattr(settings, name) for name in DECISIVE}
     wanted["videos"] = [
-        {"name": scene.video.name, "bytes": scene.video.stat().st_size, "held_out": scene.held_out}
+        {
+            "name": scene.video.name,
+            "sha256": _digest(scene.video),
+            "clean_sha256": _digest(scene.chosen),
+            "held_out": scene.held_out,
+        }
         for scene in scenes
     ]
     if path.is_file():
@@ -121,9 +155,12 @@ def _settle(path: Path, settings: Settings, scenes: list[Scene]) -> None:
             found = json.loads(path.read_text(encoding="utf-8"))
             different = [name for name in wanted if found.get(name) != wanted[name]]
         except (ValueError, AttributeError):
-            raise UserError(f"{path}: damaged; remove it, or choose another -o") from None
+            raise UserError(f"{path}: damaged; choose another -o") from None
         if "videos" in different:
-            raise UserError(f"{path}: the set was made from other videos; choose another -o")
+            raise UserError(
+                f"{path}: the set was made from other videos, or other clean images beside them; "
+                "choose another -o"
+            )
         if different:
             name = different[0]
             flag = "--" + name.replace("_", "-")
@@ -179,34 +216,35 @@ def _make_scene(folder: Path, scene: Scene, settings: Settings) -> list[str]:
     return kept
 
 
-def _read_part(path: Path, kind: str) -> str:
+def _ending(count: int) -> str:
+    return f"# pairs: {count}\n"
+
+
+def _read_part(path: Path) -> str:
+    """The lines of a scene's pairs, all of them."""
     text = path.read_bytes().decode(errors="replace")
-    if not all(
-        line.startswith(f"./{kind}/") and line.endswith(".png\n")
-        for line in text.splitlines(keepends=True)
-    ):
+    lines = text.splitlines(keepends=True)
+    if not lines or lines[-1] != _ending(len(lines) - 1):
         raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")
-    return text
+    return "".join(lines[:-1])
 
 
 def _clean_frame(folder: Path, scene: Scene, settings: Settings, video: Video) -> np.ndarray:
     """The clean image (H,W,3) BGR of a scene: made before, chosen by a person, or made now."""
-    saved, chosen = folder / "clean" / f"{scene.name}.png", scene.video.with_suffix(".png")
-    for path in (saved, chosen):
-        if path.is_file():
-            clean = read_image(path, str(scene.video))
-            if clean.shape != video.shape[1:]:
-                raise UserError(
-                    f"{path}: {clean.shape[1]}x{clean.shape[0]} pixels, where the video that it "
-                    f"stands beside has {video.shape[2]}x{video.shape[1]}"
-                )
-            break
+    saved = folder / "clean" / f"{scene.name}.png"
+    path = saved if saved.is_file() else scene.chosen
+    if path:
+        clean = read_image(path, str(scene.video))
+        if clean.shape != video.shape[1:]:
+            raise UserError(
+                f"{path}: {clean.shape[1]}x{clean.shape[0]} pixels, its video has "
+                f"{video.shape[2]}x{video.shape[1]}"
+            )
     else:
         clean = cv2.cvtColor(make_clean(video, settings).image, cv2.COLOR_RGB2BGR)
-        path = None
-    if path == chosen:
-        print(f"{scene.name} {scene.video.name}: with the clean image {chosen}")
     if path != saved:
+        if path:
+            print(f"{scene.name} {scene.video.name}: with the clean image {path}")
         write_atomically(saved, encode_png(clean, str(saved)))
     return clean
 

@@ -27,9 +27,15 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self.start = self.told = time.monotonic()
+        self.done = self.first
         if self.bar:
             self.bar.start()
         return self
+
+    def advance(self, count: int) -> None:
+        """Tell that as many more steps are done, where there are no values to show."""
+        self.done += count
+        self.update(self.done - 1, {})
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Tell that `step` is done, with the values of the names."""

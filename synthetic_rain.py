@@ -10,6 +10,7 @@ shapes that cover one another, whose edges and scales are like those of natural 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ import numpy as np
 import skimage.data
 
 from settings import UserError
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first video is opened
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
 
 # Test and training backgrounds share no scene.
 TEST_PHOTOGRAPHS = ("chelsea", "coffee", "rocket")
@@ -113,15 +117,34 @@ def rain_frames(
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int]) -> None:
-    """Write frames (H,W,3) uint8 BGR of size (W,H) without loss. Raises UserError."""
+    """Write frames (H,W,3) uint8 BGR of size (W,H), even numbers, without loss.
+
+    Raises:
+        UserError: it cannot be written; then there is no file of that name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = cv2.VideoWriter.fourcc(*"FFV1")
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 25, size)
-    if not writer.isOpened():
-        raise UserError(f"{path}: cannot be written")
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
+    scrap = path.with_name(f".writing-{path.name}")
+    try:
+        code = cv2.VideoWriter.fourcc(*"FFV1")
+        writer = cv2.VideoWriter(str(scrap), cv2.CAP_FFMPEG, code, 25, size)
+        count = 0
+        for frame in frames:
+            writer.write(frame)
+            count += 1
+        writer.release()
+        if _readable_frames(scrap) != count:  # the writer itself does not tell
+            raise UserError(f"{path}: cannot be written")
+        scrap.replace(path)
+    finally:
+        scrap.unlink(missing_ok=True)
+
+
+def _readable_frames(path: Path) -> int:
+    capture, count = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), 0
+    while capture.read()[0]:
+        count += 1
+    capture.release()
+    return count
 
 
 def photograph(name: str) -> np.ndarray:
@@ -256,10 +279,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.count < 1 or not 1 <= arguments.side <= 300 or arguments.seed < 0:
             raise UserError("expected --count from 1 up, --side 1 to 300, --seed from 0 up")
-        (folder / f"{arguments.set}.txt").unlink(missing_ok=True)  # interrupted: no list
         if arguments.set == "videos":
-            path = write_videos(folder, arguments.seed)
-        elif arguments.set == "test":
+            print(write_videos(folder, arguments.seed))
+            return 0
+        list_file = folder / f"{arguments.set}.txt"
+        list_file.unlink(missing_ok=True)  # a set that is interrupted has no list
+        if arguments.set == "test":
             path = write_test_set(folder, arguments.seed)
         else:
             path = write_training_set(folder, arguments.count, arguments.side, arguments.seed)
@@ -267,6 +292,9 @@ def main(argv: list[str] | None = None) -> int:
         told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         print(f"synthetic_rain.py: {told}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     print(path)
     return 0
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,8 +15,9 @@ HELD_BYTES = 2**30  # frames kept in memory; a longer video is decoded anew for 
 SHIFT_SAMPLES = 16  # frames compared with the first one to see whether the camera moves
 SHIFT_SIDE = 640  # pixels of the longer side for that comparison
 SHIFT_LIMIT = 1.0  # pixels
-SHIFT_PEAK = 0.2  # height of the correlation's peak, 0..1, below which two frames do not match
-Tick = Callable[[], None]
+SHIFT_GAIN = 0.8  # a shift is believed if moving back brings the difference below this share of it
+SCENE_PEAK, SCENE_CHANGE = 0.2, 16.0  # two views: correlation below, mean difference (grey) above
+Tick = Callable[[int], None]  # told how many frames, or rows, are done since the last call
 
 
 class Video:
@@ -31,7 +31,7 @@ class Video:
     def __init__(self, path: str, start: int, frames: int, tick: Tick | None = None) -> None:
         self.path, self.start, self.warnings = path, start, []
         self._held: np.ndarray | None = None
-        self.shape = self._first_pass(frames, tick or (lambda: None))
+        self.shape = self._first_pass(frames, tick or (lambda _: None))
         if self.shape[0] < frames:
             self.warnings.append(
                 f"{path}: frames from {start} on: {self.shape[0]}, asked for: {frames}; "
@@ -40,9 +40,12 @@ class Video:
 
     def decode(self, frames: int) -> Iterator[np.ndarray]:
         """Frames one by one, (H,W,3) RGB, at most that many."""
-        if not Path(self.path).is_file():
-            raise UserError(f"{self.path}: no such video")
-        capture = cv2.VideoCapture(self.path, cv2.CAP_FFMPEG)
+        try:
+            open(self.path, "rb").close()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
+        # A whole path: FFmpeg would take `12:30.mkv` for a protocol.
+        capture = cv2.VideoCapture(os.path.abspath(self.path), cv2.CAP_FFMPEG)
         try:
             if not capture.isOpened():
                 raise UserError(f"{self.path}: not a video that OpenCV can read")
@@ -78,7 +81,7 @@ class Video:
                 held = None
             motion.look(count, frame)
             count += 1
-            tick()
+            tick(1)
         if count == 0:
             raise UserError(f"{self.path}: no frames from frame {self.start} on")
         self._held = None if held is None else held[:count]
@@ -95,7 +98,7 @@ class Video:
         if self._held is not None:
             yield 0, self._held[:frames]
             return
-        rows = min(height, max(8, HELD_BYTES // (frames * width * 3) // 8 * 8))
+        rows = min(height, max(1, HELD_BYTES // (frames * width * 3)))
         memory = np.empty(frames * rows * width * 3, np.uint8)  # one band's, used for all
         for top in range(0, height, rows):
             shape = (frames, min(rows, height - top), width, 3)
@@ -122,10 +125,10 @@ def read_video(path: str, start: int, frames: int, tick: Tick | None = None) -> 
     the comparison for a moving camera sees that.
 
     Args:
-        tick: called after each frame.
+        tick: called with 1 after each frame.
 
     Raises:
-        UserError: no such file, not a video, or no frame at `start`.
+        UserError: the file cannot be read, is not a video, or has no frame at `start`.
     """
     return Video(path, start, frames, tick)
 
@@ -150,15 +153,24 @@ class _Motion:
             self.window = np.outer(*(_hann(side) for side in grey.shape)).astype(np.float32)
             return
         # It writes to its arguments, so the first frame goes in as a copy.
-        (x, y), peak = cv2.phaseCorrelate(self.first.copy(), grey, self.window)
+        (x, y), peak = cv2.phaseCorrelate(self.first.copy(), grey.copy(), self.window)
         shift = float(np.hypot(x, y)) / scale
-        if peak < SHIFT_PEAK:
-            self.found = f"frame {self.start + index} does not show what frame {self.start} does"
-        elif shift > SHIFT_LIMIT:
+        difference = cv2.absdiff(self.first, grey).mean()
+        if shift > SHIFT_LIMIT and self._difference_moved(grey, x, y) < SHIFT_GAIN * difference:
             self.found = (
                 f"frame {self.start + index} is shifted by {shift:.1f} pixels against frame "
                 f"{self.start}: the camera moves"
             )
+        elif peak < SCENE_PEAK and difference > SCENE_CHANGE:
+            self.found = f"frame {self.start + index} does not show what frame {self.start} does"
+
+    def _difference_moved(self, grey: np.ndarray, x: float, y: float) -> float:
+        """Mean difference to the first frame of one that is moved back by x, y."""
+        height, width = grey.shape
+        back = np.array([[1, 0, -x], [0, 1, -y]])
+        moved = cv2.warpAffine(grey, back, (width, height))
+        shown = cv2.warpAffine(np.ones_like(grey), back, (width, height)) > 0.99
+        return float(cv2.absdiff(self.first, moved)[shown].mean()) if shown.any() else np.inf
 
 
 def _hann(length: int) -> np.ndarray:

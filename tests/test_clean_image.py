@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import golden
 
-import clean_image as module
 import synthetic_rain
 import video as video_module
 from clean_image import clean_image, luminance, mode_percentile, read_video
@@ -163,25 +162,26 @@ def all_frames(path: Path) -> np.ndarray:
 
 def test_video_is_read_from_start(rain_video):
     ticks = []
-    video = read_video(str(rain_video), 5, 12, lambda: ticks.append(1))
+    video = read_video(str(rain_video), 5, 12, ticks.append)
     assert video.shape == (12, 80, 96, 3)
-    assert (video.warnings, len(ticks)) == ([], 12)
+    assert (video.warnings, ticks) == ([], [1] * 12)
     frames = all_frames(rain_video)[5:17]
     assert np.array_equal(np.stack(list(video.frames())), frames)
     assert np.array_equal(clean_image(video).image, clean_image(frames).image)
 
 
-def test_bands_of_a_video_too_large_for_memory(rain_video, monkeypatch):
+@pytest.mark.parametrize("rows", [1, 17, 79])
+def test_bands_of_a_video_too_large_for_memory(rain_video, monkeypatch, rows):
     whole = clean_image(read_video(str(rain_video), 0, 24))
-    monkeypatch.setattr(video_module, "HELD_BYTES", 24 * 96 * 3 * 17)  # 17 rows: bands of 16
+    monkeypatch.setattr(video_module, "HELD_BYTES", 24 * 96 * 3 * rows)
     video = read_video(str(rain_video), 0, 24)
     tops = [(top, band.shape[1]) for top, band in video.bands(24)]
-    assert tops == [(0, 16), (16, 16), (32, 16), (48, 16), (64, 16)]
+    assert tops == [(top, min(rows, 80 - top)) for top in range(0, 80, rows)]
     ticks = []
-    made = clean_image(video, tick=lambda: ticks.append(1))
+    made = clean_image(video, tick=ticks.append)
     assert np.array_equal(made.image, whole.image)
     assert (made.residual_rain, made.ghosting) == (whole.residual_rain, whole.ghosting)
-    assert len(ticks) == module.ticks(80)
+    assert sum(ticks) == 2 * 80
 
 
 def test_fewer_frames_than_asked_for_is_said(rain_video):
@@ -201,6 +201,23 @@ def test_a_moving_camera_is_noticed(tmp_path):
     (warning,) = read_video(str(path), 0, 24).warnings
     assert "is shifted by" in warning
     assert "a clean image needs a still camera" in warning
+
+
+@pytest.mark.parametrize("frames", [100, 2000, 65535])
+def test_it_is_noticed_however_many_frames_are_asked_for(tmp_path, frames):
+    photograph, path = synthetic_rain.photograph("coffee"), tmp_path / "pan.mkv"
+    shown = (np.ascontiguousarray(photograph[40:160, 2 * t : 2 * t + 160]) for t in range(40))
+    synthetic_rain.write_video(path, shown, (160, 120))
+    assert "the camera moves" in read_video(str(path), 0, frames).warnings[0]
+
+
+@pytest.mark.parametrize("noise", [0, 3])
+def test_a_scene_without_texture_is_no_cut(tmp_path, noise):
+    path, wall = tmp_path / "wall.mkv", np.full((120, 160, 3), 100, np.uint8)
+    rain = [Rain(2, 10, 15, 1, 100, 0.5)] if noise else []
+    frames = synthetic_rain.rain_frames(wall, rain, 20, noise, np.random.default_rng(0))
+    synthetic_rain.write_video(path, frames, (160, 120))
+    assert read_video(str(path), 0, 20).warnings == []
 
 
 def test_a_cut_is_noticed(tmp_path):
@@ -243,12 +260,28 @@ def test_bad_videos_are_named(tmp_path, rain_video):
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
     for path, start, message in [
-        (tmp_path / "none.mp4", 0, "no such video"),
+        (tmp_path / "none.mp4", 0, "cannot be read: No such file or directory"),
         (text, 0, "not a video that OpenCV can read"),
         (rain_video, 24, "no frames from frame 24 on"),
     ]:
         with pytest.raises(UserError, match=message):
             read_video(str(path), start, 5)
+
+
+def test_names_that_ffmpeg_would_take_for_something_else(rain_video, monkeypatch):
+    for name in ("12:30.mkv", "concat:rain.mkv", "%03d.mkv", "-i.mkv"):
+        rain_video.rename(name)
+        assert read_video(name, 0, 3).shape[0] == 3
+        Path(name).rename(rain_video)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (800, 2), (2, 800), (1282, 4)])
+def test_odd_sizes(tmp_path, size):
+    path, rng = tmp_path / "odd.mkv", np.random.default_rng(0)
+    shown = [rng.integers(0, 255, (size[1], size[0], 3), np.uint8) for _ in range(5)]
+    synthetic_rain.write_video(path, iter(shown), size)
+    made = clean_image(read_video(str(path), 0, 5))
+    assert np.array_equal(made.image, plain(np.stack(shown)[..., ::-1])[1])
 
 
 # The command
@@ -302,8 +335,8 @@ def test_candidates_and_their_sheet(run, rain_video):
         ("-o clean.png", "main.py: -i: expected a rain video\n"),
         ("-i rain.mkv -o clean.jpg", "-o: 'clean.jpg': expected the name of a PNG file"),
         ("-i rain.mkv", "-o: '': expected the name of a PNG file"),
-        ("-i none.mkv -o clean.png", "none.mkv: no such video"),
-        ("-i . -o clean.png", ".: no such video"),
+        ("-i none.mkv -o clean.png", "none.mkv: cannot be read: No such file or directory"),
+        ("-i . -o clean.png", ".: cannot be read: Is a directory"),
         ("-i rain.mkv -o rain.mkv/clean.png", "rain.mkv: cannot be written to"),
         ("-i rain.mkv -o c.png --candidates 5,x", "--candidates: '5,x': expected numbers"),
         ("-i rain.mkv -o c.png --percentile 101", "--percentile: 101.0 is out of range"),
@@ -324,13 +357,27 @@ def test_the_input_is_not_overwritten(run, tmp_path):
     before = Path("still.png").read_bytes()
     status, _, err = run("-a", "clean", "-i", "still.png", "-o", "./still.png")
     assert (status, err) == (
-        2, "main.py: -o: './still.png' is the input; expected another name\n"
+        2, "main.py: still.png: is the input; expected another name\n"
     )  # fmt: skip
     assert Path("still.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["c.png", "c-5.png", "c-candidates.png"])
+def test_a_folder_in_the_way_is_told_before_the_work(run, rain_video, name):
+    Path(name).mkdir()
+    words = ("-o", "c.png") if name == "c.png" else ("-o", "c.png", "--candidates", "5")
+    status, out, err = run("-a", "clean", "-i", rain_video, *words)
+    assert (status, out) == (2, "")
+    assert err == f"main.py: {name}: is a folder; expected the name of a PNG file\n"
+
+
+def test_bad_input_leaves_no_folder(run, rain_video):
+    assert run("-a", "clean", "-i", rain_video, "-o", "new/folder/c.png", "--start", 99)[0] == 2
+    assert not Path("new").exists()
+
+
 def test_ctrl_c_ends_the_work_of_all_threads(monkeypatch):
-    def stop():
+    def stop(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The wrapper of the CUDA kernels: what it launches, where and when; a stand-in for CuPy sees it."""
+"""The wrapper of the CUDA kernels: what it launches, where and when, as a fake CuPy sees it."""
 
 import re
 import subprocess

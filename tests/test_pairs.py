@@ -187,19 +187,85 @@ def test_another_setting_or_video_is_refused(run, videos):
     shutil.copy("videos/alley.mkv", "videos/dam.mkv")
     status, _, err = run(*words)
     assert (status, err) == (
-        2, "main.py: set/pairs.json: the set was made from other videos; choose another -o\n"
-    )  # fmt: skip
+        2,
+        "main.py: set/pairs.json: the set was made from other videos, or other clean images beside "
+        "them; choose another -o\n",
+    )
     Path("set/pairs.json").write_text("{")
     assert run(*words)[2].startswith("main.py: set/pairs.json: damaged")
     Path("set/pairs.json").write_bytes(before["pairs.json"][0])
     Path("videos/dam.mkv").unlink()
-    Path("set/scenes/000.txt").write_text("./real_world/000/000-0/000")
-    assert run(*words)[2].startswith("main.py: set/scenes/000.txt: damaged; remove it")
-    Path("set/scenes/000.txt").unlink()
+    cv2.imwrite("videos/court.png", videos["court"][0])
+    assert "or other clean images beside them" in run(*words)[2]
+    Path("videos/court.png").unlink()
+    shutil.copy("videos/alley.mkv", "videos/bridge.mkv")
+    assert "the set was made from other videos" in run(*words)[2]
+    assert {name: data for name, (data, _) in snapshot(Path("set")).items()} == {
+        name: data for name, (data, _) in before.items()
+    }
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "junk"])
+def test_a_damaged_part_is_noticed_and_made_again(run, videos, damage):
+    words = ("-a", "pairs", "-i", "videos", "-o", "set", *OPTIONS)
+    assert run(*words)[0] == 0
+    before = snapshot(Path("set"))
+    part = Path("set/scenes/000.txt")
+    whole = part.read_bytes()
+    part.write_bytes(
+        {"cut": whole[: whole.index(b"\n") + 1], "empty": b"", "junk": b"\xff"}[damage]
+    )
+    status, _, err = run(*words)
+    assert (status, err) == (
+        2,
+        "main.py: set/scenes/000.txt: damaged; remove it, and the scene is looked through again\n",
+    )
+    part.unlink()
+    Path("set/real_world.txt").write_bytes(b"\xff\n")
     assert run(*words)[0] == 0
     assert {name: data for name, (data, _) in snapshot(Path("set")).items()} == {
         name: data for name, (data, _) in before.items()
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["real_world.txt", "real_world", "real_test_gt", "clean", "scenes"]
+)
+def test_another_set_is_never_touched(run, videos, name):
+    Path("training").mkdir()
+    Path("training", name).write_text("someone's own")
+    status, _, err = run("-a", "pairs", "-i", "videos", "-o", "training", *OPTIONS)
+    assert (status, err) == (
+        2, f"main.py: training/{name}: is there already; choose another -o\n"
+    )  # fmt: skip
+    assert [path.name for path in Path("training").iterdir()] == [name]
+
+
+def test_a_bad_video_ties_the_folder_to_nothing(run, videos):
+    words = ("-a", "pairs", "-i", "videos", "-o", "set", *OPTIONS)
+    Path("videos/zoo.mp4").write_text("not a video")
+    Path("videos/._alley.mkv").write_text("a file system's own")
+    Path("videos/folder.mkv").mkdir()
+    assert run(*words)[0] == 2
+    assert run(*words, "--start", 99)[0] == 2
+    assert not Path("set").exists()
+    Path("videos/zoo.mp4").unlink()
+    assert run(*words)[0] == 0
+
+
+def test_one_clean_image_beside_two_videos_is_refused(run, videos):
+    shutil.copy("videos/bridge.mkv", "videos/alley.avi")
+    cv2.imwrite("videos/alley.png", videos["alley"][0])
+    status, _, err = run("-a", "pairs", "-i", "videos", "-o", "set", *OPTIONS)
+    assert status == 2
+    assert "videos/alley.png: the clean image of alley.avi or of alley.mkv?" in err
+
+
+def test_a_name_that_is_no_text_is_one_line(run, videos):
+    shutil.copy("videos/alley.mkv", b"videos/\xff.mkv")
+    status, _, err = run("-a", "pairs", "-i", "videos", "-o", "set", *OPTIONS)
+    assert status == 2
+    assert "the name is not UTF-8 text" in err
 
 
 @pytest.mark.parametrize(
@@ -208,10 +274,10 @@ def test_another_setting_or_video_is_refused(run, videos):
         ("-i videos", "-i and -o: expected a rain video or a folder"),
         ("-o set", "-i and -o: expected a rain video or a folder"),
         ("-i nowhere -o set", "nowhere: no such video or folder"),
-        ("-i empty -o set", "empty: holds no videos; expected .avi, "),
+        ("-i empty -o set", "empty: holds no videos; expected .3gp, .avi, "),
         ("-i broken -o set", "broken/a.mp4: not a video that OpenCV can read"),
         ("-i videos -o videos/alley.mkv", "videos/alley.mkv: cannot be written to"),
-        ("-i wrong/v.mkv -o set", "wrong/v.png: 3x2 pixels, where the video"),
+        ("-i wrong/v.mkv -o set", "wrong/v.png: 3x2 pixels, its video has 90x70"),
     ],
 )
 def test_bad_input_is_one_line(run, videos, words, message):

@@ -111,3 +111,21 @@ def test_bad_arguments_are_one_line(capsys):
 def test_add_rain_refuses_other_images():
     with pytest.raises(ValueError, match="float64"):
         add_rain(GREY / 255, [], np.random.default_rng(0))
+
+
+def test_videos_leave_other_files_alone_and_are_whole_or_not_there(capsys, monkeypatch):
+    Path("v").mkdir()
+    Path("v/videos.txt").write_text("precious")
+    monkeypatch.setattr(synthetic_rain, "VIDEO_PHOTOGRAPHS", ("camera",))
+    assert synthetic_rain.main(["videos", "-o", "v"]) == 0
+    assert Path("v/videos.txt").read_text() == "precious"
+    assert sorted(path.name for path in Path("v").iterdir()) == [
+        "camera.mkv",
+        "truth",
+        "videos.txt",
+    ]
+    Path("v/camera.mkv").unlink()
+    monkeypatch.setattr(synthetic_rain, "_readable_frames", lambda path: 3)  # as on a full disk
+    assert synthetic_rain.main(["videos", "-o", "v"]) == 2
+    assert capsys.readouterr().err == "synthetic_rain.py: v/camera.mkv: cannot be written\n"
+    assert sorted(path.name for path in Path("v").iterdir()) == ["truth", "videos.txt"]
