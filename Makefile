@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+NOTEBOOK := clean_image_generation.ipynb
 
 .PHONY: help demo test notebook clean
 
@@ -23,7 +24,8 @@ test: $(VENV)/.ready-dev
 	$(PY) -m pytest
 
 notebook: $(VENV)/.ready-dev
-	$(VENV)/bin/jupyter execute --inplace clean_image_generation.ipynb
+	$(PY) -c "import nbclient, nbformat; name = '$(NOTEBOOK)'; book = nbformat.read(name, 4); \
+	  nbclient.NotebookClient(book, record_timing=False).execute(); nbformat.write(book, name)"
 
 $(VENV)/.ready: requirements.txt requirements-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
