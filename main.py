@@ -2,6 +2,7 @@
 
 import sys
 
+import machine
 from settings import Settings, UserError, parse
 
 
@@ -25,7 +26,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: Settings) -> int:
     """Run the action of the settings. Raises UserError."""
+    # Before torch is imported, which reads the environment once.
+    if settings.action == "test":
+        machine.prepare_inference()
+    elif settings.checkpoint_activations:
+        machine.prepare_lean_training()
     # Imported here: they take seconds, which neither -h nor a misspelt option should cost.
+    if settings.action in ("clean", "pairs"):
+        from compiled import use_threads
+
+        use_threads(settings.num_threads or machine.cores())
     if settings.action == "clean":
         from clean import clean
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
+import machine
 from dataset import to_float
 from events import EventFile
 from irnn_cuda import require_cupy
@@ -26,9 +27,13 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.device = _device(settings.device)
+        # torch heeds OMP_NUM_THREADS, but not the quota of a container.
+        threads = settings.num_threads or min(torch.get_num_threads(), machine.cores())
+        torch.set_num_threads(threads)
         torch.manual_seed(settings.seed)
         torch.backends.cudnn.allow_tf32 = False  # its 10-bit products would show in the metrics
-        self.net = SPANet(settings.direction_attention).to(self.device)
+        self.net = SPANet(settings.direction_attention, settings.checkpoint_activations)
+        self.net.to(self.device)
         # Every parameter, in the network's order, used or not: as in a published checkpoint.
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
         self.clock = -1

@@ -42,6 +42,9 @@ class Settings:
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
+    num_threads: int = option(
+        0, "threads that compute on the CPU; 0: one for each core at hand", low=0, high=1024
+    )
     num_workers: int = option(
         2, "processes that load data; never changes a result", low=0, high=1024
     )
@@ -56,6 +59,9 @@ class Settings:
         40001, "steps of the whole run, resumed ones included", low=1, high=10**12
     )
     batch_size: int = option(16, "crops a step", low=1, high=65536)
+    checkpoint_activations: bool = option(
+        False, "keep fewer feature maps for the backward pass: the same steps, leaner and slower"
+    )
     lr: float = option(5e-3, "learning rate of Adam at the start", low=0.0, high=10.0)
     lr_decay_step: int = option(30000, "step from which the learning rate is reduced", low=0)
     lr_decay: float = option(0.1, "factor of that reduction", low=0.0, high=1.0)

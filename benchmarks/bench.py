@@ -1,114 +1,114 @@
-"""Speed of the IRNN against a baseline: python benchmarks/bench.py --device cpu|cuda
+"""Speed and memory against a plain port: python benchmarks/bench.py [--json FILE] [--device cuda]
 
-On a CPU the baseline is the plain PyTorch reference, a loop over lines; on a GPU it is the
-published scheme (rescan.cu), where every pixel walks its lines again. Calls alternate in one
-process; the table shows the median of each, their ratio, and how much of the machine's own rate
-of copying memory the IRNN reaches with the traffic that irnn_cuda/README.md counts for it. Tensors
-that fit into a cache can exceed that rate; times include the launch from Python.
+The plain port is naive.py; on a GPU the IRNN is held against the published scheme instead
+(rescan.cu). Ours and the baseline run by turns in one process, and so does a float32 matrix product
+(or a copy of memory): `share` is a fraction of the machine's own rate in it. The products counted
+are those of the convolutions, three times a forward pass for a step. Memory is the peak over the
+start, in a process for each case. The work is done by cases.py.
 """
 
 import argparse
-import statistics
+import json
+import platform
+import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import Tensor
 
-from benchmarks import rescan
-from irnn_cuda import irnn, irnn_reference, op
+import machine
 
-# Elements read and written a pixel and channel, forward and backward: see irnn_cuda/README.md.
-TRAFFIC = {"forward": 8, "backward": 15}
-CASES = [(1, 32, 256, 256), (1, 32, 512, 512), (16, 32, 256, 256)]
-
-
-def alternate(calls: dict[str, Callable[[], object]], seconds: float, device: str) -> dict:
-    """Median seconds of each call, in turns: at least five of each, for about that long."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for call in calls.values():
-        call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while min(map(len, taken.values())) < 5 or time.perf_counter() < end:
-        for name, call in calls.items():
-            wait()
-            start = time.perf_counter()
-            call()
-            wait()
-            taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in taken.items()}
+GROUPS = ("forward", "step", "irnn", "loss", "data")
+MEMORY = [
+    ("forward256x256", "ours"),
+    ("forward256x256", "baseline"),
+    ("forward512x512", "ours"),
+    ("forward512x512", "baseline"),
+    ("forward2160x3840", "ours"),
+    ("step", "ours"),
+    ("step", "recomputed"),
+    ("step", "baseline"),
+]
 
 
-def irnn_calls(shape: tuple[int, ...], device: str) -> dict[str, dict[str, Callable]]:
-    """The operator and its baseline, forward and backward, on the same random input."""
-    torch.manual_seed(0)
-    n, c, h, w = shape
-    x, grad = torch.randn(shape, device=device), torch.randn(n, 4 * c, h, w, device=device)
-    weight, bias = torch.full((4, c), 0.2, device=device), torch.zeros(4, c, device=device)
-    last = torch.channels_last
-    ours, upper = x.contiguous(memory_format=last), grad.contiguous(memory_format=last)
-    y = irnn(ours, weight, bias)
-    forward = {"ours": lambda: irnn(ours, weight, bias)}
-    backward = {"ours": lambda: op._irnn_backward(upper, y, weight)}
+def run(group: str, *options: str) -> list[dict]:
+    command = [sys.executable, str(Path(__file__).with_name("cases.py")), group, *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"bench.py: the case '{' '.join([group, *options])}' failed")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def describe(device: str) -> str:
     if device == "cuda":
-        y_rescan = rescan.forward(x, weight, bias)
-        forward["baseline"] = lambda: rescan.forward(x, weight, bias)
-        backward["baseline"] = lambda: rescan.backward(grad, y_rescan, weight)
-    else:
-        inputs = [tensor.clone().requires_grad_() for tensor in (ours, weight, bias)]
-        y_loop = irnn_reference(*inputs)
-        forward["baseline"] = lambda: irnn_reference(ours, weight, bias)
-        backward["baseline"] = lambda: torch.autograd.grad(y_loop, inputs, upper, retain_graph=True)
-    check(y, forward["baseline"](), shape)
-    for a, b in zip(backward["ours"](), backward["baseline"](), strict=True):
-        check(a, b, shape)
-    return {"forward": forward, "backward": backward}
+        return torch.cuda.get_device_name()
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return f"{model}, {machine.cores()} cores"
 
 
-def check(found: Tensor, expected: Tensor, shape: tuple[int, ...]) -> None:
-    error = (found - expected).abs().max() / expected.abs().max()
-    if not error < 1e-3:
-        sys.exit(f"bench.py: {shape}: ours and the baseline differ by {error:.1e}, relative")
+def show_times(rows: list[dict]) -> None:
+    print(f"{'case':<48}{'ours':>11}{'plain port':>12}{'ratio':>8}  share")
+    for row in rows:
+        share = f"{row['share']:.0%} of {row['of']}" if "share" in row else ""
+        if row.get("of") == "matrix":
+            share += f" ({row['matrix_gflops']:.0f} GFLOP/s)"
+        ours, baseline = row["ours"] * 1e3, row["baseline"] * 1e3
+        ratio = f"{baseline / ours:.1f}x"
+        print(f"{row['case']:<48}{ours:>8.1f} ms{baseline:>9.1f} ms{ratio:>8}  {share}")
 
 
-def copy_rate(device: str, seconds: float) -> float:
-    """Bytes a second that the device reads and writes when it copies 256 MiB."""
-    source = torch.ones(1 << 26, device=device)
-    target = torch.empty_like(source)
-    taken = alternate({"copy": lambda: target.copy_(source)}, seconds, device)
-    return 2 * source.numel() * source.element_size() / taken["copy"]
+def show_memory(rows: list[dict]) -> None:
+    baselines = {row["case"]: row["mebibytes"] for row in rows if row["kind"] == "baseline"}
+    print(f"\n{'peak memory over the start':<48}{'MiB':>8}  of plain port")
+    for row in rows:
+        whole = baselines.get(row["case"])
+        share = f"{row['mebibytes'] / whole:.0%}" if whole else ""
+        print(f"{row['case'] + ', ' + row['kind']:<48}{row['mebibytes']:>8.0f}  {share}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Speed of the IRNN against a baseline.")
+    parser = argparse.ArgumentParser(description="Speed and memory against a plain port.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--json", help="write the figures to this file too")
+    parser.add_argument("--groups", nargs="+", choices=[*GROUPS, "memory"])
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("bench.py: --device: cuda asked for, but torch finds no GPU", file=sys.stderr)
         return 2
-    cuda = options.device == "cuda"
-    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    rate = copy_rate(options.device, options.seconds)
-    print(f"{name}, torch {torch.__version__}, copies {rate / 1e9:.1f} GB/s, float32")
-    print(f"{'IRNN':<28}{'ours':>10}{'baseline':>12}{'ratio':>9}{'bytes/pixel':>13}{'of copy':>9}")
-    for shape in CASES if cuda else CASES[:2]:
-        n, c, h, w = shape
-        for kind, calls in irnn_calls(shape, options.device).items():
-            taken = alternate(calls, options.seconds, options.device)
-            traffic = 4 * c * TRAFFIC[kind]
-            share = traffic * n * h * w / taken["ours"] / rate
-            case = f"{kind} {'x'.join(map(str, shape))}"
-            ratio = taken["baseline"] / taken["ours"]
-            print(
-                f"{case:<28}{taken['ours'] * 1e3:>7.2f} ms{taken['baseline'] * 1e3:>9.2f} ms"
-                f"{ratio:>8.1f}x{traffic:>13}{share:>9.0%}"
-            )
+    chosen = options.groups or [*GROUPS, "memory"]
+    common = ["--device", options.device]
+    name = describe(options.device)
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
+    times = []
+    for group in GROUPS:
+        if group in chosen:
+            times += run(group, *common, "--seconds", str(options.seconds))
+    if times:
+        show_times(times)
+    peaks = []
+    if "memory" in chosen:
+        for case, kind in MEMORY:
+            peaks += run("memory", *common, "--case", case, "--kind", kind)
+        show_memory(peaks)
+    if options.json:
+        figures = {
+            "device": name,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "times": times,
+            "memory": peaks,
+        }
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 

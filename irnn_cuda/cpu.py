@@ -7,7 +7,6 @@ neighbouring pixels of a row are neighbours in memory. Lines are shared out over
 two threads write the same element, and every sum has a fixed order.
 """
 
-import os
 import threading
 
 import numba
@@ -15,16 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compiled import compiled
+from compiled import compiled, use_threads
 
 _ABREAST = 8  # columns scanned together: 8 pixels x 4C floats stay in the first-level cache
 # Rows of weight and bias, and blocks of output channels.
 _UP, _RIGHT, _DOWN, _LEFT = 0, 1, 2, 3
-# Numba's own simple pool sleeps between launches, where a second OpenMP pool beside torch's would
-# spin and take the cores from the convolutions. It must not be entered by two threads at once.
-if "NUMBA_THREADING_LAYER" not in os.environ:
-    numba.config.THREADING_LAYER = "workqueue"
-_LAUNCH = threading.Lock()
+_LAUNCH = threading.Lock()  # some of Numba's pools must not be entered by two threads at once
 
 
 @compiled()
@@ -133,7 +128,7 @@ def _matrix(tensor: Tensor) -> np.ndarray:
 
 def _launch(kernel, *arguments) -> None:
     with _LAUNCH:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        use_threads(torch.get_num_threads())
         kernel(*arguments)
 
 

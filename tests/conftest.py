@@ -58,6 +58,20 @@ def pairs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def rain_video(tmp_path: Path) -> Path:
+    return write_rain(tmp_path / "rain.mkv", 24)
+
+
+def write_rain(path: Path, frames: int, seed: int = 0, size: tuple[int, int] = (96, 80)) -> Path:
+    rng = np.random.default_rng(seed)
+    truth = cv2.resize(synthetic_rain.photograph("coffee"), size, interpolation=cv2.INTER_AREA)
+    rain = [synthetic_rain.Rain(3, 10, 15, 1, 120, 0.5)]
+    made = synthetic_rain.rain_frames(truth, rain, frames, 1.0, rng)
+    synthetic_rain.write_video(path, made, size)
+    return path
+
+
+@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run main.py in this process: run("-a", "test", ...) -> (status, stdout, stderr)."""
 

@@ -7,7 +7,7 @@ import torch
 from irnn_cases import SHAPES, assert_same, inputs, results
 from torch import library
 
-from benchmarks import bench
+from benchmarks import irnn as benchmark
 from irnn_cuda import irnn, irnn_reference, op
 from irnn_cuda.cuda import ARITHMETIC
 from irnn_cuda.reference import COARSE
@@ -180,5 +180,5 @@ def test_cuda_graph():
 
 
 def test_baseline_of_the_benchmark():
-    for calls in bench.irnn_calls((2, 8, 33, 31), "cuda").values():
+    for calls in benchmark.irnn_calls((2, 8, 33, 31), "cuda").values():
         assert set(calls) == {"ours", "baseline"}

@@ -168,7 +168,7 @@ def test_imports_run_one_way():
         "settings", "checkpoint", "dataset", "events", "cal_ssim", "metrics", "progress",
         "visualize", "synthetic_rain", "clean_image",
     }  # fmt: skip
-    tools = {"settings", "compiled", "files", "lists", "video"}
+    tools = {"settings", "compiled", "files", "lists", "machine", "video"}
     allowed = {tool: {"settings"} for tool in tools} | dict.fromkeys(leaves, tools)
     leaves |= tools
     allowed["irnn_cuda"] = {"compiled"}

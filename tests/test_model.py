@@ -5,7 +5,10 @@ import pytest
 import torch
 from conftest import golden
 
-from model import CHANNELS, SPANet
+import model
+from benchmarks.naive import NaiveSPANet, NaiveSSIM
+from cal_ssim import SSIM
+from model import CHANNELS, Conv, SPANet
 
 
 def recipe_weights(net: SPANet) -> SPANet:
@@ -129,3 +132,90 @@ def test_direction_attention_multiplies_each_direction_of_both_irnns():
 def test_wrong_input_is_named(shape):
     with pytest.raises(ValueError, match=r"must be \(N,3,H,W\)"):
         SPANet()(torch.zeros(shape))
+
+
+def gradients(net: torch.nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    image = image.clone().requires_grad_()
+    mask, output = net(image)
+    loss = mask.square().mean() + (output - 0.5).abs().mean()
+    trained = [p for p in net.parameters() if p.requires_grad]
+    return [mask, output, *torch.autograd.grad(loss, [image, *trained], allow_unused=True)]
+
+
+def assert_close(found: list, expected: list, bound: float) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).abs().max() <= bound * b.abs().max()
+
+
+@pytest.mark.parametrize(("channels_in", "side", "dilation"), [(3, 3, 1), (5, 1, 1), (4, 3, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (2, 3), (11, 13)])
+def test_gradients_of_the_convolution_for_cpus(monkeypatch, size, channels_in, side, dilation):
+    monkeypatch.setattr(model, "_LONG_ROW", 1)
+    torch.manual_seed(0)
+    conv = Conv(channels_in, 6, side, dilation)
+    plain = torch.nn.Conv2d(
+        channels_in, 6, side, padding=dilation * (side // 2), dilation=dilation, bias=False
+    )
+    plain.load_state_dict(conv.state_dict())
+    x = torch.randn(2, channels_in, *size).contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(2, 6, *size)
+
+    def results(module, dtype):
+        inputs = x.to(dtype).requires_grad_()
+        y = module.to(dtype)(inputs)
+        return y, torch.autograd.grad(y, [inputs, module.weight], grad.to(dtype))
+
+    y, found = results(conv, torch.float32)
+    assert type(y.grad_fn).__name__ == "_ConvOnCpuBackward"
+    expected_y, expected = results(plain, torch.float64)
+    assert_close([y, *found], [expected_y, *expected], 1e-6)
+
+
+def test_quick_convolution_only_where_it_pays():
+    x = torch.rand(1, 4, 2, model._LONG_ROW)
+
+    def kind(conv, x):
+        return type(conv(x).grad_fn).__name__
+
+    assert kind(Conv(4, 4, 3), x) == "_ConvOnCpuBackward"
+    assert kind(Conv(4, 4, 3), x[..., 1:]) == "ConvolutionBackward0"
+    assert kind(Conv(4, 4, 3).double(), x.double()) == "ConvolutionBackward0"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Conv(4, 4, 3)(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_checkpointed_activations_give_the_same_gradients(attention):
+    image = torch.rand(2, 3, 12, 130)
+    net, lean = recipe_weights(SPANet(attention)), SPANet(attention, checkpoint_activations=True)
+    lean.load_state_dict(net.state_dict())
+    expected = gradients(net, image)
+    found = gradients(lean, image)
+    assert all(
+        (a is None and b is None) or torch.equal(a, b) for a, b in zip(found, expected, strict=True)
+    )
+
+
+def test_checkpointed_activations_keep_less():
+    def kept(net: SPANet) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            net(torch.rand(1, 3, 32, 32))
+        return sum(sizes)
+
+    assert kept(SPANet(checkpoint_activations=True)) < 0.5 * kept(SPANet())
+
+
+def test_baseline_of_the_benchmark_is_the_same_network():
+    net, naive = recipe_weights(SPANet()), NaiveSPANet()
+    assert list(naive.state_dict()) == list(net.state_dict())
+    naive.load_state_dict(net.state_dict())
+    naive.SAM1.attention_layer.requires_grad_(False)
+    image = torch.rand(1, 3, 11, 13)
+    assert_close(gradients(net, image), gradients(naive, image), 1e-4)
+    first, second = torch.rand(2, 1, 3, 16, 16)
+    assert abs(SSIM()(first, second) - NaiveSSIM()(first, second)) < 1e-6

@@ -18,6 +18,7 @@ from conftest import ROOT, command, golden, shell, write_pairs
 from tensorboardX.proto.event_pb2 import Event
 from test_model import recipe_weights
 
+import model
 import train
 from cal_ssim import SSIM
 from model import SPANet
@@ -53,13 +54,17 @@ def assert_golden_steps(net: SPANet, arrays, tensors) -> None:
     assert norms == pytest.approx(arrays["grad_norms"], rel=1e-3)
 
 
-def test_golden_steps():
+@pytest.mark.parametrize("long_row", [1, 128])  # both ways of a convolution on a CPU
+def test_golden_steps(monkeypatch, long_row):
+    monkeypatch.setattr(model, "_LONG_ROW", long_row)
     arrays = golden("network")
     tensors = [torch.from_numpy(arrays[key]) for key in ("input", "target", "mask_label")]
     assert_golden_steps(recipe_weights(SPANet()), arrays, tensors)
 
 
-def test_golden_steps_of_the_released_weights(shared):
+@pytest.mark.parametrize("long_row", [1, 1 << 20])
+def test_golden_steps_of_the_released_weights(shared, monkeypatch, long_row):
+    monkeypatch.setattr(model, "_LONG_ROW", long_row)
     arrays = dict(np.load(shared / "golden" / "train_steps.npz"))
     net = SPANet()
     content = torch.load(shared / "released" / "latest", map_location="cpu", weights_only=True)

@@ -1,0 +1,235 @@
+"""The cases of bench.py, which runs each group of them in a process of its own:
+python benchmarks/cases.py GROUP [--device cpu|cuda] prints a JSON list.
+
+A group of times holds ours, the baseline and a matrix product, by turns; `share` is the share of
+the machine's arithmetic (or of its rate of copying) that ours reaches. `memory` runs one case.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+import machine
+
+# As main.py does; of the large pages the baseline has the good too.
+if "forward" in " ".join(sys.argv):
+    machine.prepare_inference()
+elif "recomputed" in sys.argv:
+    machine.prepare_lean_training()
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import checkpoint
+import dataset
+import synthetic_rain
+from benchmarks import irnn
+from benchmarks.naive import NaiveSPANet, NaiveSSIM
+from benchmarks.timing import SIDE, Call, agree, alternate, matrix_product, resident
+from cal_ssim import SSIM
+from lists import Pair
+from model import STAGES, SPANet
+from settings import Settings
+from train import train_one_step
+
+WEIGHTS = ROOT / "model" / "demo"
+LOSS_SHAPE = (16, 3, 256, 256)
+
+
+def products(net: nn.Module) -> int:
+    """Multiply-adds a pixel of a forward pass, its convolutions alone, without attention."""
+    count = 0
+    for name, tensor in net.named_parameters():
+        if tensor.dim() == 4 and "irnn" not in name and "attention_layer" not in name:
+            count += tensor.numel() * (STAGES if name.startswith("SAM1") else 1)
+    return count
+
+
+def timed(
+    case: str, calls: dict[str, Call], work: float, options: argparse.Namespace, before=None
+) -> dict:
+    """A row of the table; work is the multiply-adds of one call."""
+    calls = calls | {"matrix": matrix_product(options.device)}
+    taken = alternate(calls, options.seconds, options.device, before)
+    rate = SIDE**3 / taken.pop("matrix")
+    row = {"case": case, **taken, "matrix_gflops": 2 * rate / 1e9}
+    if work:
+        row |= {"share": work / taken["ours"] / rate, "of": "matrix"}
+    return row
+
+
+def network(kind: str, device: str) -> nn.Module:
+    nets = {
+        "ours": SPANet,
+        "baseline": NaiveSPANet,
+        "recomputed": lambda: SPANet(checkpoint_activations=True),
+    }
+    net = nets[kind]()
+    net.load_state_dict(checkpoint.load(WEIGHTS)["net"])
+    return net.to(device)
+
+
+def images(side: tuple[int, int], device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """rainy, clean (1,3,H,W) and label (1,H,W) of a photograph in synthetic rain."""
+    clean = cv2.resize(synthetic_rain.photograph("coffee"), side[::-1])
+    rain = [synthetic_rain.Rain(1.5, 10, 25, 1, 110, 0.6)]
+    rainy = synthetic_rain.add_rain(clean, rain, np.random.default_rng(0))
+    return dataset.Batch(rainy[None], clean[None], []).tensors(torch.device(device))
+
+
+def forward(options: argparse.Namespace) -> list[dict]:
+    # The baseline gets what glibc would settle at by itself, at best.
+    before = {
+        "ours": lambda: machine.keep_blocks(1 << 28),
+        "baseline": lambda: machine.keep_blocks(1 << 25),
+    }
+    found = []
+    for side in (256, 512):
+        rainy, _, _ = images((side, side), options.device)
+        nets = {kind: network(kind, options.device) for kind in ("ours", "baseline")}
+
+        def call(net, rainy=rainy):
+            with torch.inference_mode():
+                return net(rainy)
+
+        for ours, plain in zip(call(nets["ours"]), call(nets["baseline"]), strict=True):
+            agree("forward", ours, plain)
+        calls = {kind: lambda net=net, call=call: call(net) for kind, net in nets.items()}
+        work = products(nets["ours"]) * side * side
+        found.append(timed(f"forward 1x{side}x{side}", calls, work, options, before))
+    return found
+
+
+def stepper(kind: str, side: int, device: str) -> Call:
+    """A training step on one crop, over and over; its value is the loss."""
+    net = network(kind, device)
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-6)
+    ssim = (NaiveSSIM() if kind == "baseline" else SSIM()).to(device)
+    batch = images((side, side), device)
+    return lambda: train_one_step(net, optimiser, ssim, batch, 1e-6)[0]["loss"]
+
+
+def step(options: argparse.Namespace) -> list[dict]:
+    kinds = ("ours", "recomputed", "baseline")
+    calls = {kind: stepper(kind, 256, options.device) for kind in kinds}
+    losses = {kind: torch.tensor(call()) for kind, call in calls.items()}
+    agree("step", losses["ours"], losses["baseline"], 1e-5)
+    agree("step", losses["recomputed"], losses["ours"], 1e-6)
+    # What glibc settles at by itself, but for the leaner way, which takes its own.
+    before = dict.fromkeys(kinds, lambda: machine.keep_blocks(1 << 25))
+    before["recomputed"] = lambda: machine.keep_blocks(1 << 22)
+    row = timed("step 1x256x256", calls, 3 * products(SPANet()) * 256**2, options, before)
+    again = row.pop("recomputed")
+    share = row["share"] * row["ours"] / again  # of the step's work, without what is done again
+    return [row, row | {"case": row["case"] + " recomputed", "ours": again, "share": share}]
+
+
+def loss(options: argparse.Namespace) -> list[dict]:
+    torch.manual_seed(0)
+    first, second = torch.rand(2, *LOSS_SHAPE, device=options.device)
+    first.requires_grad_()
+    calls = {}
+    for kind, module in (("ours", SSIM()), ("baseline", NaiveSSIM())):
+        ssim = module.to(options.device)
+        calls[kind] = lambda ssim=ssim: torch.autograd.grad(ssim(first, second), first)[0]
+    agree("SSIM loss", calls["ours"](), calls["baseline"]())
+    shape = "x".join(map(str, LOSS_SHAPE))
+    return [timed(f"SSIM loss forward + backward {shape}", calls, 0, options)]
+
+
+def data(options: argparse.Namespace) -> list[dict]:
+    """One core reads pairs of PNG files of 256x256, crops them at random and resizes the crops."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    settings = Settings(action="train", batch_size=1)
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = []
+        for index, name in enumerate(("astronaut", "coffee", "chelsea")):
+            clean = cv2.resize(synthetic_rain.photograph(name), (256, 256))
+            rain = [synthetic_rain.Rain(1.5, 10, 25, 1, 110, 0.6)]
+            rainy = synthetic_rain.add_rain(clean, rain, np.random.default_rng(index))
+            synthetic_rain.write_pair(Path(folder), name, rainy, clean)
+            files = (Path(folder) / kind / f"{name}.png" for kind in ("rain", "clean"))
+            pairs.append(Pair(*files, where=name))
+        stream = dataset.CropStream(pairs, settings, dataset.TRAINING)
+        count = iter(range(10**9))
+
+        def with_pil() -> list[np.ndarray]:
+            number = next(count)
+            pair, rng = pairs[number % len(pairs)], np.random.default_rng(number)
+            opened = [Image.open(path).convert("RGB") for path in (pair.rainy, pair.clean)]
+            top, left, height, width = dataset.random_crop(rng, *opened[0].size[::-1], settings)
+            box = (left, top, left + width, top + height)
+            size = (settings.patch_size,) * 2
+            return [np.asarray(i.crop(box).resize(size, Image.Resampling.BICUBIC)) for i in opened]
+
+        calls = {"ours": lambda: stream[next(count), 0], "baseline": with_pil}
+        row = timed("read and augment a pair, one core", calls, 0, options)
+    del row["matrix_gflops"]
+    return [row]
+
+
+def memory(case: str, kind: str, device: str) -> list[dict]:
+    """Peak of one call over the start, in MiB; the libraries are loaded before it."""
+    if case.startswith("forward"):
+        height, width = (int(word) for word in case.removeprefix("forward").split("x"))
+        net = network(kind, device)
+
+        def call(size: tuple[int, int]) -> None:
+            with torch.inference_mode():
+                net(images(size, device)[0])
+
+        call((16, 16))  # loads and compiles
+        rainy, _, _ = images((height, width), device)
+        start = begin(device)
+        with torch.inference_mode():
+            net(rainy)
+    else:
+        stepper(kind, 16, device)()
+        run = stepper(kind, 256, device)
+        start = begin(device)
+        run()
+    return [{"case": case, "kind": kind, "mebibytes": peak(device) - start}]
+
+
+def begin(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    return resident("VmRSS")
+
+
+def peak(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident("VmHWM")
+
+
+def main() -> int:
+    groups = {"forward": forward, "step": step, "loss": loss, "data": data}
+    parser = argparse.ArgumentParser(description="A group of the cases of bench.py.")
+    parser.add_argument("group", choices=[*groups, "irnn", "memory"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--case", default="step", help="of memory: step or forwardHxW")
+    parser.add_argument("--kind", default="ours", help="of memory: ours, recomputed or baseline")
+    options = parser.parse_args()
+    if options.group == "memory":
+        found = memory(options.case, options.kind, options.device)
+    elif options.group == "irnn":
+        found = irnn.rows(options.device, options.seconds)
+    else:
+        found = groups[options.group](options)
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Cores, threads and the C library's memory."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import machine
+from session import Session
+from settings import Settings
+
+
+def quota(monkeypatch, text: str | None) -> None:
+    def read_text(_):
+        if text is None:
+            raise FileNotFoundError
+        return text
+
+    monkeypatch.setattr(machine.Path, "read_text", read_text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("max 100000", 6), ("250000 100000", 3), ("1000 100000", 1), ("900000 100000", 6), (None, 6)],
+)
+def test_cores_heed_binding_and_quota(monkeypatch, text, count):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    quota(monkeypatch, text)
+    assert machine.cores() == count
+
+
+def test_threads_of_a_session(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        Session(Settings(action="train", num_threads=3))
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr(machine, "cores", lambda: 2)
+        Session(Settings(action="train"))
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(machine, "cores", lambda: 8)
+        Session(Settings(action="train"))
+        assert torch.get_num_threads() == 2  # torch's own choice, which OMP_NUM_THREADS bounds
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_blocks_are_kept_or_returned():
+    """A freed block of 64 MiB stays with the process, or leaves it."""
+    program = """
+import sys
+import machine
+getattr(machine, sys.argv[1])()
+import ctypes, re
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+    ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p])
+block = libc.malloc(1 << 26)
+ctypes.memset(block, 1, 1 << 26)
+libc.free(block)
+print(int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1]) >> 10)
+"""
+
+    def megabytes(name: str) -> int:
+        command = [sys.executable, "-c", program, name]
+        return int(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+
+    assert megabytes("prepare_inference") > 64
+    assert megabytes("prepare_lean_training") < 64
