@@ -1,7 +1,8 @@
 """Checkpoints: one file saved so that it is whole or not there, and loaded without trust.
 
 A file holds `net` (the network's tensors), `clock` (index of the last completed step) and `opt`
-(the optimiser's state), as the published ones do, and beside them `format`, `settings` and `rng`.
+(the optimiser's state), as the published ones do, and beside them `format`, `settings`, `rng`,
+`best` (PSNR and step of the best score) and `data` (a fingerprint of the training list).
 Run as a program, it copies a checkpoint without its optimiser: python checkpoint.py FROM TO
 """
 
@@ -30,8 +31,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU, keys of `net` without `module.`.
 
-    Nothing in the file is executed. Files of the published kind load too; `settings`, `rng` and
-    `opt` may then be absent.
+    Nothing in the file is executed. Files of the published kind load too: `net` and `clock` alone
+    are sure to be there.
 
     Raises:
         UserError: there is no such file, it is cut short, holds objects that would have to be
@@ -96,8 +97,8 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         content = load(Path(arguments[0]))
-        content.pop("opt", None)
-        content.pop("rng", None)
+        for key in ("opt", "rng", "best", "data"):
+            content.pop(key, None)
         content["net"] = {key: value.contiguous() for key, value in content["net"].items()}
         save(Path(arguments[1]), content)
     except UserError as error:

@@ -157,16 +157,26 @@ class Stream:
 
 
 def batches(
-    pairs: list[Pair], settings: Settings, branch: int, steps: Iterable[int], num_workers: int
+    pairs: list[Pair],
+    settings: Settings,
+    branch: int,
+    steps: Iterable[int],
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Stream:
-    """A stream of the Batches of the given steps, in order. It raises UserError for a bad image.
+    """A stream of this rank's share of the Batches of the given steps, in order.
+
+    It raises UserError for a bad image.
 
     Workers hand over NumPy arrays, by a pipe: tensors would need as much shared memory, which
     containers are short of.
     """
+    share = settings.batch_size // world_size
+    slots = range(rank * share, (rank + 1) * share)
     loader = DataLoader(
         CropStream(pairs, settings, branch),
-        batch_sampler=([(step, slot) for slot in range(settings.batch_size)] for step in steps),
+        batch_sampler=([(step, slot) for slot in slots] for step in steps),
         num_workers=num_workers,
         collate_fn=_collate,
         worker_init_fn=_start_worker,

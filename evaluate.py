@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -54,23 +55,28 @@ def output_names(files: list[Path]) -> list[str]:
 def test(session: Session) -> int:
     """Derain every image of `--test-list` with checkpoint `-m`. Returns the exit status, 0.
 
+    Ranks share the images; the first one writes the table, in the order of the list.
+
     Raises:
         UserError: bad input, or results that cannot be written. Results of the images before it
             stay, each whole.
     """
-    settings = session.settings
+    settings, first = session.settings, session.ranks.first
     pairs = read_list(settings.test_list)
     session.load(settings.model, resume=False)
     scored = pairs[0].clean is not None
     folder = Path(settings.result_dir)
     require_writable(folder)
-    for stale in ("metrics.csv", "summary.json"):
-        (folder / stale).unlink(missing_ok=True)
-    if not scored:
-        print(f"{settings.test_list} has no clean images: pictures only, no metrics")
+    if first:
+        for stale in ("metrics.csv", "summary.json"):
+            (folder / stale).unlink(missing_ok=True)
+        if not scored:
+            print(f"{settings.test_list} has no clean images: pictures only, no metrics")
     session.net.eval()
     start = time.monotonic()
     rows = _derain_list(session, pairs, folder, scored)
+    if not first:
+        return 0
     means = _means(rows) if scored else {}
     _write_summary(session, folder, rows, means, time.monotonic() - start)
     print(f"results in {folder}: derained, mask, compare, summary.json" + ", metrics.csv" * scored)
@@ -81,31 +87,80 @@ def test(session: Session) -> int:
     return 0
 
 
+def score(session: Session, pairs: list[Pair]) -> tuple[float, float]:
+    """Mean PSNR and SSIM of whole derained images, in the released protocol, on every rank.
+
+    Raises:
+        UserError: a bad image.
+    """
+    sums = [0.0, 0.0]
+    names = [f"released_{measure}" for measure in MEASURES]
+    for values in _shared_out(
+        session, pairs, lambda _, rainy, clean: _released(session, rainy, clean)
+    ):
+        sums = [total + values[name] for total, name in zip(sums, names, strict=True)]
+    psnr, ssim = (total / len(pairs) for total in sums)
+    return psnr, ssim
+
+
+def _released(session: Session, rainy: np.ndarray, clean: np.ndarray) -> dict[str, float]:
+    output, _ = session.derain(rainy)
+    return measure(output, clean.astype(np.float32) / 255)
+
+
+def _shared_out(
+    session: Session, pairs: list[Pair], work: Callable[[int, np.ndarray, np.ndarray | None], Any]
+) -> Iterator[Any]:
+    """work(index, rainy, clean) of each pair in turn, each done by one of the ranks.
+
+    Every rank receives all results. What one of them raises as UserError, all of them raise.
+    """
+    ranks = session.ranks
+    own = range(ranks.rank, len(pairs), ranks.world_size)
+    images = dataset.whole_images([pairs[index] for index in own], session.settings.num_workers)
+    with closing(images):
+        for start in range(0, len(pairs), ranks.world_size):
+            index = start + ranks.rank
+            result = None
+            try:
+                if index < len(pairs):
+                    result = work(index, *next(images))
+            except UserError as error:
+                result = error
+            count = min(ranks.world_size, len(pairs) - start)
+            for found in ranks.exchange(result)[:count]:
+                if isinstance(found, UserError):
+                    raise found
+                yield found
+
+
 def _derain_list(
     session: Session, pairs: list[Pair], folder: Path, scored: bool
 ) -> list[dict[str, Any]]:
     """Derain, score and write each image; the rows of metrics.csv."""
-    settings = session.settings
+    settings, first = session.settings, session.ranks.first
     names = output_names([pair.rainy for pair in pairs])
-    images = dataset.whole_images(pairs, settings.num_workers)
     shown = ["psnr", "ssim"] if scored else []
+
+    def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> dict[str, Any]:
+        output, mask = session.derain(rainy)
+        pair, name = pairs[index], names[index]
+        _write_pictures(folder, name, rainy, clean, output, mask)
+        row = {"name": name, "rainy": str(pair.rainy), "clean": str(pair.clean or ""),
+               "width": rainy.shape[1], "height": rainy.shape[0]}  # fmt: skip
+        if scored:
+            truth = clean.astype(np.float32) / 255
+            row |= _scores("output", output, truth)
+            row |= _scores("input", rainy.astype(np.float32) / 255, truth)
+        return row
+
     rows = []
     with (
-        closing(images),
-        _Table(folder / "metrics.csv" if scored else None) as table,
-        Progress("image", 0, len(pairs), shown, settings.log_every) as progress,
+        _Table(folder / "metrics.csv" if scored and first else None) as table,
+        Progress("image", 0, len(pairs), shown, settings.log_every, silent=not first) as progress,
     ):
-        for index, (pair, name, (rainy, clean)) in enumerate(
-            zip(pairs, names, images, strict=True)
-        ):
-            output, mask = session.derain(rainy)
-            _write_pictures(folder, name, rainy, clean, output, mask)
-            row = {"name": name, "rainy": str(pair.rainy), "clean": str(pair.clean or ""),
-                   "width": rainy.shape[1], "height": rainy.shape[0]}  # fmt: skip
-            if scored:
-                truth = clean.astype(np.float32) / 255
-                row |= _scores("output", output, truth)
-                row |= _scores("input", rainy.astype(np.float32) / 255, truth)
+        for index, row in enumerate(_shared_out(session, pairs, work)):
+            if scored and first:
                 scores = {f"image/{key}": row[key] for key in _score_names()}
                 session.events("test_derain").scalars(scores, index)
             table.add(row)

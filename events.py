@@ -6,15 +6,22 @@ full and then blocks the run for ever. Here an event is in the file when the cal
 
 import contextlib
 import math
+import os
+import struct
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from settings import UserError
+
+EVENTS = "events.out.tfevents.*"
 
 
 class EventFile:
@@ -26,12 +33,18 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._open()
+
+    def _open(self) -> None:
+        before = set(self.folder.glob(EVENTS))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             # Two runs that begin within a second must not share a file.
-            self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            self._writer = EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
+            self._writer.flush()
         except OSError as error:
             raise self._failure(error) from None
+        (self.path,) = set(self.folder.glob(EVENTS)) - before
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add scalars; those that are infinite or no number have no place on a curve."""
@@ -42,7 +55,25 @@ class EventFile:
         """Add a picture, (H,W,3) uint8 BGR."""
         self._write([summary.image(name, image[..., ::-1], dataformats="HWC")], step)
 
+    def hparams(self, values: dict[str, float | str | bool]) -> None:
+        """Add the record of a run's settings, from which TensorBoard makes its table of runs."""
+        experiment, start, _ = summary.hparams(values, {"loss": 0.0})
+        self._write([experiment, start], 0)
+
+    def sync(self) -> None:
+        """Have what was written outlast a power failure."""
+        with contextlib.suppress(OSError):  # the next write tells
+            handle = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
     def _write(self, summaries: list, step: int) -> None:
+        if not self.path.exists():
+            print(f"{self.path} is gone: its events are lost, a new file goes on", file=sys.stderr)
+            self.close()
+            self._open()
         try:
             for one in summaries:
                 self._writer.write_event(Event(wall_time=time.time(), step=step, summary=one))
@@ -56,3 +87,39 @@ class EventFile:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # told already, by the write that failed
             self._writer.close()
+
+
+def forget_after(folder: Path, clock: int) -> None:
+    """Cut the events of later steps than clock off the files of a folder, and broken tails.
+
+    A run that was killed has written events of steps that its last checkpoint does not hold; the
+    resumed run will write them anew. Raises UserError.
+    """
+    for path in sorted(folder.glob(EVENTS)):
+        try:
+            data = path.read_bytes()
+            end = 0
+            for step, end_of_record in _records(data):
+                if step > clock:
+                    break
+                end = end_of_record
+            if end < len(data):
+                os.truncate(path, end)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read or cut: {error.strerror}") from None
+
+
+def _records(data: bytes) -> Iterator[tuple[int, int]]:
+    """(step, offset of its end) of each whole event of a file: length, its CRC, event, its CRC."""
+    start = 0
+    while start + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, start)
+        end = start + 16 + length
+        if end > len(data):
+            return
+        try:
+            event = Event.FromString(data[start + 12 : end - 4])
+        except DecodeError:
+            return
+        yield event.step, end
+        start = end

@@ -1,11 +1,15 @@
 """Files that are whole or not there, whatever happens while they are written."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from settings import UserError
+
+SCRAP = ".writing-"  # how the name of an unfinished file begins
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -17,7 +21,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     scrap = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scrap = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        handle, scrap = tempfile.mkstemp(dir=path.parent, prefix=f"{SCRAP}{path.name}-")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -45,6 +49,36 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+
+
+def lock(path: Path) -> BinaryIO:
+    """Lock path for this process, until the returned file is closed or the process ends, somehow.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        # Not flock: the processes that load data would inherit it, and can outlive their parent.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError | PermissionError):
+            raise UserError(
+                f"{path}: another run is training here; expected one at a time"
+            ) from None
+        raise UserError(f"{path}: cannot be locked: {error.strerror}") from None
+    return file
+
+
+def remove_scraps(folder: Path, names: str) -> None:
+    """Remove what a killed process left unfinished in folder, of files whose name fits `names`."""
+    for scrap in folder.glob(f"{SCRAP}{names}-*"):
+        with contextlib.suppress(OSError):
+            scrap.unlink()
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import resource
 from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
@@ -20,6 +21,11 @@ def cores() -> int:
     except (OSError, ValueError):  # no such file, or no quota ("max")
         pass
     return max(count, 1)
+
+
+def peak_memory() -> float:
+    """MiB that this process has had resident at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def prepare_inference() -> None:

@@ -1,5 +1,6 @@
 """SPANet's command line: python main.py -a train|test|clean|pairs [options]; -h lists them."""
 
+import os
 import sys
 
 import machine
@@ -17,10 +18,16 @@ def main(argv: list[str] | None = None) -> int:
         message = f"{error.filename or 'input/output'}: {error.strerror or error}"
     except MemoryError as error:
         message = f"not enough memory: {error}"
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch tells of it by a signal, at any moment
+            raise
+        message = "a process that loads data was killed; was there enough memory?"
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    print(f"main.py: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    who = "main.py" if rank == "0" else f"main.py, rank {rank}"
+    print(f"{who}: {message}", file=sys.stderr)
     return 2
 
 
@@ -33,8 +40,9 @@ def run(settings: Settings) -> int:
         machine.prepare_lean_training()
     # Imported here: they take seconds, which neither -h nor a misspelt option should cost.
     if settings.action in ("clean", "pairs"):
-        from compiled import use_threads
+        from compiled import limit_pool, use_threads
 
+        limit_pool(settings.num_threads or machine.cores())
         use_threads(settings.num_threads or machine.cores())
     if settings.action == "clean":
         from clean import clean

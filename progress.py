@@ -17,13 +17,21 @@ class Progress:
         first, last: the range of steps; a resumed run does not begin at 0.
         names: names of the values shown.
         every: steps between plain lines; the last step has one always. None: a line in ten seconds.
+        silent: show nothing, as on all ranks but one.
     """
 
     def __init__(
-        self, unit: str, first: int, last: int, names: list[str], every: int | None = None
+        self,
+        unit: str,
+        first: int,
+        last: int,
+        names: list[str],
+        every: int | None = None,
+        silent: bool = False,
     ) -> None:
         self.unit, self.first, self.last, self.names, self.every = unit, first, last, names, every
-        self.bar = _bar(first, last, names) if sys.stdout.isatty() else None
+        self.silent = silent
+        self.bar = _bar(first, last, names) if sys.stdout.isatty() and not silent else None
 
     def __enter__(self) -> "Progress":
         self.start = self.told = time.monotonic()
@@ -51,6 +59,8 @@ class Progress:
             print(f"{counter}{shown}  {rate:.3g} {self.unit}s/s  ETA {left}", flush=True)
 
     def _is_due(self, step: int, now: float) -> bool:
+        if self.silent:
+            return False
         if self.every is not None:
             return step % self.every == 0 or step + 1 == self.last
         due = now - self.told >= QUIET_SECONDS

@@ -1,4 +1,4 @@
-"""Session: what a run holds, whatever it does: device, network, optimiser, clock, events."""
+"""Session: what a run holds, whatever it does: device, ranks, network, optimiser, clock, events."""
 
 import dataclasses
 from pathlib import Path
@@ -6,19 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import machine
 from dataset import to_float
-from events import EventFile
+from events import EventFile, forget_after
 from irnn_cuda import require_cupy
 from model import SPANet
-from settings import Settings, UserError
+from ranks import Ranks
+from settings import Settings, UserError, changes
 
 
 class Session:
-    """A run's state. `clock` is the index of the last completed step, -1 before the first.
+    """A run's state, the same on every rank.
+
+    Attributes:
+        clock: index of the last completed step, -1 before the first.
+        best: PSNR and step of the best score of --val-list so far, or None.
+        data: a fingerprint of the training list, kept with the checkpoint.
 
     Raises:
         UserError: the device asked for is not there, or cannot run the IRNN for want of CuPy.
@@ -26,24 +33,50 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.device = _device(settings.device)
-        # torch heeds OMP_NUM_THREADS, but not the quota of a container.
-        threads = settings.num_threads or min(torch.get_num_threads(), machine.cores())
-        torch.set_num_threads(threads)
+        self.ranks = Ranks()
+        self.device = _device(settings.device, self.ranks)
+        torch.set_num_threads(settings.num_threads or _threads(self.ranks))
         torch.manual_seed(settings.seed)
-        torch.backends.cudnn.allow_tf32 = False  # its 10-bit products would show in the metrics
+        if settings.precision == "tf32" and self.device.type != "cuda":
+            raise UserError("--precision: tf32 is arithmetic of a GPU; expected fp32 or bf16")
+        # By default off: its 10-bit products would show in the metrics.
+        torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
+        self.ranks.join(self.device)
         self.net = SPANet(settings.direction_attention, settings.checkpoint_activations)
         self.net.to(self.device)
         # Every parameter, in the network's order, used or not: as in a published checkpoint.
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
         self.clock = -1
+        self.best: dict[str, float] | None = None
+        self.data = ""
         self._events: dict[str, EventFile] = {}
 
     def path(self, name: str) -> Path:
         return Path(self.settings.model_dir) / name
 
+    @property
+    def bf16(self) -> bool:
+        return self.settings.precision == "bf16"
+
+    def network(self) -> nn.Module:
+        """The network as training runs it: compiled if so set, gradients averaged over ranks."""
+        net: nn.Module = self.net
+        if self.settings.compile:
+            net = torch.compile(net, fullgraph=True)
+        if self.ranks.several:
+            net = DistributedDataParallel(net)
+        return net
+
     def save(self, name: str) -> None:
-        """Save the run as it stands. Raises UserError; the file of that name is then untouched."""
+        """Save the run as it stands, on the first rank.
+
+        Events written before outlast a power failure as the file does. Raises UserError; the file
+        of that name is then untouched.
+        """
+        if not self.ranks.first:
+            return
+        for file in self._events.values():
+            file.sync()
         rng: dict[str, Any] = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -53,6 +86,8 @@ class Session:
             "opt": self.optimiser.state_dict(),
             "settings": dataclasses.asdict(self.settings),
             "rng": rng,
+            "best": self.best,
+            "data": self.data,
         }
         checkpoint.save(self.path(name), content)
 
@@ -60,17 +95,48 @@ class Session:
         """Load weights and clock; with resume, also what training needs to go on.
 
         Raises:
-            UserError: the file is bad (see checkpoint.load), or is not of this network.
+            UserError: the file is bad (see checkpoint.load), or is not of this network; with
+                resume, it was trained with another recipe or list.
         """
         path = self.path(name)
+        content = self.load_weights(path)
+        self.clock = content["clock"]
+        if resume:
+            self._check_recipe(path, content)
+            self._load_optimiser(path, content.get("opt"))
+            self._load_rng(path, content.get("rng", {}))
+            self._load_best(path, content.get("best"))
+
+    def load_weights(self, path: Path) -> dict[str, Any]:
+        """Load the weights of a checkpoint alone; returns its content. Raises as load."""
         content = checkpoint.load(path)
         _check_attention(path, content, self.settings.direction_attention)
         _check_tensors(path, content["net"], self.net.state_dict())
         self.net.load_state_dict(content["net"])
-        self.clock = content["clock"]
-        if resume:
-            self._load_optimiser(path, content.get("opt"))
-            self._load_rng(path, content.get("rng", {}))
+        return content
+
+    def _check_recipe(self, path: Path, content: dict[str, Any]) -> None:
+        saved = content.get("settings")
+        found = changes(saved if isinstance(saved, dict) else {}, self.settings)
+        if content.get("data") not in (None, "", self.data):
+            found.append("the training list names other pairs")
+        if found and self.settings.allow_changed_settings:
+            if self.ranks.first:
+                print(f"{path}: going on with changes: {'; '.join(found)}")
+        elif found:
+            raise UserError(
+                f"{path}: trained otherwise: {'; '.join(found)}; expected the same, "
+                "or --allow-changed-settings"
+            )
+
+    def _load_best(self, path: Path, best: Any) -> None:
+        if best is not None and not (
+            isinstance(best, dict)
+            and isinstance(best.get("psnr"), float)
+            and isinstance(best.get("step"), int)
+        ):
+            raise UserError(f"{path}: 'best' is {best!r}; expected a PSNR and a step")
+        self.best = best
 
     def _load_optimiser(self, path: Path, state: Any) -> None:
         if state is None:
@@ -110,9 +176,10 @@ class Session:
         """
         try:
             batch = to_float(torch.from_numpy(image)[None].to(self.device))
-            mask, clean = self.net(batch)
-            clean = clean[0].permute(1, 2, 0).clamp(0, 1)
-            return clean.cpu().numpy(), mask[0, 0].cpu().numpy()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                mask, clean = self.net(batch)
+            clean = clean[0].float().permute(1, 2, 0).clamp(0, 1)
+            return clean.cpu().numpy(), mask[0, 0].float().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -121,18 +188,38 @@ class Session:
                 f"{image.shape[1]}x{image.shape[0]} pixels"
             ) from None
 
+    def memory(self) -> float:
+        """MiB that this process has taken at most, of the GPU where it computes on one."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return machine.peak_memory()
+
     def events(self, name: str) -> EventFile:
         """The event file of that name under the log folder, made when first asked for."""
         if name not in self._events:
             self._events[name] = EventFile(Path(self.settings.log_dir) / name)
         return self._events[name]
 
+    def forget_later_events(self, *names: str) -> None:
+        """Cut off the events of steps after the clock, which a resumed run writes anew."""
+        if self.ranks.first:
+            for name in names:
+                forget_after(Path(self.settings.log_dir) / name, self.clock)
+
     def close(self) -> None:
         for file in self._events.values():
             file.close()
+        self.ranks.leave()
 
 
-def _device(name: str) -> torch.device:
+def _threads(ranks: Ranks) -> int:
+    if ranks.several:  # torchrun sets OMP_NUM_THREADS to 1 where it is not set
+        return max(1, machine.cores() // ranks.local_size)
+    # torch heeds OMP_NUM_THREADS, but not the quota of a container.
+    return min(torch.get_num_threads(), machine.cores())
+
+
+def _device(name: str, ranks: Ranks) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -144,6 +231,13 @@ def _device(name: str) -> torch.device:
             require_cupy()
         except ImportError as error:
             raise UserError(f"--device: {error}; or choose --device cpu") from None
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {ranks.rank}: no GPU {ranks.local_rank} on this machine, which has "
+                f"{torch.cuda.device_count()}; expected --nproc-per-node of at most as many"
+            )
+        torch.cuda.set_device(ranks.local_rank)
+        return torch.device("cuda", ranks.local_rank)
     return torch.device(name)
 
 

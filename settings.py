@@ -17,9 +17,20 @@ class UserError(Exception):
     """What a user can mend, told in one line; main.py prints it and exits with status 2."""
 
 
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with its help text and, for numbers, its inclusive range."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    recipe: bool = False,
+) -> Any:
+    """A dataclass field with its help text and, for numbers, its inclusive range.
+
+    recipe marks what decides where a training run goes: a resume must not change it unnoticed.
+    """
+    metadata = {"help": help, "low": low, "high": high, "recipe": recipe}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -45,36 +56,65 @@ class Settings:
     num_threads: int = option(
         0, "threads that compute on the CPU; 0: one for each core at hand", low=0, high=1024
     )
+    precision: Literal["fp32", "tf32", "bf16"] = option(
+        "fp32", "of the network's arithmetic; tf32 needs a GPU", recipe=True
+    )
+    compile: bool = option(False, "run the network through torch.compile when training")
     num_workers: int = option(
         2, "processes that load data; never changes a result", low=0, high=1024
     )
 
+    # Where training starts
+    init_from: str = option(
+        "", "checkpoint file whose weights a new run starts from, without its clock and optimiser"
+    )
+    allow_changed_settings: bool = option(
+        False, "resume with another recipe or list than the checkpoint was trained with"
+    )
+
     # Network (section 4)
     direction_attention: bool = option(
-        False, "weigh the four directions of the IRNN as the paper does; published weights do not"
+        False,
+        "weigh the four directions of the IRNN as the paper does; published weights do not",
+        recipe=True,
     )
 
     # Optimisation (section 4; figures of the recipe)
     num_steps: int = option(
         40001, "steps of the whole run, resumed ones included", low=1, high=10**12
     )
-    batch_size: int = option(16, "crops a step", low=1, high=65536)
+    batch_size: int = option(16, "crops a step", low=1, high=65536, recipe=True)
+    accumulate_steps: int = option(
+        1, "parts that a batch is run in, one after another: the same gradients", low=1, high=65536
+    )
     checkpoint_activations: bool = option(
         False, "keep fewer feature maps for the backward pass: the same steps, leaner and slower"
     )
-    lr: float = option(5e-3, "learning rate of Adam at the start", low=0.0, high=10.0)
-    lr_decay_step: int = option(30000, "step from which the learning rate is reduced", low=0)
-    lr_decay: float = option(0.1, "factor of that reduction", low=0.0, high=1.0)
+    lr: float = option(5e-3, "learning rate of Adam at the start", low=0.0, high=10.0, recipe=True)
+    lr_decay_step: int = option(
+        30000, "step from which the learning rate is reduced", low=0, recipe=True
+    )
+    lr_decay: float = option(0.1, "factor of that reduction", low=0.0, high=1.0, recipe=True)
     seed: int = option(
-        2019, "seed of initial weights and of the sample stream", low=0, high=2**63 - 1
+        2019,
+        "seed of initial weights and of the sample stream",
+        low=0,
+        high=2**63 - 1,
+        recipe=True,
     )
 
     # Augmentation (recipe): random resized crop, the same for rainy and clean
-    patch_size: int = option(256, "side of a training crop, pixels", low=1, high=16384)
+    patch_size: int = option(256, "side of a training crop, pixels", low=1, high=16384, recipe=True)
     crop_area_min: float = option(
-        0.8, "least share of the image's area in a crop", low=0.01, high=1.0
+        0.8,
+        "least share of the image's area in a crop",
+        low=0.01,
+        high=1.0,
+        recipe=True,
     )
-    crop_aspect_max: float = option(4 / 3, "largest ratio of a crop's sides", low=1.0, high=100.0)
+    crop_aspect_max: float = option(
+        4 / 3, "largest ratio of a crop's sides", low=1.0, high=100.0, recipe=True
+    )
 
     # Clean images from rain videos (section 3)
     start: int = option(0, "first frame of the video that is used", low=0, high=10**9)
@@ -102,6 +142,9 @@ class Settings:
 
     # Cadence, in steps (recipe)
     val_batch_every: int = option(4, "steps between validation batches", low=1)
+    val_every: int = option(
+        400, "steps between scores of the whole images of --val-list; the best is kept", low=1
+    )
     latest_every: int = option(25, "steps between saves of 'latest'", low=1)
     picture_every: int = option(200, "steps between pictures in the event files", low=1)
     checkpoint_every: int = option(400, "steps between saves of 'step_N'", low=1)
@@ -118,6 +161,19 @@ class Settings:
                 f"--model: {self.model!r} is not a name; expected the name of a checkpoint "
                 "in the folder --model-dir"
             )
+
+
+def changes(saved: dict[str, Any], settings: Settings) -> list[str]:
+    """What of the recipe differs from saved settings, as `--lr is 0.1, was 0.2`.
+
+    Settings that the saved ones do not know (an older or a published checkpoint) count as equal.
+    """
+    found = []
+    for f in fields(Settings):
+        value = getattr(settings, f.name)
+        if f.metadata["recipe"] and f.name in saved and saved[f.name] != value:
+            found.append(f"{_flag(f.name)} is {value}, was {saved[f.name]}")
+    return found
 
 
 def _flag(name: str) -> str:
@@ -194,7 +250,13 @@ def parse(argv: list[str] | None = None) -> Settings:
         elif get_origin(kind) is Literal:
             spec["metavar"] = "|".join(get_args(kind))
         else:
-            kinds_of_text = {"list": "FILE", "dir": "DIR", "model": "NAME", "candidates": "N,N,..."}
+            kinds_of_text = {
+                "list": "FILE",
+                "from": "FILE",
+                "dir": "DIR",
+                "model": "NAME",
+                "candidates": "N,N,...",
+            }
             spec["metavar"] = kinds_of_text.get(f.name.split("_")[-1], "PATH")
         parser.add_argument(*names, **spec)
     known = [name for action in parser._actions for name in action.option_strings]

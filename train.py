@@ -1,27 +1,33 @@
 """Training: train(session) runs the published recipe (paper section 4) from where it stands."""
 
-import math
+import hashlib
+import os
 import signal
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dataset
 from cal_ssim import SSIM
 from dataset import Batch
-from files import require_writable
-from lists import read_list
+from evaluate import score
+from files import lock, remove_scraps, require_writable
+from lists import Pair, read_list
 from metrics import to_uint8
 from progress import Progress
 from session import Session
 from settings import Settings, UserError
+from training_step import NotFinite, learning_rate, losses_of, train_one_step
 from visualize import heat_map, strip
 
-LATEST = "latest"
+LATEST, BEST = "latest", "best"
+EVENTS, VAL_EVENTS = "train_derain", "val_derain"
 SHOWN = ["loss", "l1", "ssim", "mask", "lr"]
 
 
@@ -49,63 +55,6 @@ class Interrupt:
         self._restore()
 
 
-def learning_rate(settings: Settings, step: int) -> float:
-    """Learning rate of a step: a function of the step alone."""
-    return settings.lr * (settings.lr_decay if step >= settings.lr_decay_step else 1)
-
-
-def losses_of(
-    net: nn.Module, ssim: SSIM, rainy: Tensor, clean: Tensor, label: Tensor
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """The recipe's losses of a batch: L1 + (1 - SSIM) + MSE of the mask, means throughout.
-
-    Args:
-        rainy, clean: (N,3,H,W) float in 0..1.
-        label: mask label, (N,H,W) of 0 and 1.
-
-    Returns:
-        {"loss", "l1", "ssim", "mask"} as scalar tensors, then the network's mask and clean image.
-    """
-    mask, output = net(rainy)
-    l1 = F.l1_loss(output, clean)
-    similarity = ssim(output, clean)
-    mask_error = F.mse_loss(mask[:, 0], label)
-    loss = l1 + (1 - similarity) + mask_error
-    return {"loss": loss, "l1": l1, "ssim": similarity, "mask": mask_error}, mask, output
-
-
-def train_one_step(
-    net: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    ssim: SSIM,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    lr: float,
-) -> tuple[dict[str, float], Tensor, Tensor]:
-    """One step of the optimiser on (rainy, clean, label). Returns as losses_of, losses as numbers.
-
-    Raises:
-        NotFinite: the loss or its gradient is not; neither network nor optimiser has changed.
-    """
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-    optimiser.zero_grad(set_to_none=True)
-    losses, mask, output = losses_of(net, ssim, *tensors)
-    values = {name: value.item() for name, value in losses.items()}
-    if not math.isfinite(values["loss"]):
-        raise NotFinite(f"the loss is {values['loss']}")
-    losses["loss"].backward()
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients).item()
-    if not math.isfinite(norm):
-        raise NotFinite(f"the norm of the gradient is {norm}")
-    optimiser.step()
-    return values, mask.detach(), output.detach()
-
-
-class NotFinite(ArithmeticError):
-    """A loss or a gradient that is infinite or no number."""
-
-
 def train(session: Session) -> int:
     """Run the steps that are left, saving checkpoints and events. Returns the exit status.
 
@@ -116,87 +65,198 @@ def train(session: Session) -> int:
         UserError: bad input; a loss that is not finite; a checkpoint that cannot be saved.
     """
     settings = session.settings
+    _check_batch(settings, session.ranks.world_size)
     pairs = read_list(settings.train_list, need_clean=True)
     val_pairs = read_list(settings.val_list or settings.train_list, need_clean=True)
-    _load_start(session)
-    first, last = session.clock + 1, settings.num_steps - 1
-    if first > last:
-        start = session.path(settings.model)
-        print(f"nothing to do: {start} holds step {session.clock}, --num-steps ends at {last}")
-        return 0
-    require_writable(Path(settings.model_dir))
+    session.data = _fingerprint(pairs, Path(settings.train_list).parent)
+    with _alone(session):
+        _load_start(session)
+        first, last = session.clock + 1, settings.num_steps - 1
+        if first > last:
+            start = session.path(settings.model)
+            _say(session, f"nothing to do: {start} holds step {session.clock}, "
+                 f"--num-steps ends at {last}")  # fmt: skip
+            return 0
+        _say(session, f"training on {_where(session)}: {len(pairs)} pairs, steps {first} to {last}")
+        number = _run_steps(session, pairs, val_pairs, first, last)
+    by = f" ({signal.Signals(number).name})" if number else ""
+    _say(session, f"{session.path(LATEST)} holds step {session.clock} of 0 to {last}{by}")
+    return 128 + number if number else 0
+
+
+def _check_batch(settings: Settings, world_size: int) -> None:
+    parts = world_size * settings.accumulate_steps
+    if settings.batch_size % parts:
+        raise UserError(
+            f"--batch-size: {settings.batch_size} is no multiple of {parts} "
+            f"(ranks: {world_size}, --accumulate-steps: {settings.accumulate_steps})"
+        )
+
+
+def _fingerprint(pairs: list[Pair], folder: Path) -> str:
+    """What a list names, wherever its folder is and whatever its comments say."""
+    names = (os.path.relpath(file, folder) for pair in pairs for file in (pair.rainy, pair.clean))
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@contextmanager
+def _alone(session: Session) -> Iterator[None]:
+    """Be the only run that trains in the model folder, for as long as this process lives."""
+    if not session.ranks.first:
+        yield
+        return
+    folder = Path(session.settings.model_dir)
+    require_writable(folder)
+    with lock(folder / ".training"):
+        for name in (LATEST, BEST, "step_*"):
+            remove_scraps(folder, name)
+        yield
+
+
+def _run_steps(
+    session: Session, pairs: list[Pair], val_pairs: list[Pair], first: int, last: int
+) -> int:
+    """Steps first to last, or to where a signal stops them; returns its number, 0 without one."""
+    settings, ranks = session.settings, session.ranks
     steps = range(first, last + 1)
     every = settings.val_batch_every
     val_steps = range(first + -first % every, last + 1, every)
-    ssim = SSIM().to(session.device)
-    session.net.train()
-    print(
-        f"training on {session.device}: {len(pairs)} pairs, steps {first} to {last}",
-        flush=True,
-    )
+    place = (ranks.rank, ranks.world_size)
     workers = settings.num_workers
-    stream = dataset.batches(pairs, settings, dataset.TRAINING, steps, workers)
+    stream = dataset.batches(pairs, settings, dataset.TRAINING, steps, workers, *place)
     val_stream = dataset.batches(
-        val_pairs, settings, dataset.VALIDATION, val_steps, min(workers, 1)
+        val_pairs, settings, dataset.VALIDATION, val_steps, min(workers, 1), *place
     )
+    net, ssim = session.network(), SSIM().to(session.device)
+    net.train()
     with (
         closing(stream),
         closing(val_stream),
         Interrupt() as interrupt,
-        Progress("step", first, last + 1, SHOWN, settings.log_every) as progress,
+        Progress(
+            "step", first, last + 1, SHOWN, settings.log_every, silent=not ranks.first
+        ) as progress,
     ):
         for step, batch in zip(steps, stream, strict=True):
-            values = _train_batch(session, ssim, step, batch)
+            values, number = _train_batch(session, net, ssim, step, batch, interrupt)
             if step % every == 0:
                 _validate(session, ssim, next(val_stream))
-            stop = interrupt.signal or step == last
-            if stop or step % settings.latest_every == 0:
+            if settings.val_list and (
+                step == last or (step > 0 and step % settings.val_every == 0)
+            ):
+                _score(session, val_pairs)
+            if number or step == last or step % settings.latest_every == 0:
                 session.save(LATEST)
             if step > 0 and step % settings.checkpoint_every == 0:
                 session.save(f"step_{step}")
             progress.update(step, values)
-            if stop:
-                break
-    by = f" ({signal.Signals(interrupt.signal).name})" if interrupt.signal else ""
-    print(f"{session.path(LATEST)} holds step {session.clock} of 0 to {last}{by}")
-    return 128 + interrupt.signal if interrupt.signal else 0
+            if number:
+                return number
+    return 0
 
 
-def _train_batch(session: Session, ssim: SSIM, step: int, batch: Batch) -> dict[str, float]:
-    """Train on a batch, advance the clock, write the events; the values shown as progress."""
-    lr = learning_rate(session.settings, step)
+def _train_batch(
+    session: Session, net: nn.Module, ssim: SSIM, step: int, batch: Batch, interrupt: Interrupt
+) -> tuple[dict[str, float], int]:
+    """Train on a batch, advance the clock, write the events.
+
+    Returns the values shown as progress, and the number of a signal that any rank has received.
+    """
+    settings, ranks = session.settings, session.ranks
+    start = time.monotonic()
+    lr = learning_rate(settings, step)
     tensors = batch.tensors(session.device)
     try:
-        losses, mask, output = train_one_step(session.net, session.optimiser, ssim, tensors, lr)
+        with ranks.watched():
+            losses, mask, output = train_one_step(
+                net, session.optimiser, ssim, tensors, lr, settings.accumulate_steps, session.bf16
+            )
     except NotFinite as error:
         files = ", ".join(dict.fromkeys(batch.files))
         raise UserError(f"step {step}: {error}; the batch is of {files}") from None
+    except RuntimeError as error:
+        if "No working C++ compiler" not in str(error):
+            raise
+        raise UserError("--compile: torch finds no C++ compiler; expected g++ or clang++") from None
+    norm = losses.pop("grad_norm")
+    *sums, number = ranks.total([*losses.values(), interrupt.signal])
+    losses = {name: value / ranks.world_size for name, value in zip(losses, sums, strict=True)}
     session.clock = step
     values = {**losses, "lr": lr}
-    session.events("train_derain").scalars(values, session.clock)
-    _write_picture_if_due(session, "train_derain", batch, mask, output)
-    return values
+    if ranks.first:
+        speed = settings.batch_size / (time.monotonic() - start)
+        watched = {"grad_norm": norm, "images_per_second": speed, "memory_MiB": session.memory()}
+        session.events(EVENTS).scalars(values | watched, session.clock)
+        _write_picture_if_due(session, EVENTS, batch, mask, output)
+    # Ranks may have received different signals, or one of them several.
+    return values, 0 if not number else interrupt.signal or signal.SIGTERM
 
 
 def _load_start(session: Session) -> None:
     """Load the checkpoint to go on from; a new run where `-m latest` is not there yet."""
-    name = session.settings.model
-    if name == LATEST and not session.path(LATEST).exists():
+    settings, name = session.settings, session.settings.model
+    latest = session.path(LATEST)
+    # The first rank may save while another still looks.
+    there = session.ranks.exchange(latest.exists())[0]
+    if name == LATEST and not there:
+        if settings.init_from:
+            session.load_weights(Path(settings.init_from))
+        if session.ranks.first:
+            session.events(EVENTS).hparams(_record(settings))
         return
+    if settings.init_from and name != LATEST:
+        raise UserError(f"--init-from and -m {name} both say where to start; expected one of them")
     session.load(name, resume=True)
-    if name != LATEST and session.path(LATEST).exists():
+    if name != LATEST and there:
         raise UserError(
-            f"{session.path(LATEST)} is there and would be overwritten by a run from {name}; "
+            f"{latest} is there and would be overwritten by a run from {name}; "
             "move it away, or give another --model-dir"
         )
+    if settings.init_from:
+        _say(session, f"{latest} is there: going on from it, not anew from {settings.init_from}")
+    session.forget_later_events(EVENTS, VAL_EVENTS)
+
+
+def _record(settings: Settings) -> dict[str, float | str | bool]:
+    """The settings of a run's hparams record: its recipe and its list."""
+    recipe = {f.name: getattr(settings, f.name) for f in fields(settings) if f.metadata["recipe"]}
+    return recipe | {"train_list": settings.train_list, "init_from": settings.init_from}
+
+
+def _say(session: Session, line: str) -> None:
+    if session.ranks.first:
+        print(line, flush=True)
+
+
+def _where(session: Session) -> str:
+    ranks = session.ranks
+    return (
+        f"{ranks.world_size} ranks of {session.device.type}"
+        if ranks.several
+        else str(session.device)
+    )
 
 
 def _validate(session: Session, ssim: SSIM, batch: Batch) -> None:
+    """Losses of a validation batch, without a gradient."""
     with torch.no_grad():
-        losses, mask, output = losses_of(session.net, ssim, *batch.tensors(session.device))
-    values = {name: value.item() for name, value in losses.items()}
-    session.events("val_derain").scalars(values, session.clock)
-    _write_picture_if_due(session, "val_derain", batch, mask, output)
+        tensors = batch.tensors(session.device)
+        losses, mask, output = losses_of(session.net, ssim, *tensors, session.bf16)
+    sums = session.ranks.total([value.item() for value in losses.values()])
+    if session.ranks.first:
+        means = [value / session.ranks.world_size for value in sums]
+        session.events(VAL_EVENTS).scalars(dict(zip(losses, means, strict=True)), session.clock)
+        _write_picture_if_due(session, VAL_EVENTS, batch, mask, output)
+
+
+def _score(session: Session, pairs: list[Pair]) -> None:
+    """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
+    psnr, ssim = score(session, pairs)
+    if session.ranks.first:
+        session.events(VAL_EVENTS).scalars({"score/psnr": psnr, "score/ssim": ssim}, session.clock)
+    if session.best is None or psnr > session.best["psnr"]:
+        session.best = {"psnr": psnr, "step": session.clock}
+        session.save(BEST)
 
 
 def _write_picture_if_due(

@@ -38,7 +38,7 @@ from cal_ssim import SSIM
 from lists import Pair
 from model import STAGES, SPANet
 from settings import Settings
-from train import train_one_step
+from training_step import train_one_step
 
 WEIGHTS = ROOT / "model" / "demo"
 LOSS_SHAPE = (16, 3, 256, 256)

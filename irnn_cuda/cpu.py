@@ -9,12 +9,14 @@ two threads write the same element, and every sum has a fixed order.
 
 import threading
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from compiled import compiled, use_threads
+from compiled import compiled, limit_pool, use_threads
+
+limit_pool(torch.get_num_threads())
+import numba  # noqa: E402
 
 _ABREAST = 8  # columns scanned together: 8 pixels x 4C floats stay in the first-level cache
 # Rows of weight and bias, and blocks of output channels.

@@ -1,7 +1,8 @@
 """The IRNN as one PyTorch operator, with the implementation chosen by device.
 
 On an NVIDIA GPU the four types of cuda.ARITHMETIC run the kernels of cuda.py and nothing else; on a
-CPU float32 and float64 run the Numba kernels of cpu.py. All else runs the reference.
+CPU float32 and float64 run the Numba kernels of cpu.py, and 16-bit floats do as float32, rounded
+when stored. All else runs the reference.
 Both directions are custom operators, so torch.compile, torch.export and opcheck see them whole.
 """
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, library
 
 from . import cuda
-from .reference import check_shapes, irnn_backward_reference, irnn_reference
+from .reference import COARSE, check_shapes, irnn_backward_reference, irnn_reference
 
 
 @functools.cache
@@ -50,6 +51,8 @@ def _empty(like: Tensor, channels: int) -> Tensor:
 @library.custom_op("spanet::irnn", mutates_args=())
 def _irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = _empty(x, 4 * x.shape[1])
+    if x.device.type == "cpu" and x.dtype in COARSE:
+        return y.copy_(_irnn(x.float(), weight.float(), bias.float()))
     kernels = _kernels(x)
     if kernels is None:
         return y.copy_(irnn_reference(x, weight, bias))
@@ -70,6 +73,9 @@ def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Ten
             f"y is {tuple(y.shape)} {y.dtype} on {y.device}; they must agree"
         )
     grad_x = _empty(y, weight.shape[1])
+    if y.device.type == "cpu" and y.dtype in COARSE:
+        values, *sums = _irnn_backward(grad.float(), y.float(), weight.float())
+        return grad_x.copy_(values), *(total.to(weight.dtype) for total in sums)
     kernels = _kernels(y)
     if kernels is None:
         values, grad_weight, grad_bias = irnn_backward_reference(grad, y, weight)

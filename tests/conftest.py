@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import numba  # noqa: F401  first of all: its pool then has all cores, whatever a test asks for
 import numpy as np
 import pytest
 

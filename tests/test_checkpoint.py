@@ -48,7 +48,7 @@ def test_round_trip_restores_weights_clock_and_optimiser():
     first.optimiser.step()
     first.clock = 41
     first.save("latest")
-    second = session(seed=2)
+    second = session(seed=2, allow_changed_settings=True)
     second.load("latest", resume=True)
     assert second.clock == 41
     for key, tensor in first.net.state_dict().items():
@@ -61,7 +61,9 @@ def test_round_trip_restores_weights_clock_and_optimiser():
 
 def test_content_is_what_the_readme_says():
     content = torch.load(saved(), weights_only=True)
-    assert set(content) == {"net", "clock", "opt", "format", "settings", "rng"}
+    assert set(content) == {
+        "net", "clock", "opt", "format", "settings", "rng", "best", "data"
+    }  # fmt: skip
     assert content["settings"]["batch_size"] == 16
     assert content["clock"] == 7
 

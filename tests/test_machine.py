@@ -71,3 +71,16 @@ print(int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1]) >
 
     assert megabytes("prepare_inference") > 64
     assert megabytes("prepare_lean_training") < 64
+
+
+def test_the_pool_of_compiled_code_has_no_more_threads_than_torch():
+    program = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from irnn_cuda import irnn\n"
+        "irnn(torch.rand(1, 2, 3, 3), torch.rand(4, 2), torch.rand(4, 2))\n"
+        "import numba; print(numba.config.NUMBA_NUM_THREADS, numba.get_num_threads())"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_NUM_THREADS"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
+    assert done.stdout.split() == [b"1", b"1"]

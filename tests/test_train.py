@@ -20,6 +20,7 @@ from test_model import recipe_weights
 
 import model
 import train
+import training_step
 from cal_ssim import SSIM
 from model import SPANet
 from session import Session
@@ -116,12 +117,15 @@ def test_every_cadence(run, pairs):
         *("--checkpoint-every", 5, "--log-every", 4, "--lr-decay-step", 6),
     )
     assert (status, err) == (0, "")
-    assert sorted(os.listdir("model")) == ["latest", "step_5"]
+    assert sorted(os.listdir("model")) == [".training", "latest", "step_5"]
     assert (clock("model/latest"), clock("model/step_5")) == (8, 5)
     training, validation = events("logdir/train_derain"), events("logdir/val_derain")
     picture = "rainy_output_clean_mask_label"
-    assert set(training) == {"loss", "l1", "ssim", "mask", "lr", picture}
-    assert set(validation) == {"loss", "l1", "ssim", "mask", picture}
+    watched = {"grad_norm", "images_per_second", "memory_MiB"}
+    record = {"_hparams_/experiment", "_hparams_/session_start_info"}
+    losses = {"loss", "l1", "ssim", "mask"}
+    assert set(training) == losses | {"lr", picture} | watched | record
+    assert set(validation) == losses | {picture}
     assert list(training["loss"]) == list(range(9))
     assert list(validation["loss"]) == [0, 2, 4, 6, 8]
     assert list(training[picture]) == list(validation[picture]) == [0, 4, 8]
@@ -234,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_latest(run, pairs, monkeypat
     base = ["-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 1]
     run(*base, "--num-steps", 2)
     good = Path("model/latest").read_bytes()
-    original = train.losses_of
+    original = training_step.losses_of
 
     def broken(*arguments):
         losses, mask, output = original(*arguments)
@@ -244,7 +248,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_latest(run, pairs, monkeypat
             losses["loss"] = losses["loss"] + (losses["l1"] * 0).sqrt()
         return losses, mask, output
 
-    monkeypatch.setattr(train, "losses_of", broken)
+    monkeypatch.setattr(training_step, "losses_of", broken)
     status, _, err = run(*base, "--num-steps", 5)
     assert status == 2
     assert err.count("\n") == 1
@@ -268,9 +272,9 @@ def test_a_step_that_is_not_finite_changes_nothing():
 def test_an_unforeseen_error_ends_the_workers_too(pairs):
     """They ignore a signal to the group, and must not for that outlive the main process."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import main, train\n"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import main, training_step\n"
         "def broken(*_): raise RuntimeError('unforeseen')\n"
-        "train.losses_of = broken\n"
+        "training_step.losses_of = broken\n"
         "sys.exit(main.main(sys.argv[1:]))\n"
     )
     arguments = ["-a", "train", "--train-list", str(pairs), *map(str, SMALL), "--num-workers", "2"]
@@ -319,7 +323,7 @@ def test_a_bad_image_stops_the_run_and_leaves_a_checkpoint_that_loads(run, pairs
     assert err.count("\n") == 1
     assert "list.txt:4: " in err
     assert "pair3.png: not an image" in err
-    session = Session(Settings("train", device="cpu"))
+    session = Session(Settings("train", device="cpu", allow_changed_settings=True))
     session.load("latest", resume=True)
     assert session.clock >= 2
 
@@ -330,4 +334,8 @@ def test_checkpoint_of_weights_alone_cannot_be_resumed(run, pairs):
     del content["opt"]
     torch.save(content, "model/latest")
     with pytest.raises(UserError, match="weights alone"):
-        train.train(Session(Settings("train", device="cpu", train_list=str(pairs))))
+        train.train(
+            Session(
+                Settings("train", device="cpu", train_list=str(pairs), patch_size=16, batch_size=2)
+            )
+        )

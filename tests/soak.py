@@ -1,0 +1,116 @@
+"""Kill a training run again and again, and see that it ends as one that was left alone.
+
+python tests/soak.py --kills 30    runs it at length; test_resume.py runs it with few kills.
+"""
+
+import argparse
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch
+from tensorboardX.proto.event_pb2 import Event
+
+import checkpoint
+
+
+def steps_of_events(folder: Path) -> dict[str, list[int]]:
+    """The steps of each tag, in the order of the files."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for path in sorted(folder.glob("events*")):
+        data = path.read_bytes()
+        while len(data) >= 12:
+            (length,) = struct.unpack("<Q", data[:8])
+            if len(data) < 16 + length:
+                break  # killed within a write
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found[value.tag].append(event.step)
+    return found
+
+
+def train(folder: Path, pairs: Path, steps: int, every: int) -> list[str]:
+    return [
+        *(sys.executable, str(ROOT / "main.py"), "-a", "train", "--device", "cpu"),
+        *("--train-list", str(pairs), "--patch-size", "16", "--batch-size", "2"),
+        *("--num-steps", str(steps), "--latest-every", str(every), "--num-workers", "1"),
+        *("--picture-every", "5", "--val-batch-every", "3", "--num-threads", "1"),
+        *("--model-dir", str(folder / "model"), "--log-dir", str(folder / "log")),
+    ]
+
+
+def soak(folder: Path, pairs: Path, steps: int, every: int, kills: int, seed: int) -> list[int]:
+    """Run to the end with that many kills on the way. Returns the steps lost at each."""
+    rng = random.Random(seed)
+    alone, killed = folder / "alone", folder / "killed"
+    subprocess.run(train(alone, pairs, steps, every), check=True, stdout=subprocess.DEVNULL)
+    latest, log = killed / "model" / "latest", killed / "log" / "train_derain"
+    lost = []
+    command = train(killed, pairs, steps, every)
+    while len(lost) < kills:
+        before = checkpoint.load(latest)["clock"] if latest.exists() else -1
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        # From the first step on, at any moment of some steps.
+        while run.poll() is None and not has_step(log, before):
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.5 * every))
+        run.send_signal(signal.SIGKILL)
+        if run.wait() == 0:
+            sys.exit(f"soak: all steps were done after {len(lost)} kills; expected more steps")
+        seen = max(steps_of_events(log).get("loss", [-1]))
+        clock = checkpoint.load(latest)["clock"] if latest.exists() else -1
+        lost.append(seen - clock)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    nets = [checkpoint.load(place / "model" / "latest") for place in (alone, killed)]
+    for key, tensor in nets[0]["net"].items():
+        assert torch.equal(tensor, nets[1]["net"][key]), key
+    moments = [content["opt"]["state"] for content in nets]
+    assert all(
+        torch.equal(value, moments[1][index][key])
+        for index, state in moments[0].items()
+        for key, value in state.items()
+    )
+    assert max(lost) <= every
+    for kind in ("train_derain", "val_derain"):
+        found = [steps_of_events(place / "log" / kind) for place in (alone, killed)]
+        assert found[0] == found[1], kind
+    assert found[1]
+    assert steps_of_events(log)["loss"] == list(range(steps))
+    assert not [name for name in os.listdir(latest.parent) if name.startswith(".writing-")]
+    return lost
+
+
+def has_step(log: Path, before: int) -> bool:
+    return max(steps_of_events(log).get("loss", [-1]), default=-1) > before
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kill a training run again and again.")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--every", type=int, default=4, help="steps between saves")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    from conftest import write_pairs
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pairs = write_pairs(folder / "data", [(24, 24)] * 5)
+        lost = soak(folder, pairs, options.steps, options.every, options.kills, options.seed)
+    print(f"{len(lost)} kills, steps lost at each: {lost}; the same weights, moments and events")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Several ranks follow the same curve as one; parts of a batch, precision and compilation too."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import command
+from test_model import recipe_weights
+from test_resume import start, until
+from test_train import SMALL, clock, events, weights
+
+import train
+from cal_ssim import SSIM
+from model import SPANet
+from ranks import Ranks
+from session import Session
+from settings import Settings, UserError
+from training_step import train_one_step
+
+
+def torchrun(ranks: int, *words: object, restarts: int = 0) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    program = command(*words)
+    return [program[0], *launcher, f"--max-restarts={restarts}", *program[1:]]
+
+
+def finish(words: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # no word of torchrun's about it
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_two_ranks_follow_the_curve_of_one_and_resume_as_one(run, pairs):
+    def words(folder, steps):
+        place = ["--model-dir", f"{folder}/model", "--log-dir", f"{folder}/log"]
+        words = start(pairs, "--batch-size", 4, "--latest-every", 10, "--lr", 1e-3)
+        return [*words, *place, "--num-steps", steps]
+
+    assert run(*words("one", 20))[0] == 0
+    done = finish(torchrun(2, *words("two", 20)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("training on 2 ranks of cpu: 5 pairs, steps 0 to 19") == 1
+    assert done.stdout.count("two/model/latest holds step 19") == 1
+    for kind in ("train_derain", "val_derain"):
+        found, expected = (events(f"{folder}/log/{kind}") for folder in ("two", "one"))
+        assert found.keys() == expected.keys()
+        assert len(expected["loss"]) == (20 if kind == "train_derain" else 5)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    for a, b in zip(weights("two/model/latest"), weights("one/model/latest"), strict=True):
+        assert (a - b).norm() <= 1e-3 * b.norm()
+    assert run(*words("two", 24))[0] == 0  # by one rank
+    assert run(*words("one", 24))[0] == 0
+    found, expected = (events(f"{folder}/log/train_derain")["loss"] for folder in ("two", "one"))
+    assert list(found) == list(range(24))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
+    torch.manual_seed(0)
+    Session(Settings("test", device="cpu")).save("latest")
+    words = ["-a", "test", "--test-list", pairs, "--device", "cpu", "--num-threads", 1]
+    run(*words, "--result-dir", "one")
+    done = finish(torchrun(2, *words, "--result-dir", "two", "--log-dir", "logdir2"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("PSNR ") == 2  # the table's head and the last line, from one rank
+    assert Path("two/metrics.csv").read_bytes() == Path("one/metrics.csv").read_bytes()
+    for path in Path("one").rglob("*.png"):
+        assert (Path("two") / path.relative_to("one")).read_bytes() == path.read_bytes()
+    assert events("logdir2/test_derain") == events("logdir/test_derain")
+
+
+def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
+    words = start(pairs, "--num-steps", 40, "--latest-every", 5, "--batch-size", 4)
+    run = subprocess.Popen(
+        torchrun(2, *words, restarts=1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: Path("model/latest").exists() and clock("model/latest") >= 5)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    ranks = [pid for pid in children if "main.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    assert "stopped, another rank was lost" in err or "Signal 9 (SIGKILL)" in err
+    assert out.count("training on 2 ranks") == 2
+    assert "model/latest holds step 39" in out
+    assert list(events("logdir/train_derain")["loss"]) == list(range(40))
+
+
+def test_a_bad_image_on_one_rank_ends_all_with_its_message(pairs):
+    (pairs.parent / "rain" / "pair1.png").write_bytes(b"gone")
+    began = time.monotonic()
+    done = finish(torchrun(2, *start(pairs, "--num-steps", 1000, "--batch-size", 4)))
+    assert done.returncode != 0
+    assert "list.txt:2: " in done.stderr
+    assert "pair1.png: not an image" in done.stderr
+    assert time.monotonic() - began < 60
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_with_the_numbers(run, pairs):
+    with pytest.raises(UserError) as caught:
+        train._check_batch(Settings("train", batch_size=6, accumulate_steps=2), world_size=2)
+    assert str(caught.value) == (
+        "--batch-size: 6 is no multiple of 4 (ranks: 2, --accumulate-steps: 2)"
+    )
+    train._check_batch(Settings("train", batch_size=8, accumulate_steps=2), world_size=2)
+    status, _, err = run(*start(pairs, "--accumulate-steps", 3))
+    assert status == 2
+    assert "--batch-size: 2 is no multiple of 3" in err
+
+
+def test_an_environment_that_is_not_torchruns_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match="WORLD_SIZE: 'two' is not a number"):
+        Ranks()
+
+
+def test_a_batch_in_parts_has_the_same_gradients():
+    torch.manual_seed(0)
+    rainy, clean = torch.rand(2, 4, 3, 16, 16)
+    tensors = (rainy, clean, torch.rand(4, 16, 16))
+    found = []
+    for parts in (1, 2, 4):
+        net = recipe_weights(SPANet())
+        optimiser = torch.optim.Adam(net.parameters())
+        values, mask, output = train_one_step(net, optimiser, SSIM(), tensors, 0.0, parts)
+        assert len(mask) == len(output) == 4 // parts
+        found.append((values, [p.grad for p in net.parameters() if p.grad is not None]))
+    (whole, gradients), *others = found
+    for values, in_parts in others:
+        assert values == pytest.approx(whole, rel=1e-5)
+        for a, b in zip(in_parts, gradients, strict=True):
+            assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_bf16_trains_close_to_fp32(run, pairs):
+    for precision in ("fp32", "bf16"):
+        place = ["--model-dir", precision, "--log-dir", f"log-{precision}"]
+        assert run(*start(pairs, "--num-steps", 8, "--precision", precision, *place))[0] == 0
+    losses = [events(f"log-{p}/train_derain")["loss"] for p in ("fp32", "bf16")]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in weights("bf16/latest"))
+
+
+def test_tf32_needs_a_gpu(run, pairs):
+    status, _, err = run(*start(pairs, "--precision", "tf32"))
+    assert status == 2
+    assert err == "main.py: --precision: tf32 is arithmetic of a GPU; expected fp32 or bf16\n"
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_network_compiles_without_graph_breaks(lean, bf16):
+    torch.manual_seed(0)
+    net = recipe_weights(SPANet(checkpoint_activations=lean))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    image = torch.rand(1, 3, 9, 7)
+    results = []
+    for module in (net, compiled):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            mask, output = module(image)
+        (mask.float().mean() + output.float().mean()).backward()
+        gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        results.append([mask, output, *gradients])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() <= (0.1 if bf16 else 1e-4) * b.norm()
+
+
+def test_without_a_compiler_compile_is_one_line(pairs):
+    environment = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": os.getcwd()}
+    words = command("-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 1, "--compile")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "main.py: --compile: torch finds no C++ compiler; expected g++ or clang++"
+    )

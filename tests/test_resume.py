@@ -1,0 +1,302 @@
+"""Nothing is lost: kills, crashes within a save, changed settings, two runs at once, faults."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, command, write_pairs
+from soak import soak, steps_of_events
+from test_train import SMALL, events, weights
+
+import files
+import settings
+import train
+from events import EventFile, forget_after
+from settings import Settings, UserError
+
+
+def start(pairs: Path, *more: object) -> list[object]:
+    return ["-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 1, *more]
+
+
+def test_killed_runs_end_as_one_left_alone(tmp_path):
+    pairs = write_pairs(tmp_path / "data", [(24, 24)] * 5)
+    assert len(soak(tmp_path, pairs, steps=40, every=2, kills=2, seed=1)) == 2
+
+
+CRASHES = '''
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import checkpoint, files
+
+class Crashing:
+    """A module whose calls end the process at the n-th, ahead of it or after it."""
+    left = None
+    def __init__(self, module):
+        self.module = module
+    def __getattr__(self, name):
+        what = getattr(self.module, name)
+        if not callable(what) or isinstance(what, type):
+            return what
+        def call(*arguments, **options):
+            tick()
+            found = what(*arguments, **options)
+            tick()
+            return CrashingFile(found) if name == "fdopen" else found
+        return call
+
+class CrashingFile:
+    def __init__(self, file):
+        self.file = file
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.file.close()
+    def write(self, data):
+        tick()
+        self.file.write(data[: len(data) // 2])
+        self.file.flush()
+        tick()
+        self.file.write(data[len(data) // 2 :])
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+def tick():
+    Crashing.left -= 1
+    if Crashing.left < 0:
+        real_exit(9)
+
+real_exit, old, new = os._exit, torch.zeros(1000), torch.ones(1000)
+from pathlib import Path
+path = Path("model/latest")
+checkpoint.save(path, {"net": {"x": old}, "clock": 1})
+files.os, files.tempfile = Crashing(os), Crashing(files.tempfile)
+outcomes = []
+for number in range(1000):
+    child = os.fork()
+    if child == 0:
+        Crashing.left = number
+        checkpoint.save(path, {"net": {"x": new}, "clock": 2})
+        real_exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found = checkpoint.load(path)
+    assert torch.equal(found["net"]["x"], new if found["clock"] == 2 else old)
+    outcomes.append(found["clock"])
+    if status == 0:
+        break
+    assert status == 9
+    Crashing.left = 10**9
+    checkpoint.save(path, {"net": {"x": old}, "clock": 1})
+print(*outcomes)
+'''
+
+
+def test_a_crash_at_any_call_of_a_save_leaves_a_whole_checkpoint():
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHES, str(ROOT)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    clocks = [int(word) for word in done.stdout.split()]
+    assert clocks == sorted(clocks)  # once the new one is there, it stays
+    assert clocks.count(1) > 10
+    assert clocks.count(2) > 3
+    scraps = [path.name for path in Path("model").glob(".*")]
+    assert scraps
+    files.remove_scraps(Path("model"), "latest")
+    assert [path.name for path in Path("model").iterdir()] == ["latest"]
+
+
+def test_a_changed_recipe_is_refused_and_can_be_allowed(run, pairs):
+    run(*start(pairs, "--num-steps", 1))
+    before = Path("model/latest").read_bytes()
+    status, _, err = run(*start(pairs, "--num-steps", 2, "--lr", 0.1, "--seed", 3))
+    assert status == 2
+    assert err == (
+        "main.py: model/latest: trained otherwise: --lr is 0.1, was 0.005; --seed is 3, was 2019; "
+        "expected the same, or --allow-changed-settings\n"
+    )
+    assert Path("model/latest").read_bytes() == before
+    words = ["--num-steps", 2, "--lr", 0.1, "--seed", 3, "--allow-changed-settings"]
+    status, out, err = run(*start(pairs, *words))
+    assert (status, err) == (0, "")
+    assert "going on with changes: --lr is 0.1, was 0.005; --seed is 3, was 2019" in out
+    free = ["--num-workers", 1, "--log-dir", "other", "--latest-every", 3, "--num-threads", 1]
+    assert run(*start(pairs, "--num-steps", 3, "--lr", 0.1, "--seed", 3, *free))[0] == 0
+
+
+def test_what_of_the_settings_is_the_recipe():
+    changed = {
+        "seed": 1, "batch_size": 2, "lr": 0.1, "lr_decay": 0.5, "lr_decay_step": 3,
+        "patch_size": 8, "crop_area_min": 0.5, "crop_aspect_max": 1.5, "precision": "bf16",
+        "direction_attention": True,
+    }  # fmt: skip
+    found = settings.changes(vars(Settings("train")), Settings("train", **changed))
+    assert len(found) == len(changed)
+    free = {
+        "num_workers": 5,
+        "log_dir": "x",
+        "num_steps": 9,
+        "accumulate_steps": 4,
+        "compile": True,
+    }
+    assert settings.changes(vars(Settings("train")), Settings("train", **free)) == []
+    assert settings.changes({}, Settings("train", **changed)) == []
+
+
+def test_another_list_is_refused_a_moved_one_is_not(run, pairs, monkeypatch):
+    run(*start(pairs, "--num-steps", 1))
+    pairs.write_text("# the same\n\n" + pairs.read_text())
+    monkeypatch.chdir(pairs.parent)
+    there = ["--model-dir", pairs.parent.parent / "model", "--num-steps", 2]
+    assert run(*start(pairs.name, *there))[0] == 0
+    pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[:-1]))
+    status, _, err = run(*start(pairs.name, *there[:-1], 3))
+    assert status == 2
+    assert "trained otherwise: the training list names other pairs; expected" in err
+
+
+def test_init_from_takes_the_weights_alone(run, pairs):
+    run(*start(pairs, "--num-steps", 2, "--model-dir", "old"))
+    base = start(pairs, "--init-from", "old/latest", "--lr", 0)
+    assert run(*base, "--num-steps", 1)[0] == 0
+    # At a rate of 0 the weights stay as they came; clock and moments are new.
+    assert all(map(torch.equal, weights("model/latest"), weights("old/latest")))
+    content = torch.load("model/latest", weights_only=True)
+    assert content["clock"] == 0
+    assert {int(state["step"]) for state in content["opt"]["state"].values()} == {1}
+    status, out, _ = run(*base, "--num-steps", 2)
+    assert status == 0
+    assert "model/latest is there: going on from it, not anew from old/latest" in out
+    assert "steps 1 to 1" in out
+    status, _, err = run(*start(pairs, "--init-from", "nowhere", "--model-dir", "new"))
+    assert status == 2
+    assert "nowhere: no such checkpoint" in err
+    assert "expected one of them" in run(*base, "-m", "other")[2]
+
+
+def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(pairs):
+    words = command(*start(pairs, "--num-steps", 1000, "--num-workers", 2))
+    first = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        until(lambda: Path("model/latest").exists())
+        second = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 2
+        assert second.stderr == (
+            "main.py: model/.training: another run is training here; expected one at a time\n"
+        )
+    finally:
+        first.kill()  # its workers live on for a moment
+        first.wait()
+    with files.lock(Path("model/.training")):
+        pass
+
+
+def until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
+    words = command(*start(pairs, "--num-steps", 1000, "--num-workers", 1))
+    run = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    until(lambda: Path("model/latest").exists())
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert len(children) == 2  # of training and of validation
+    subprocess.run(["kill", "-9", children[0]], check=True)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert err == ("main.py: a process that loads data was killed; was there enough memory?\n")
+    assert train.Session(Settings("train", device="cpu")).path("latest").exists()
+
+
+# Events
+
+
+def test_events_after_the_clock_are_forgotten():
+    folder = Path("log")
+    for first in (0, 3):  # two files, as of a run and its resume
+        file = EventFile(folder)
+        for step in range(first, first + 3):
+            file.scalars({"loss": step}, step)
+        file.close()
+    forget_after(folder, 5)
+    assert events("log")["loss"] == {step: step for step in range(6)}
+    last = sorted(folder.iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:-5])  # killed within a write
+    forget_after(folder, 5)
+    assert list(events("log")["loss"]) == [0, 1, 2, 3, 4]
+    forget_after(folder, 1)
+    assert list(events("log")["loss"]) == [0, 1]
+    forget_after(Path("nowhere"), 1)
+
+
+def test_an_event_folder_that_is_removed_is_made_anew(capsys):
+    file = EventFile(Path("log/a"))
+    file.scalars({"loss": 1.0}, 0)
+    file.path.unlink()
+    file.path.parent.rmdir()
+    file.scalars({"loss": 2.0}, 1)
+    assert events("log/a")["loss"] == {1: 2.0}
+    assert "is gone: its events are lost, a new file goes on" in capsys.readouterr().err
+
+
+def test_the_record_of_a_run_and_what_is_watched(run, pairs):
+    run(*start(pairs, "--num-steps", 2))
+    run(*start(pairs, "--num-steps", 3))
+    found = steps_of_events(Path("logdir/train_derain"))
+    assert found["_hparams_/experiment"] == found["_hparams_/session_start_info"] == [0]
+    for tag in ("loss", "lr", "grad_norm", "images_per_second", "memory_MiB"):
+        assert found[tag] == [0, 1, 2]
+    watched = events("logdir/train_derain")
+    assert all(0 < value < 1e4 for value in watched["images_per_second"].values())
+    assert all(100 < value < 1e5 for value in watched["memory_MiB"].values())
+
+
+def test_the_best_score_of_the_validation_list_is_kept(run, pairs, tmp_path):
+    val = write_pairs(tmp_path / "val", [(20, 23), (16, 18)], seed=5)
+    base = start(pairs, "--val-list", val, "--val-every", 2)
+    assert run(*base, "--num-steps", 4)[0] == 0  # scored after steps 2 and 3
+    assert run(*base, "--num-steps", 7)[0] == 0  # 4 and 6
+    scores = events("logdir/val_derain")["score/psnr"]
+    assert list(scores) == [2, 3, 4, 6]
+    best = torch.load("model/best", weights_only=True)
+    step = max(scores, key=scores.get)
+    assert best["clock"] == best["best"]["step"] == step
+    assert best["best"]["psnr"] == pytest.approx(scores[step])
+    # The same as a test of that checkpoint reports.
+    status, out, _ = run("-a", "test", "-m", "best", "--test-list", val, "--device", "cpu")
+    assert status == 0
+    assert f"PSNR {best['best']['psnr']:.4f}" in out
+
+
+def test_a_signal_from_the_scheduler_needs_no_more_than_a_step(pairs):
+    words = command(*start(pairs, "--num-steps", 1000, "--latest-every", 1000))
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    until(lambda: Path("model/latest").exists())
+    run.send_signal(signal.SIGTERM)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 143
+    assert "(SIGTERM)" in out
+
+
+def test_damaged_best_is_named(run, pairs):
+    run(*start(pairs, "--num-steps", 1))
+    content = torch.load("model/latest", weights_only=True)
+    torch.save({**content, "best": 3}, "model/latest")
+    status, _, err = run(*start(pairs, "--num-steps", 2))
+    assert status == 2
+    assert "model/latest: 'best' is 3; expected a PSNR and a step" in err
+
+
+def test_a_file_in_the_way_of_the_lock_is_named(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        files.lock(tmp_path / "nowhere" / "x")

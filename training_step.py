@@ -1,0 +1,85 @@
+"""One training step: the losses of the recipe (paper section 4), their gradient, the optimiser."""
+
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cal_ssim import SSIM
+from settings import Settings
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Learning rate of a step: a function of the step alone."""
+    return settings.lr * (settings.lr_decay if step >= settings.lr_decay_step else 1)
+
+
+def losses_of(
+    net: nn.Module, ssim: SSIM, rainy: Tensor, clean: Tensor, label: Tensor, bf16: bool = False
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The recipe's losses of a batch: L1 + (1 - SSIM) + MSE of the mask, means throughout.
+
+    Args:
+        rainy, clean: (N,3,H,W) float in 0..1.
+        label: mask label, (N,H,W) of 0 and 1.
+        bf16: run the network under autocast. Losses are float32 all the same.
+
+    Returns:
+        {"loss", "l1", "ssim", "mask"} as scalar tensors, then the network's mask and clean image.
+    """
+    with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
+        mask, output = net(rainy)
+    mask, output = mask.float(), output.float()
+    l1 = F.l1_loss(output, clean)
+    similarity = ssim(output, clean)
+    mask_error = F.mse_loss(mask[:, 0], label)
+    loss = l1 + (1 - similarity) + mask_error
+    return {"loss": loss, "l1": l1, "ssim": similarity, "mask": mask_error}, mask, output
+
+
+def train_one_step(
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    ssim: SSIM,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    lr: float,
+    parts: int = 1,
+    bf16: bool = False,
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
+
+    Returns:
+        The losses as numbers (means over the parts) and "grad_norm", the norm of the gradient;
+        then the network's mask and clean image of the first part.
+
+    Raises:
+        NotFinite: the loss or its gradient is not; neither network nor optimiser has changed.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.zero_grad(set_to_none=True)
+    values = dict.fromkeys(("loss", "l1", "ssim", "mask"), 0.0)
+    shown = None
+    for index, part in enumerate(zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)):
+        # Ranks average their gradients once, in the last part.
+        wait = nullcontext() if index == parts - 1 else getattr(net, "no_sync", nullcontext)()
+        with wait:
+            losses, mask, output = losses_of(net, ssim, *part, bf16)
+            (losses["loss"] / parts).backward()
+        for name, value in losses.items():
+            values[name] += value.item() / parts
+        shown = shown or (mask.detach(), output.detach())
+    if not math.isfinite(values["loss"]):
+        raise NotFinite(f"the loss is {values['loss']}")
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    values["grad_norm"] = nn.utils.get_total_norm(gradients).item()
+    if not math.isfinite(values["grad_norm"]):
+        raise NotFinite(f"the norm of the gradient is {values['grad_norm']}")
+    optimiser.step()
+    return values, *shown
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a gradient that is infinite or no number."""
