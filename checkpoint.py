@@ -2,7 +2,7 @@
 
 A file holds `net` (the network's tensors), `clock` (index of the last completed step) and `opt`
 (the optimiser's state), as the published ones do, and beside them `format`, `settings`, `rng`,
-`best` (PSNR and step of the best score) and `data` (a fingerprint of the training list).
+`best` (the best score so far), `data` (a fingerprint of the training list) and `run` (its name).
 Run as a program, it copies a checkpoint without its optimiser: python checkpoint.py FROM TO
 """
 
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         content = load(Path(arguments[0]))
-        for key in ("opt", "rng", "best", "data"):
+        for key in ("opt", "rng", "best", "data", "run"):
             content.pop(key, None)
         content["net"] = {key: value.contiguous() for key, value in content["net"].items()}
         save(Path(arguments[1]), content)

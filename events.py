@@ -25,14 +25,14 @@ EVENTS = "events.out.tfevents.*"
 
 
 class EventFile:
-    """One new event file in a folder, which is made where it is missing.
+    """One new event file of a run in a folder, which is made where it is missing.
 
     Raises:
         UserError: from every method, where the file cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder, self.run = folder, run
         self._open()
 
     def _open(self) -> None:
@@ -40,7 +40,9 @@ class EventFile:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Two runs that begin within a second must not share a file.
-            self._writer = EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
+            self._writer = EventsWriter(
+                str(self.folder / "events"), f".{time.time_ns()}.{self.run}"
+            )
             self._writer.flush()
         except OSError as error:
             raise self._failure(error) from None
@@ -89,13 +91,13 @@ class EventFile:
             self._writer.close()
 
 
-def forget_after(folder: Path, clock: int) -> None:
-    """Cut the events of later steps than clock off the files of a folder, and broken tails.
+def forget_after(folder: Path, run: str, clock: int) -> None:
+    """Cut a run's events of later steps than clock off its files in a folder, and broken tails.
 
     A run that was killed has written events of steps that its last checkpoint does not hold; the
     resumed run will write them anew. Raises UserError.
     """
-    for path in sorted(folder.glob(EVENTS)):
+    for path in sorted(folder.glob(f"{EVENTS}.{run}")):
         try:
             data = path.read_bytes()
             end = 0

@@ -89,7 +89,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            lost = ("closed by peer", "reset by peer", "Timed out", "timed out", "NCCL")
+            lost = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "NCCL")
             if not self.several or not any(word in str(error) for word in lost):
                 raise
             raise UserError(f"rank {self.rank}: stopped, another rank was lost") from None

@@ -1,6 +1,7 @@
 """Session: what a run holds, whatever it does: device, ranks, network, optimiser, clock, events."""
 
 import dataclasses
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ class Session:
 
     Attributes:
         clock: index of the last completed step, -1 before the first.
-        best: PSNR and step of the best score of --val-list so far, or None.
+        best: the best score of --val-list so far ("psnr" of "step"), the step of the last one
+            ("scored") and a fingerprint of that list ("list"); or None.
+        run: a name of this run, resumed or not, which its event files bear.
         data: a fingerprint of the training list, kept with the checkpoint.
 
     Raises:
@@ -47,7 +50,8 @@ class Session:
         # Every parameter, in the network's order, used or not: as in a published checkpoint.
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
         self.clock = -1
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, Any] | None = None
+        self.run = new_run()
         self.data = ""
         self._events: dict[str, EventFile] = {}
 
@@ -64,7 +68,8 @@ class Session:
         if self.settings.compile:
             net = torch.compile(net, fullgraph=True)
         if self.ranks.several:
-            net = DistributedDataParallel(net)
+            with self.ranks.watched():
+                net = DistributedDataParallel(net)
         return net
 
     def save(self, name: str) -> None:
@@ -88,6 +93,7 @@ class Session:
             "rng": rng,
             "best": self.best,
             "data": self.data,
+            "run": self.run,
         }
         checkpoint.save(self.path(name), content)
 
@@ -106,6 +112,10 @@ class Session:
             self._load_optimiser(path, content.get("opt"))
             self._load_rng(path, content.get("rng", {}))
             self._load_best(path, content.get("best"))
+            run = content.get("run", self.run)
+            if not isinstance(run, str) or not run.isalnum():
+                raise UserError(f"{path}: 'run' is {run!r}; expected letters and digits")
+            self.run = run
 
     def load_weights(self, path: Path) -> dict[str, Any]:
         """Load the weights of a checkpoint alone; returns its content. Raises as load."""
@@ -130,12 +140,12 @@ class Session:
             )
 
     def _load_best(self, path: Path, best: Any) -> None:
+        kinds = {"psnr": float, "step": int, "scored": int, "list": str}
         if best is not None and not (
             isinstance(best, dict)
-            and isinstance(best.get("psnr"), float)
-            and isinstance(best.get("step"), int)
+            and all(isinstance(best.get(key), kind) for key, kind in kinds.items())
         ):
-            raise UserError(f"{path}: 'best' is {best!r}; expected a PSNR and a step")
+            raise UserError(f"{path}: 'best' is {best!r}; expected a score of --val-list")
         self.best = best
 
     def _load_optimiser(self, path: Path, state: Any) -> None:
@@ -181,7 +191,7 @@ class Session:
             clean = clean[0].float().permute(1, 2, 0).clamp(0, 1)
             return clean.cpu().numpy(), mask[0, 0].float().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise UserError(
                 f"not enough memory on {self.device} for an image of "
@@ -197,19 +207,23 @@ class Session:
     def events(self, name: str) -> EventFile:
         """The event file of that name under the log folder, made when first asked for."""
         if name not in self._events:
-            self._events[name] = EventFile(Path(self.settings.log_dir) / name)
+            self._events[name] = EventFile(Path(self.settings.log_dir) / name, self.run)
         return self._events[name]
 
     def forget_later_events(self, *names: str) -> None:
-        """Cut off the events of steps after the clock, which a resumed run writes anew."""
+        """Cut off this run's events of steps after the clock, which a resume writes anew."""
         if self.ranks.first:
             for name in names:
-                forget_after(Path(self.settings.log_dir) / name, self.clock)
+                forget_after(Path(self.settings.log_dir) / name, self.run, self.clock)
 
     def close(self) -> None:
         for file in self._events.values():
             file.close()
         self.ranks.leave()
+
+
+def new_run() -> str:
+    return secrets.token_hex(4)
 
 
 def _threads(ranks: Ranks) -> int:
@@ -250,7 +264,7 @@ def _own_groups(found: Any, own: dict[str, Any]) -> dict[str, Any]:
     return {"state": state, "param_groups": [group]}
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 

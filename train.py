@@ -21,7 +21,7 @@ from files import lock, remove_scraps, require_writable
 from lists import Pair, read_list
 from metrics import to_uint8
 from progress import Progress
-from session import Session
+from session import Session, is_out_of_memory, new_run
 from settings import Settings, UserError
 from training_step import NotFinite, learning_rate, losses_of, train_one_step
 from visualize import heat_map, strip
@@ -32,7 +32,10 @@ SHOWN = ["loss", "l1", "ssim", "mask", "lr"]
 
 
 class Interrupt:
-    """Within it, the first SIGINT or SIGTERM only sets `signal`; a second one acts at once."""
+    """Within it, the first SIGINT or SIGTERM only sets `signal`; a second SIGINT acts at once.
+
+    A second SIGTERM is none of a person's: torchrun passes on what its ranks received already.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
@@ -44,15 +47,12 @@ class Interrupt:
         return self
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+        self.signal = self.signal or number
+        signal.signal(signal.SIGINT, self._former[signal.SIGINT])
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
 
 def train(session: Session) -> int:
@@ -127,8 +127,9 @@ def _run_steps(
     val_stream = dataset.batches(
         val_pairs, settings, dataset.VALIDATION, val_steps, min(workers, 1), *place
     )
-    net, ssim = session.network(), SSIM().to(session.device)
-    net.train()
+    val_data = _fingerprint(val_pairs, Path(settings.val_list).parent)
+    if session.best and session.best["list"] != val_data:
+        session.best = None
     with (
         closing(stream),
         closing(val_stream),
@@ -137,22 +138,26 @@ def _run_steps(
             "step", first, last + 1, SHOWN, settings.log_every, silent=not ranks.first
         ) as progress,
     ):
+        net, ssim = session.network(), SSIM().to(session.device)
+        net.train()
+        if _score_is_due(session) and not (session.best and session.best["scored"] == first - 1):
+            _score(session, val_pairs, val_data)  # a signal had come before it
         for step, batch in zip(steps, stream, strict=True):
             values, number = _train_batch(session, net, ssim, step, batch, interrupt)
             if step % every == 0:
                 _validate(session, ssim, next(val_stream))
-            if settings.val_list and (
-                step == last or (step > 0 and step % settings.val_every == 0)
-            ):
-                _score(session, val_pairs)
-            if number or step == last or step % settings.latest_every == 0:
-                session.save(LATEST)
+            if (settings.val_list and step == last) or (_score_is_due(session) and not number):
+                _score(session, val_pairs, val_data)
+            # 'latest' comes last: all that is due up to its step is then there.
             if step > 0 and step % settings.checkpoint_every == 0:
                 session.save(f"step_{step}")
+            if number or step == last or step % settings.latest_every == 0:
+                session.save(LATEST)
             progress.update(step, values)
             if number:
-                return number
-    return 0
+                break
+        ranks.exchange(None)  # nobody leaves, and has the others ended, before the save is done
+    return number
 
 
 def _train_batch(
@@ -175,9 +180,18 @@ def _train_batch(
         files = ", ".join(dict.fromkeys(batch.files))
         raise UserError(f"step {step}: {error}; the batch is of {files}") from None
     except RuntimeError as error:
-        if "No working C++ compiler" not in str(error):
-            raise
-        raise UserError("--compile: torch finds no C++ compiler; expected g++ or clang++") from None
+        if is_out_of_memory(error):
+            raise UserError(
+                f"step {step}: not enough memory on {session.device} for {len(batch.files)} crops "
+                f"of {settings.patch_size}x{settings.patch_size} pixels in "
+                f"{settings.accumulate_steps} part(s); expected more --accumulate-steps, or "
+                "--checkpoint-activations"
+            ) from None
+        if "No working C++ compiler" in str(error):
+            raise UserError(
+                "--compile: torch finds no C++ compiler; expected g++ or clang++"
+            ) from None
+        raise
     norm = losses.pop("grad_norm")
     *sums, number = ranks.total([*losses.values(), interrupt.signal])
     losses = {name: value / ranks.world_size for name, value in zip(losses, sums, strict=True)}
@@ -198,23 +212,27 @@ def _load_start(session: Session) -> None:
     latest = session.path(LATEST)
     # The first rank may save while another still looks.
     there = session.ranks.exchange(latest.exists())[0]
-    if name == LATEST and not there:
-        if settings.init_from:
-            session.load_weights(Path(settings.init_from))
-        if session.ranks.first:
-            session.events(EVENTS).hparams(_record(settings))
-        return
     if settings.init_from and name != LATEST:
         raise UserError(f"--init-from and -m {name} both say where to start; expected one of them")
-    session.load(name, resume=True)
-    if name != LATEST and there:
-        raise UserError(
-            f"{latest} is there and would be overwritten by a run from {name}; "
-            "move it away, or give another --model-dir"
-        )
-    if settings.init_from:
-        _say(session, f"{latest} is there: going on from it, not anew from {settings.init_from}")
-    session.forget_later_events(EVENTS, VAL_EVENTS)
+    if name != LATEST:
+        session.load(name, resume=True)
+        if there:
+            raise UserError(
+                f"{latest} is there and would be overwritten by a run from {name}; "
+                "move it away, or give another --model-dir"
+            )
+        session.run = new_run()  # its own events, beside those of the run it comes from
+    elif there:
+        session.load(LATEST, resume=True)
+        if settings.init_from:
+            _say(session, f"{latest} is there: going on from it, not from {settings.init_from}")
+        session.forget_later_events(EVENTS, VAL_EVENTS)
+    elif settings.init_from:
+        session.load_weights(Path(settings.init_from))
+    if not there:
+        session.save(LATEST)  # from here on a restart is a resume
+    if session.ranks.first and (session.clock < 0 or not there):
+        session.events(EVENTS).hparams(_record(settings))
 
 
 def _record(settings: Settings) -> dict[str, float | str | bool]:
@@ -238,25 +256,37 @@ def _where(session: Session) -> str:
 
 
 def _validate(session: Session, ssim: SSIM, batch: Batch) -> None:
-    """Losses of a validation batch, without a gradient."""
+    """Losses of a validation batch, in the parts of a training batch, without a gradient."""
+    parts, ranks = session.settings.accumulate_steps, session.ranks
+    sums = dict.fromkeys(("loss", "l1", "ssim", "mask"), 0.0)
+    shown = None
     with torch.no_grad():
         tensors = batch.tensors(session.device)
-        losses, mask, output = losses_of(session.net, ssim, *tensors, session.bf16)
-    sums = session.ranks.total([value.item() for value in losses.values()])
-    if session.ranks.first:
-        means = [value / session.ranks.world_size for value in sums]
-        session.events(VAL_EVENTS).scalars(dict(zip(losses, means, strict=True)), session.clock)
-        _write_picture_if_due(session, VAL_EVENTS, batch, mask, output)
+        for part in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
+            losses, mask, output = losses_of(session.net, ssim, *part, session.bf16)
+            sums = {name: total + losses[name].item() for name, total in sums.items()}
+            shown = shown or (mask, output)
+    totals = ranks.total(list(sums.values()))
+    if ranks.first:
+        means = [value / parts / ranks.world_size for value in totals]
+        session.events(VAL_EVENTS).scalars(dict(zip(sums, means, strict=True)), session.clock)
+        _write_picture_if_due(session, VAL_EVENTS, batch, *shown)
 
 
-def _score(session: Session, pairs: list[Pair]) -> None:
+def _score_is_due(session: Session) -> bool:
+    settings = session.settings
+    return bool(settings.val_list) and session.clock > 0 and session.clock % settings.val_every == 0
+
+
+def _score(session: Session, pairs: list[Pair], data: str) -> None:
     """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
     psnr, ssim = score(session, pairs)
     if session.ranks.first:
         session.events(VAL_EVENTS).scalars({"score/psnr": psnr, "score/ssim": ssim}, session.clock)
     if session.best is None or psnr > session.best["psnr"]:
-        session.best = {"psnr": psnr, "step": session.clock}
+        session.best = {"psnr": psnr, "step": session.clock, "scored": session.clock, "list": data}
         session.save(BEST)
+    session.best["scored"] = session.clock
 
 
 def _write_picture_if_due(

@@ -50,24 +50,29 @@ def train(folder: Path, pairs: Path, steps: int, every: int) -> list[str]:
     ]
 
 
-def soak(folder: Path, pairs: Path, steps: int, every: int, kills: int, seed: int) -> list[int]:
-    """Run to the end with that many kills on the way. Returns the steps lost at each."""
-    rng = random.Random(seed)
+def soak(
+    folder: Path, pairs: Path, steps: int, every: int, kills: int, longest: float
+) -> list[int]:
+    """Run to the end with that many kills on the way. Returns the steps lost at each.
+
+    Raises:
+        AssertionError: it does not end as a run left alone.
+    """
+    rng = random.Random(0)
     alone, killed = folder / "alone", folder / "killed"
     subprocess.run(train(alone, pairs, steps, every), check=True, stdout=subprocess.DEVNULL)
     latest, log = killed / "model" / "latest", killed / "log" / "train_derain"
     lost = []
     command = train(killed, pairs, steps, every)
     while len(lost) < kills:
-        before = checkpoint.load(latest)["clock"] if latest.exists() else -1
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-        # From the first step on, at any moment of some steps.
-        while run.poll() is None and not has_step(log, before):
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.5 * every))
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        run.stdout.readline()  # "training on ...": it has loaded all it needs
+        time.sleep(rng.uniform(0, longest))
         run.send_signal(signal.SIGKILL)
         if run.wait() == 0:
-            sys.exit(f"soak: all steps were done after {len(lost)} kills; expected more steps")
+            raise AssertionError(
+                f"soak: all steps were done after {len(lost)} kills; expected more steps"
+            )
         seen = max(steps_of_events(log).get("loss", [-1]))
         clock = checkpoint.load(latest)["clock"] if latest.exists() else -1
         lost.append(seen - clock)
@@ -91,23 +96,19 @@ def soak(folder: Path, pairs: Path, steps: int, every: int, kills: int, seed: in
     return lost
 
 
-def has_step(log: Path, before: int) -> bool:
-    return max(steps_of_events(log).get("loss", [-1]), default=-1) > before
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill a training run again and again.")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--every", type=int, default=4, help="steps between saves")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=float, default=2.0, help="seconds of work before a kill")
     options = parser.parse_args()
     from conftest import write_pairs
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = write_pairs(folder / "data", [(24, 24)] * 5)
-        lost = soak(folder, pairs, options.steps, options.every, options.kills, options.seed)
+        lost = soak(folder, pairs, options.steps, options.every, options.kills, options.longest)
     print(f"{len(lost)} kills, steps lost at each: {lost}; the same weights, moments and events")
     return 0
 

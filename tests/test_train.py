@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import signal
 import struct
 import subprocess
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, golden, shell, write_pairs
+from conftest import ROOT, command, golden, write_pairs
 from tensorboardX.proto.event_pb2 import Event
 from test_model import recipe_weights
 
@@ -225,9 +224,10 @@ def test_a_signal_saves_latest_and_ends_cleanly(pairs, which):
     assert f"holds step {done} of 0 to 40000" in out
 
 
-def test_a_second_signal_does_not_wait():
+def test_a_second_ctrl_c_does_not_wait():
     with train.Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         assert interrupt.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -284,15 +284,6 @@ def test_an_unforeseen_error_ends_the_workers_too(pairs):
     )  # fmt: skip
     assert "RuntimeError: unforeseen" in done.stderr
     assert done.returncode == 1
-
-
-def test_events_that_cannot_be_written_stop_the_run_with_one_line(pairs):
-    run = command("-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 50)
-    done = shell(f"ulimit -f 1; exec {shlex.join(run)}")  # files end at 1 KiB, as on a full disk
-    assert done.returncode == 2
-    assert done.stderr == (
-        "main.py: logdir/train_derain: events cannot be written: File too large\n"
-    )
 
 
 def test_val_list_replaces_the_training_list(run, pairs, tmp_path):

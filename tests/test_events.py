@@ -1,0 +1,66 @@
+"""Event files: cut at a resume, made anew where they vanish, told where they cannot be written."""
+
+import resource
+from pathlib import Path
+
+import pytest
+from soak import steps_of_events
+from test_resume import start
+from test_train import events
+
+from events import EventFile, forget_after
+from settings import UserError
+
+
+def test_events_that_cannot_be_written_are_one_line():
+    file = EventFile(Path("log/a"), "run")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, former[1]))  # as on a full disk
+    try:
+        with pytest.raises(UserError) as caught:
+            file.scalars({f"loss{number}": 1.0 for number in range(100)}, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert str(caught.value) == "log/a: events cannot be written: File too large"
+    file.close()
+
+
+def test_events_after_the_clock_are_forgotten():
+    folder = Path("log")
+    for first, name in ((0, "mine"), (3, "mine"), (3, "other")):  # a resume, another run
+        file = EventFile(folder, name)
+        for step in range(first, first + 3):
+            file.scalars({"loss": step}, step)
+        file.close()
+    steps = lambda: steps_of_events(folder)["loss"]  # noqa: E731
+    forget_after(folder, "mine", 5)
+    assert steps() == [0, 1, 2, 3, 4, 5, 3, 4, 5]
+    last = sorted(folder.glob("*.mine"))[-1]
+    last.write_bytes(last.read_bytes()[:-5])  # killed within a write
+    forget_after(folder, "mine", 5)
+    assert steps() == [0, 1, 2, 3, 4, 3, 4, 5]
+    forget_after(folder, "mine", 1)
+    assert steps() == [0, 1, 3, 4, 5]
+    forget_after(Path("nowhere"), "mine", 1)
+
+
+def test_an_event_folder_that_is_removed_is_made_anew(capsys):
+    file = EventFile(Path("log/a"), "run")
+    file.scalars({"loss": 1.0}, 0)
+    file.path.unlink()
+    file.path.parent.rmdir()
+    file.scalars({"loss": 2.0}, 1)
+    assert events("log/a")["loss"] == {1: 2.0}
+    assert "is gone: its events are lost, a new file goes on" in capsys.readouterr().err
+
+
+def test_the_record_of_a_run_and_what_is_watched(run, pairs):
+    run(*start(pairs, "--num-steps", 2))
+    run(*start(pairs, "--num-steps", 3))
+    found = steps_of_events(Path("logdir/train_derain"))
+    assert found["_hparams_/experiment"] == found["_hparams_/session_start_info"] == [0]
+    for tag in ("loss", "lr", "grad_norm", "images_per_second", "memory_MiB"):
+        assert found[tag] == [0, 1, 2]
+    watched = events("logdir/train_derain")
+    assert all(0 < value < 1e4 for value in watched["images_per_second"].values())
+    assert all(100 < value < 1e5 for value in watched["memory_MiB"].values())
