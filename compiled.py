@@ -1,8 +1,8 @@
 """Numba, with the compiled code kept on disk wherever that can be written.
 
 OpenMP's pool stays awake for a moment after a launch, as torch's does, and so loses less between
-two scans than Numba's own, which sleeps at once: 15 to 20 % of a forward pass on two cores. It must
-then have no more threads than there are cores for it, idle ones included: see limit_pool.
+two scans than Numba's own, which sleeps at once. It must then have no more threads than there are
+cores for it, idle ones included: see limit_pool.
 """
 
 import os
@@ -25,7 +25,6 @@ def use_threads(count: int) -> None:
 
 def compiled(**options: bool) -> Callable[[Callable], Callable]:
     """A decorator: numba.njit without the interpreter's lock, kept on disk between runs."""
-
     import numba
 
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]

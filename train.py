@@ -1,6 +1,7 @@
 """Training: train(session) runs the published recipe (paper section 4) from where it stands."""
 
 import hashlib
+import math
 import os
 import signal
 import time
@@ -128,7 +129,8 @@ def _run_steps(
         val_pairs, settings, dataset.VALIDATION, val_steps, min(workers, 1), *place
     )
     val_data = _fingerprint(val_pairs, Path(settings.val_list).parent)
-    if session.best and session.best["list"] != val_data:
+    scored = session.best["scored"] if session.best else -1
+    if settings.val_list and session.best and session.best["list"] != val_data:
         session.best = None
     with (
         closing(stream),
@@ -140,7 +142,7 @@ def _run_steps(
     ):
         net, ssim = session.network(), SSIM().to(session.device)
         net.train()
-        if _score_is_due(session) and not (session.best and session.best["scored"] == first - 1):
+        if _score_is_due(session) and scored < session.clock:
             _score(session, val_pairs, val_data)  # a signal had come before it
         for step, batch in zip(steps, stream, strict=True):
             values, number = _train_batch(session, net, ssim, step, batch, interrupt)
@@ -283,7 +285,8 @@ def _score(session: Session, pairs: list[Pair], data: str) -> None:
     psnr, ssim = score(session, pairs)
     if session.ranks.first:
         session.events(VAL_EVENTS).scalars({"score/psnr": psnr, "score/ssim": ssim}, session.clock)
-    if session.best is None or psnr > session.best["psnr"]:
+    best = session.best["psnr"] if session.best else math.nan
+    if math.isnan(best) or psnr > best:
         session.best = {"psnr": psnr, "step": session.clock, "scored": session.clock, "list": data}
         session.save(BEST)
     session.best["scored"] = session.clock

@@ -218,7 +218,9 @@ def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
     _, err = run.communicate(timeout=60)
     assert run.returncode == 2
     assert err == ("main.py: a process that loads data was killed; was there enough memory?\n")
-    assert train.Session(Settings("train", device="cpu")).path("latest").exists()
+    session = train.Session(Settings("train", device="cpu", allow_changed_settings=True))
+    session.load("latest", resume=True)
+    assert session.clock >= 0
 
 
 # Scores
@@ -318,11 +320,21 @@ def test_another_validation_list_starts_a_new_best(run, pairs, tmp_path):
     content = torch.load("model/latest", weights_only=True)
     content["best"]["psnr"] = 99.0  # never reached again
     torch.save(content, "model/latest")
+    run(*words, "--num-steps", 3)  # without a list nothing is scored, and nothing forgotten
     # A moved list is the same list.
-    run(*words, "--num-steps", 3, "--val-list", tmp_path / "two" / "list.txt")
+    run(*words, "--num-steps", 4, "--val-list", tmp_path / "two" / "list.txt")
     assert torch.load("model/latest", weights_only=True)["best"]["psnr"] == 99.0
     (tmp_path / "two" / "list.txt").write_text("rain/pair0.png rain/pair0.png\n")
-    run(*words, "--num-steps", 4, "--val-list", tmp_path / "two" / "list.txt")
+    run(*words, "--num-steps", 5, "--val-list", tmp_path / "two" / "list.txt")
     best = torch.load("model/latest", weights_only=True)["best"]
     assert best["psnr"] < 99
-    assert best["step"] == best["scored"] == 3
+    assert best["step"] == best["scored"] == 4
+
+
+def test_a_score_that_is_no_number_is_no_best(run, pairs, tmp_path, monkeypatch):
+    val = write_pairs(tmp_path / "val", [(16, 16)])
+    scores = iter([float("nan"), 20.0, float("nan"), 19.0])
+    monkeypatch.setattr(train, "score", lambda *_: (next(scores), 0.5))
+    assert run(*start(pairs, "--val-list", val, "--val-every", 1, "--num-steps", 5))[0] == 0
+    best = torch.load("model/latest", weights_only=True)["best"]
+    assert (best["psnr"], best["step"], best["scored"]) == (20.0, 2, 4)
