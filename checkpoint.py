@@ -91,6 +91,31 @@ def _is_plain(value: Any) -> bool:
     )
 
 
+def check_tensors(
+    path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> None:
+    """Raise UserError unless found has the keys and shapes of expected, with finite values."""
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    if missing or extra:
+        parts = [_listed("lacks", missing), _listed("has unknown", extra)]
+        raise UserError(f"{path}: not of this network: {'; '.join(part for part in parts if part)}")
+    for key, tensor in expected.items():
+        if found[key].shape != tensor.shape:
+            raise UserError(
+                f"{path}: {key} is {tuple(found[key].shape)}; expected {tuple(tensor.shape)}"
+            )
+        if not found[key].isfinite().all():
+            raise UserError(f"{path}: {key} holds values that are not finite")
+
+
+def _listed(word: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{word} {', '.join(keys[:3])}{more}"
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("usage: python checkpoint.py FROM TO", file=sys.stderr)

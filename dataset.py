@@ -29,8 +29,8 @@ CROP_TRIES = 10
 
 
 def to_float(image: Tensor) -> Tensor:
-    """(N,H,W,3) uint8 to (N,3,H,W) float32 in 0..1, channels_last in memory without a shuffle."""
-    return image.permute(0, 3, 1, 2).float().div_(255)
+    """(N,H,W,3) uint8 or uint16 to (N,3,H,W) float32 in 0..1, channels_last without a shuffle."""
+    return image.permute(0, 3, 1, 2).float().div_(torch.iinfo(image.dtype).max)
 
 
 def mask_label(rainy: Tensor, clean: Tensor) -> Tensor:

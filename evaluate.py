@@ -2,7 +2,7 @@
 
 In the result folder: derained/STEM.png, mask/STEM.png (the first attention map as a heat map),
 compare/STEM.png (rainy, derained, clean where known, mask, side by side), metrics.csv (a row an
-image) and summary.json (the means, and what was run).
+image), summary.json (the means, and what was run) and index.html (all of it, to look at).
 """
 
 import csv
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import dataset
+import report
 from files import require_writable, write_atomically
 from lists import Pair, read_list
 from metrics import MEASURES, PROTOCOLS, measure, to_uint8
@@ -70,16 +71,23 @@ def test(session: Session) -> int:
     if first:
         for stale in ("metrics.csv", "summary.json"):
             (folder / stale).unlink(missing_ok=True)
-        if not scored:
-            print(f"{settings.test_list} has no clean images: pictures only, no metrics")
+        report.remove_page(folder)
+    session.ranks.exchange(None)  # none writes a picture of the new page before
+    if first and not scored:
+        print(f"{settings.test_list} has no clean images: pictures only, no metrics")
     session.net.eval()
     start = time.monotonic()
     rows = _derain_list(session, pairs, folder, scored)
     if not first:
         return 0
+    seconds = time.monotonic() - start
     means = _means(rows) if scored else {}
-    _write_summary(session, folder, rows, means, time.monotonic() - start)
+    _write_summary(session, folder, rows, means, seconds)
+    page = report.scored_page(rows, means) if scored else report.plain_page(rows)
+    title = f"SPANet: {Path(settings.test_list).name}, derained by {settings.model}"
+    report.write_page(folder, title, page, session.about(seconds), settings)
     print(f"results in {folder}: derained, mask, compare, summary.json" + ", metrics.csv" * scored)
+    print(f"open {folder / report.PAGE} to look at them")
     if scored:
         scores = {f"mean/{name}": value for name, value in means.items()}
         session.events("test_derain").scalars(scores, session.clock)
@@ -95,9 +103,7 @@ def score(session: Session, pairs: list[Pair]) -> tuple[float, float]:
     """
     sums = [0.0, 0.0]
     names = [f"released_{measure}" for measure in MEASURES]
-    for values in _shared_out(
-        session, pairs, lambda _, rainy, clean: _released(session, rainy, clean)
-    ):
+    for values in _shared_out(session, pairs, lambda _, *pair: _released(session, *pair)):
         sums = [total + values[name] for total, name in zip(sums, names, strict=True)]
     psnr, ssim = (total / len(pairs) for total in sums)
     return psnr, ssim
@@ -111,27 +117,12 @@ def _released(session: Session, rainy: np.ndarray, clean: np.ndarray) -> dict[st
 def _shared_out(
     session: Session, pairs: list[Pair], work: Callable[[int, np.ndarray, np.ndarray | None], Any]
 ) -> Iterator[Any]:
-    """work(index, rainy, clean) of each pair in turn, each done by one of the ranks.
-
-    Every rank receives all results. What one of them raises as UserError, all of them raise.
-    """
+    """work(index, rainy, clean) of each pair in turn, each done by one of the ranks."""
     ranks = session.ranks
     own = range(ranks.rank, len(pairs), ranks.world_size)
     images = dataset.whole_images([pairs[index] for index in own], session.settings.num_workers)
     with closing(images):
-        for start in range(0, len(pairs), ranks.world_size):
-            index = start + ranks.rank
-            result = None
-            try:
-                if index < len(pairs):
-                    result = work(index, *next(images))
-            except UserError as error:
-                result = error
-            count = min(ranks.world_size, len(pairs) - start)
-            for found in ranks.exchange(result)[:count]:
-                if isinstance(found, UserError):
-                    raise found
-                yield found
+        yield from ranks.share(len(pairs), lambda index: work(index, *next(images)))
 
 
 def _derain_list(
@@ -143,11 +134,16 @@ def _derain_list(
     shown = ["psnr", "ssim"] if scored else []
 
     def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> dict[str, Any]:
-        output, mask = session.derain(rainy)
-        pair, name = pairs[index], names[index]
-        _write_pictures(folder, name, rainy, clean, output, mask)
-        row = {"name": name, "rainy": str(pair.rainy), "clean": str(pair.clean or ""),
-               "width": rainy.shape[1], "height": rainy.shape[0]}  # fmt: skip
+        pair, name, start = pairs[index], names[index], time.monotonic()
+        output, mask = session.derain(rainy, f"{pair.where}: {pair.rainy}")
+        seconds = time.monotonic() - start
+        derained = to_uint8(output)
+        _write_pictures(folder, name, rainy, clean, derained, mask)
+        report.write_pictures(folder, index, rainy, derained, mask, clean)
+        row = {"index": index, "name": name, "file": f"derained/{name}.png",
+               "rainy": str(pair.rainy), "clean": str(pair.clean or ""), "frames": 1,
+               "width": rainy.shape[1], "height": rainy.shape[0], "seconds": seconds}  # fmt: skip
+        row |= report.figures(rainy, derained, mask)
         if scored:
             truth = clean.astype(np.float32) / 255
             row |= _scores("output", output, truth)
@@ -175,10 +171,10 @@ def _write_pictures(
     name: str,
     rainy: np.ndarray,
     clean: np.ndarray | None,
-    output: np.ndarray,
+    derained: np.ndarray,
     mask: np.ndarray,
 ) -> None:
-    derained, heat = to_uint8(output), heat_map(mask)
+    heat = heat_map(mask)
     compared = [image for image in (rainy, derained, clean, heat) if image is not None]
     pictures = {"derained": derained, "mask": heat, "compare": strip(compared)}
     for kind, picture in pictures.items():
@@ -204,7 +200,7 @@ class _Table:
         if self.path:
             self.file = self.path.open("w", newline="", encoding="utf-8")
             columns = ["name", "rainy", "clean", "width", "height", *_score_names()]
-            self.writer = csv.DictWriter(self.file, columns)
+            self.writer = csv.DictWriter(self.file, columns, extrasaction="ignore")
             self.writer.writeheader()
         return self
 
@@ -245,6 +241,9 @@ def _write_summary(
         "model": str(session.path(settings.model)),
         "step": session.clock,
         "direction_attention": settings.direction_attention,
+        "self_ensemble": settings.self_ensemble,
+        "tile": settings.tile,
+        "precision": settings.precision,
         "list": settings.test_list,
         "images": len(rows),
         "device": str(session.device),

@@ -12,8 +12,11 @@ from settings import UserError
 SCRAP = ".writing-"  # how the name of an unfinished file begins
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
     """Put data into path, which holds either its old content or all of the new at any instant.
+
+    Args:
+        lasting: outlast a power failure, which takes a moment a file.
 
     Raises:
         UserError: the file cannot be written; path is as it was, and no scrap is left.
@@ -24,8 +27,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         handle, scrap = tempfile.mkstemp(dir=path.parent, prefix=f"{SCRAP}{path.name}-")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(scrap, 0o666 & ~_umask())
         os.replace(scrap, path)
     except OSError as error:
@@ -38,7 +42,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(scrap)
         raise
-    _sync_folder(path.parent)
+    if lasting:
+        _sync_folder(path.parent)
 
 
 def require_writable(folder: Path) -> None:

@@ -1,8 +1,11 @@
 """What the program may take of the machine: cores, and how the C library handles memory."""
 
+import contextlib
 import ctypes
 import math
 import os
+import platform
+import re
 import resource
 from pathlib import Path
 
@@ -25,7 +28,43 @@ def cores() -> int:
 
 def peak_memory() -> float:
     """MiB that this process has had resident at most."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1]) / 2**10
+    # Elsewhere than on Linux, where this would begin with the peak of the parent process.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1]
+    return platform.machine()
+
+
+def free_memory() -> int:
+    """Bytes that this process can still take, within its container's limit; huge if unknown."""
+    free = 2**62
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+        free = int(found[1]) * 2**10 if found else free
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        files = re.search(r"inactive_file (\d+)", (group / "memory.stat").read_text())
+        used = int((group / "memory.current").read_text()) - (int(files[1]) if files else 0)
+        free = min(free, max(limit - used, 0))
+    except (OSError, ValueError):  # no such file, or no limit ("max")
+        pass
+    return free
+
+
+def return_memory() -> None:
+    """Give freed blocks that were kept in the process back to the system, where glibc can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def prepare_inference() -> None:

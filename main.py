@@ -1,4 +1,4 @@
-"""SPANet's command line: python main.py -a train|test|clean|pairs [options]; -h lists them."""
+"""SPANet's command line: python main.py -a ACTION [options]; -h lists the actions and options."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(settings: Settings) -> int:
     """Run the action of the settings. Raises UserError."""
     # Before torch is imported, which reads the environment once.
-    if settings.action == "test":
+    if settings.action in ("test", "derain"):
         machine.prepare_inference()
     elif settings.checkpoint_activations:
         machine.prepare_lean_training()
@@ -52,13 +52,16 @@ def run(settings: Settings) -> int:
         from pairs import pairs
 
         return pairs(settings)
+    from derain import derain
     from evaluate import test
+    from export import export
     from session import Session
     from train import train
 
     session = Session(settings)
+    actions = {"train": train, "test": test, "derain": derain, "export": export}
     try:
-        return {"train": train, "test": test}[settings.action](session)
+        return actions[settings.action](session)
     finally:
         session.close()
 

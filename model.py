@@ -80,13 +80,13 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if (
-            x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
-            and x.shape[-1] >= _LONG_ROW
+            torch.is_grad_enabled()
             and self.weight.requires_grad
-            and torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
+            and x.device.type == "cpu"
+            and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and x.shape[-1] >= _LONG_ROW  # asked last, where the size need not be a known number
         ):
             return _ConvOnCpu.apply(x, self.weight, self.dilation[0])
         return super().forward(x)

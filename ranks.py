@@ -4,7 +4,7 @@ Without torchrun there is one rank, 0 of 1, and nothing here communicates.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -82,6 +82,23 @@ class Ranks:
         with self.watched():
             dist.all_gather_object(items, item)
         return items
+
+    def share(self, count: int, work: Callable[[int], Any]) -> Iterator[Any]:
+        """work(0), .. work(count-1), each done by one of the ranks and handed to all, in order.
+
+        What one of them raises as UserError, all of them raise.
+        """
+        for start in range(0, count, self.world_size):
+            result = None
+            try:
+                if start + self.rank < count:
+                    result = work(start + self.rank)
+            except UserError as error:
+                result = error
+            for found in self.exchange(result)[: count - start]:
+                if isinstance(found, UserError):
+                    raise found
+                yield found
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -1,17 +1,20 @@
 """Session: what a run holds, whatever it does: device, ranks, network, optimiser, clock, events."""
 
 import dataclasses
+import math
 import secrets
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
+import inference
 import machine
+import report
 from dataset import to_float
 from events import EventFile, forget_after
 from irnn_cuda import require_cupy
@@ -53,6 +56,7 @@ class Session:
         self.best: dict[str, Any] | None = None
         self.run = new_run()
         self.data = ""
+        self._fitted = 0  # bytes that the largest image so far was reckoned to take
         self._events: dict[str, EventFile] = {}
 
     def path(self, name: str) -> Path:
@@ -121,7 +125,7 @@ class Session:
         """Load the weights of a checkpoint alone; returns its content. Raises as load."""
         content = checkpoint.load(path)
         _check_attention(path, content, self.settings.direction_attention)
-        _check_tensors(path, content["net"], self.net.state_dict())
+        checkpoint.check_tensors(path, content["net"], self.net.state_dict())
         self.net.load_state_dict(content["net"])
         return content
 
@@ -172,11 +176,12 @@ class Session:
             raise UserError(f"{path}: its state of random numbers is damaged: {error}") from None
 
     @torch.inference_mode()
-    def derain(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Derain one image of any size.
+    def derain(self, image: np.ndarray, name: str = "image") -> tuple[np.ndarray, np.ndarray]:
+        """Derain one image of any size, by --self-ensemble and --tile.
 
         Args:
-            image: (H,W,3) uint8, BGR.
+            image: (H,W,3) uint8 or uint16, BGR.
+            name: how a message names it.
 
         Returns:
             The clean image (H,W,3) float32, BGR, clipped to 0..1, and the mask (H,W) in 0..1.
@@ -184,19 +189,60 @@ class Session:
         Raises:
             UserError: the image does not fit into memory.
         """
+        settings = self.settings
+        needed = inference.memory(*image.shape[:2], settings.tile)
+        if needed > self._fitted and needed > self._free():
+            machine.return_memory()  # what earlier images left with the process
+            if needed > self._free():
+                raise self._too_large(image, name, needed)
         try:
             batch = to_float(torch.from_numpy(image)[None].to(self.device))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                mask, clean = self.net(batch)
-            clean = clean[0].float().permute(1, 2, 0).clamp(0, 1)
-            return clean.cpu().numpy(), mask[0, 0].float().cpu().numpy()
+                mask, clean = inference.derain(
+                    self.net, batch, settings.self_ensemble, settings.tile
+                )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise UserError(
-                f"not enough memory on {self.device} for an image of "
-                f"{image.shape[1]}x{image.shape[0]} pixels"
-            ) from None
+            raise self._too_large(image, name, needed) from None
+        self._fitted = max(self._fitted, needed)
+        clean = clean[0].permute(1, 2, 0).clamp_(0, 1)
+        return clean.cpu().numpy(), mask[0, 0].cpu().numpy()
+
+    @torch.inference_mode()
+    def tile_error(self, image: np.ndarray) -> float:
+        """PSNR (dB) of an image (as for derain) in tiles of half of --tile, against it whole."""
+        batch = to_float(torch.from_numpy(np.ascontiguousarray(image))[None].to(self.device))
+        views, tile = self.settings.self_ensemble, self.settings.tile
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            _, whole = inference.derain(self.net, batch, views)
+            _, tiled = inference.derain(self.net, batch, views, tile // 2)
+        error = (tiled.clamp_(0, 1) - whole.clamp_(0, 1)).square_().mean().item()
+        return -10 * math.log10(error) if error else math.inf
+
+    def _free(self) -> int:
+        if self.device.type == "cuda":
+            kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            return torch.cuda.mem_get_info()[0] + kept
+        return machine.free_memory()
+
+    def _too_large(self, image: np.ndarray, name: str, needed: int) -> UserError:
+        height, width = image.shape[:2]
+        return UserError(
+            f"{name}: {width}x{height} pixels need about {needed / 2**30:.3g} GiB of memory on "
+            f"{self.device}, {self._free() / 2**30:.3g} GiB are free; expected a smaller image, "
+            f"or --tile {self.settings.tile // 2 or 1024}"
+        )
+
+    def about(self, seconds: float) -> list[tuple[str, str]]:
+        """What was run, for a report."""
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        else:
+            device = f"{machine.processor()}, {torch.get_num_threads()} threads"
+        if self.ranks.several:
+            device = f"{self.ranks.world_size} ranks, each on {device}"
+        return report.about(self.settings, self.clock, device, seconds)
 
     def memory(self) -> float:
         """MiB that this process has taken at most, of the GPU where it computes on one."""
@@ -279,25 +325,3 @@ def _check_attention(path: Path, content: dict[str, Any], wanted: bool) -> None:
             f"{path}: trained {words[bool(found)]} direction attention, this run is "
             f"{words[wanted]}; expected {option}"
         )
-
-
-def _check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    missing = [key for key in expected if key not in found]
-    extra = [key for key in found if key not in expected]
-    if missing or extra:
-        parts = [_listed("lacks", missing), _listed("has unknown", extra)]
-        raise UserError(f"{path}: not of this network: {'; '.join(part for part in parts if part)}")
-    for key, tensor in expected.items():
-        if found[key].shape != tensor.shape:
-            raise UserError(
-                f"{path}: {key} is {tuple(found[key].shape)}; expected {tuple(tensor.shape)}"
-            )
-        if not found[key].isfinite().all():
-            raise UserError(f"{path}: {key} holds values that are not finite")
-
-
-def _listed(word: str, keys: list[str]) -> str:
-    if not keys:
-        return ""
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{word} {', '.join(keys[:3])}{more}"

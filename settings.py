@@ -38,7 +38,9 @@ class Settings:
     """All settings of one run. Raises UserError for a value of the wrong type or range."""
 
     # What to do
-    action: Literal["train", "test", "clean", "pairs"] = option(MISSING, "what to do")
+    action: Literal["train", "test", "derain", "export", "clean", "pairs"] = option(
+        MISSING, "what to do"
+    )
     model: str = option("latest", "name of a checkpoint in the model folder; train resumes from it")
 
     # Where things are
@@ -48,8 +50,13 @@ class Settings:
     model_dir: str = option("model", "folder of checkpoints")
     log_dir: str = option("logdir", "folder of TensorBoardX events")
     result_dir: str = option("results", "folder of test results")
-    input: str = option("", "rain video (clean), or a video or a folder of them (pairs)")
-    output: str = option("", "clean image to write, a PNG file (clean), or folder of a set (pairs)")
+    input: str = option(
+        "", "picture, video or folder (derain), rain video (clean), or a folder of them too (pairs)"
+    )
+    output: str = option(
+        "",
+        "file or folder (derain), .onnx file (export), PNG file (clean) or folder of a set (pairs)",
+    )
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
@@ -62,6 +69,14 @@ class Settings:
     compile: bool = option(False, "run the network through torch.compile when training")
     num_workers: int = option(
         2, "processes that load data; never changes a result", low=0, high=1024
+    )
+
+    # Deraining (test, derain)
+    self_ensemble: int = option(
+        1, "1, or the mean over 2 (mirrored) or 4 (also half-turned) views of each image"
+    )
+    tile: int = option(
+        0, "side of blended tiles for images that memory does not hold; 0: whole", low=0, high=65536
     )
 
     # Where training starts
@@ -154,6 +169,10 @@ class Settings:
         kinds = get_type_hints(type(self))
         for f in fields(self):
             _check(f, kinds[f.name], getattr(self, f.name))
+        if self.self_ensemble not in (1, 2, 4):
+            raise UserError(f"--self-ensemble: {self.self_ensemble}; expected 1, 2 or 4")
+        if 0 < self.tile < 64:
+            raise UserError(f"--tile: {self.tile} is too small; expected 64 pixels or more, or 0")
         if -1 < self.percentile < 0:
             raise UserError(f"--percentile: {self.percentile} is neither -1 nor from 0 to 100")
         if self.model in ("", ".", "..") or set("/\\\0") & set(self.model):
@@ -230,8 +249,8 @@ def parse(argv: list[str] | None = None) -> Settings:
     argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(
         prog="main.py",
-        description="SPANet: single-image deraining. Train it, test a trained one, or make clean "
-        "images and pairs of patches from rain videos.",
+        description="SPANet: single-image deraining. Train it, test a trained one, derain pictures "
+        "and videos, export to ONNX, or make clean images and pairs from rain videos.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )

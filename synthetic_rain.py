@@ -27,7 +27,10 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are 
 
 # Test and training backgrounds share no scene.
 TEST_PHOTOGRAPHS = ("chelsea", "coffee", "rocket")
-TRAINING_PHOTOGRAPHS = ("astronaut", "stereo_motorcycle", "camera", "grass", "gravel", "brick")
+TRAINING_PHOTOGRAPHS = (
+    "astronaut", "stereo_motorcycle", "camera", "coins", "hubble_deep_field", "retina",
+    "immunohistochemistry", "grass", "gravel", "brick",
+)  # fmt: skip
 VIDEO_PHOTOGRAPHS = ("astronaut", "stereo_motorcycle", "camera")
 VIDEO_SIZE, VIDEO_FRAMES = (288, 272), 40  # width and height, and length
 LEAVES = 300  # shapes in a dead-leaves image
@@ -45,6 +48,10 @@ class Rain:
         width: thickness, pixels, 1 or more.
         brightness: what the brightest streak adds, in grey levels of 255.
         blur: standard deviation of the Gaussian blur, pixels; 0 is none.
+        cover: how far streaks hide what is behind them: 0 adds the same light everywhere, 1 draws
+            nearer to white, and so adds less to what is bright already, channel by channel.
+        uneven: how much of a streak's brightness varies along it, 0..1.
+        spindle: streaks narrow towards their ends, as near drops do.
     """
 
     density: float
@@ -53,19 +60,41 @@ class Rain:
     width: int
     brightness: float
     blur: float
+    cover: float = 0.0
+    uneven: float = 0.0
+    spindle: bool = False
 
     @staticmethod
     def sample(rng: np.random.Generator) -> "Rain":
-        """A look drawn from what rain shows: drizzle to downpour, near and far."""
-        width = int(rng.choice([1, 1, 1, 2, 2, 3]))
+        """A look drawn from what pairs of real rain show.
+
+        Two looks in three are thin streaks, few or many; the others near drops: a handful, wide,
+        long, bright before what is dark. Most fall within some ten degrees of the vertical.
+        """
+        if rng.random() < 2 / 3:
+            width = int(rng.choice([1, 1, 1, 2, 2, 3]))
+            density = _log_uniform(rng, 0.2, 6) / width**1.5
+            length = _log_uniform(rng, 6, 45) * width**0.5
+            brightness, blur = rng.uniform(20, 150), rng.uniform(0, 0.5 + 0.4 * width)
+        else:
+            width = int(rng.integers(3, 9))
+            density, length = _log_uniform(rng, 0.03, 0.3), _log_uniform(rng, 20, 120)
+            brightness, blur = rng.uniform(30, 230), rng.uniform(0.3, 0.35 * width)
         return Rain(
-            density=float(np.exp(rng.uniform(np.log(0.3), np.log(6)))) / width**1.5,
-            angle=float(rng.uniform(-40, 40)),
-            length=float(np.exp(rng.uniform(np.log(6), np.log(45)))) * width**0.5,
+            density=density,
+            angle=float(rng.normal(0, 10) if rng.random() < 0.7 else rng.uniform(-40, 40)),
+            length=length,
             width=width,
-            brightness=float(rng.uniform(25, 150)),
-            blur=float(rng.uniform(0, 0.5 + 0.4 * width)),
+            brightness=float(brightness),
+            blur=float(blur),
+            cover=float(rng.random()) if rng.random() < 0.7 else 0.0,
+            uneven=float(rng.uniform(0, 0.8)),
+            spindle=bool(width > 1 and rng.random() < 0.5),
         )
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def streaks(height: int, width: int, rain: Rain, rng: np.random.Generator) -> np.ndarray:
@@ -79,14 +108,26 @@ def streaks(height: int, width: int, rain: Rain, rng: np.random.Generator) -> np
         tilt = np.deg2rad(rain.angle + rng.normal(0, 2))
         half = rain.length * rng.uniform(0.5, 1.5) / 2
         dx, dy = half * np.sin(tilt), half * np.cos(tilt)
-        ends = np.rint(np.array([[x - dx, y - dy], [x + dx, y + dy]]) * 2**SUBPIXEL).astype(int)
         strength = int(rng.uniform(0.3, 1) * 255)
-        cv2.line(layer, ends[0].tolist(), ends[1].tolist(), strength, rain.width,
-                 cv2.LINE_AA, SUBPIXEL)  # fmt: skip
+        if rain.spindle:
+            centre, axes = _subpixels([x, y]), _subpixels([rain.width / 2, half])
+            cv2.ellipse(layer, centre, axes, -np.rad2deg(tilt), 0, 360, strength, -1,
+                        cv2.LINE_AA, SUBPIXEL)  # fmt: skip
+        else:
+            start, end = _subpixels([x - dx, y - dy]), _subpixels([x + dx, y + dy])
+            cv2.line(layer, start, end, strength, rain.width, cv2.LINE_AA, SUBPIXEL)
     added = layer.astype(np.float32)
     if rain.blur > 0:
         added = cv2.GaussianBlur(added, (0, 0), rain.blur)
+    if rain.uneven > 0:
+        coarse = rng.random((height // 8 + 2, width // 8 + 2), np.float32)
+        added *= 1 - rain.uneven * cv2.resize(coarse, (width, height))
     return added * (rain.brightness / 255)
+
+
+def _subpixels(values: list[float]) -> list[int]:
+    """As OpenCV takes numbers with a fraction."""
+    return np.rint(np.array(values) * 2**SUBPIXEL).astype(int).tolist()
 
 
 def add_rain(clean: np.ndarray, rain: list[Rain], rng: np.random.Generator) -> np.ndarray:
@@ -97,9 +138,11 @@ def add_rain(clean: np.ndarray, rain: list[Rain], rng: np.random.Generator) -> n
     """
     if clean.dtype != np.uint8 or clean.ndim != 3 or clean.shape[2] != 3:
         raise ValueError(f"add_rain: expected (H,W,3) uint8, got {clean.shape} {clean.dtype}")
-    added = sum(streaks(*clean.shape[:2], look, rng) for look in rain)
-    levels = np.rint(np.broadcast_to(added, clean.shape[:2])).astype(np.int32)[..., None]
-    return np.minimum(clean + levels, 255).astype(np.uint8)
+    added = np.zeros(clean.shape, np.float32)
+    for look in rain:
+        light = streaks(*clean.shape[:2], look, rng)[..., None]
+        added += light * (1 - look.cover / 255 * clean)
+    return np.minimum(clean + np.rint(added).astype(np.int32), 255).astype(np.uint8)
 
 
 def rain_frames(
@@ -256,7 +299,9 @@ def _random_patch(image: np.ndarray, side: int, rng: np.random.Generator) -> np.
     patch = image[top : top + side, left : left + side]
     if rng.random() < 0.5:
         patch = patch[:, ::-1]
-    gain = rng.uniform(0.6, 1.1) * rng.uniform(0.85, 1.15, 3)
+    if rng.random() < 0.3:  # soft, as videos are
+        patch = cv2.GaussianBlur(patch, (0, 0), rng.uniform(0.3, 1.2))
+    gain = _log_uniform(rng, 0.2, 1.15) * rng.uniform(0.85, 1.15, 3)
     return np.clip(np.rint(patch * gain), 0, 255).astype(np.uint8)
 
 

@@ -3,13 +3,14 @@
 The plain port is naive.py; on a GPU the IRNN is held against the published scheme instead
 (rescan.cu). Ours and the baseline run by turns in one process, and so does a float32 matrix product
 (or a copy of memory): `share` is a fraction of the machine's own rate in it. The products counted
-are those of the convolutions, three times a forward pass for a step. Memory is the peak over the
-start, in a process for each case. The work is done by cases.py.
+are those of the convolutions, three times a forward pass for a step. In the group onnx, ONNX
+Runtime takes the baseline's place; tiles holds blended tiles against the whole image, by the
+weights of --weights. Memory is the peak over the start, in a process for each case. The work is
+done by cases.py.
 """
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +21,15 @@ import torch
 
 import machine
 
-GROUPS = ("forward", "step", "irnn", "loss", "data")
+GROUPS = ("forward", "step", "irnn", "loss", "data", "onnx")
 MEMORY = [
     ("forward256x256", "ours"),
     ("forward256x256", "baseline"),
     ("forward512x512", "ours"),
     ("forward512x512", "baseline"),
     ("forward2160x3840", "ours"),
+    ("forward1536x2048", "ours"),
+    ("forward1536x2048", "tiled"),
     ("step", "ours"),
     ("step", "recomputed"),
     ("step", "baseline"),
@@ -44,15 +47,7 @@ def run(group: str, *options: str) -> list[dict]:
 def describe(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return f"{model}, {machine.cores()} cores"
+    return f"{machine.processor()}, {machine.cores()} cores"
 
 
 def show_times(rows: list[dict]) -> None:
@@ -79,14 +74,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Speed and memory against a plain port.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--weights", help="checkpoint of the cases; model/demo if not given")
     parser.add_argument("--json", help="write the figures to this file too")
-    parser.add_argument("--groups", nargs="+", choices=[*GROUPS, "memory"])
+    parser.add_argument("--groups", nargs="+", choices=[*GROUPS, "tiles", "memory"])
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("bench.py: --device: cuda asked for, but torch finds no GPU", file=sys.stderr)
         return 2
-    chosen = options.groups or [*GROUPS, "memory"]
+    chosen = options.groups or [*GROUPS, "tiles", "memory"]
     common = ["--device", options.device]
+    common += ["--weights", options.weights] if options.weights else []
     name = describe(options.device)
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     times = []
@@ -95,6 +92,9 @@ def main() -> int:
             times += run(group, *common, "--seconds", str(options.seconds))
     if times:
         show_times(times)
+    blended = run("tiles", *common) if "tiles" in chosen else []
+    for row in blended:
+        print(f"\nin tiles of {row['tile']}: {row['psnr']:.1f} dB from the whole image")
     peaks = []
     if "memory" in chosen:
         for case, kind in MEMORY:
@@ -106,6 +106,7 @@ def main() -> int:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "times": times,
+            "tiles": blended,
             "memory": peaks,
         }
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 
 import checkpoint
 import dataset
+import export
+import inference
 import synthetic_rain
 from benchmarks import irnn
 from benchmarks.naive import NaiveSPANet, NaiveSSIM
@@ -42,6 +44,7 @@ from training_step import train_one_step
 
 WEIGHTS = ROOT / "model" / "demo"
 LOSS_SHAPE = (16, 3, 256, 256)
+LARGE = (1536, 2048)  # of an image cut into tiles
 
 
 def products(net: nn.Module) -> int:
@@ -66,15 +69,16 @@ def timed(
     return row
 
 
-def network(kind: str, device: str) -> nn.Module:
+def network(kind: str, options: argparse.Namespace) -> nn.Module:
     nets = {
         "ours": SPANet,
         "baseline": NaiveSPANet,
+        "tiled": SPANet,
         "recomputed": lambda: SPANet(checkpoint_activations=True),
     }
     net = nets[kind]()
-    net.load_state_dict(checkpoint.load(WEIGHTS)["net"])
-    return net.to(device)
+    net.load_state_dict(checkpoint.load(options.weights)["net"])
+    return net.to(options.device)
 
 
 def images(side: tuple[int, int], device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +98,7 @@ def forward(options: argparse.Namespace) -> list[dict]:
     found = []
     for side in (256, 512):
         rainy, _, _ = images((side, side), options.device)
-        nets = {kind: network(kind, options.device) for kind in ("ours", "baseline")}
+        nets = {kind: network(kind, options) for kind in ("ours", "baseline")}
 
         def call(net, rainy=rainy):
             with torch.inference_mode():
@@ -108,9 +112,9 @@ def forward(options: argparse.Namespace) -> list[dict]:
     return found
 
 
-def stepper(kind: str, side: int, device: str) -> Call:
+def stepper(kind: str, side: int, options: argparse.Namespace) -> Call:
     """A training step on one crop, over and over; its value is the loss."""
-    net = network(kind, device)
+    net, device = network(kind, options), options.device
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-6)
     ssim = (NaiveSSIM() if kind == "baseline" else SSIM()).to(device)
     batch = images((side, side), device)
@@ -119,7 +123,7 @@ def stepper(kind: str, side: int, device: str) -> Call:
 
 def step(options: argparse.Namespace) -> list[dict]:
     kinds = ("ours", "recomputed", "baseline")
-    calls = {kind: stepper(kind, 256, options.device) for kind in kinds}
+    calls = {kind: stepper(kind, 256, options) for kind in kinds}
     losses = {kind: torch.tensor(call()) for kind, call in calls.items()}
     agree("step", losses["ours"], losses["baseline"], 1e-5)
     agree("step", losses["recomputed"], losses["ours"], 1e-6)
@@ -130,6 +134,48 @@ def step(options: argparse.Namespace) -> list[dict]:
     again = row.pop("recomputed")
     share = row["share"] * row["ours"] / again  # of the step's work, without what is done again
     return [row, row | {"case": row["case"] + " recomputed", "ours": again, "share": share}]
+
+
+def onnx(options: argparse.Namespace) -> list[dict]:
+    """The exported network in ONNX Runtime, as the baseline, with as many threads."""
+    import onnxruntime
+
+    net = network("ours", options).eval().requires_grad_(False)
+    choices = onnxruntime.SessionOptions()
+    choices.intra_op_num_threads = torch.get_num_threads()
+    runtime = onnxruntime.InferenceSession(export.converted(net).SerializeToString(), choices)
+    found = []
+    for side in (256, 512):
+        rainy, _, _ = images((side, side), "cpu")
+        given = {export.INPUT: rainy.numpy()}
+
+        def ours(rainy=rainy):
+            with torch.inference_mode():
+                return net(rainy)
+
+        def theirs(given=given):
+            return runtime.run(export.OUTPUTS, given)
+
+        for a, b in zip(ours(), theirs(), strict=True):
+            agree("onnx", a, torch.from_numpy(b))
+        case = f"forward 1x{side}x{side} (ONNX Runtime)"
+        calls = {"ours": ours, "baseline": theirs}
+        found.append({"case": case, **alternate(calls, options.seconds, "cpu")})
+    return found
+
+
+def tiles(options: argparse.Namespace) -> list[dict]:
+    """PSNR (dB) of blended tiles against the whole image."""
+    net = network("ours", options)
+    rainy, _, _ = images(LARGE, options.device)
+    with torch.inference_mode():
+        _, whole = inference.derain(net, rainy)
+        found = []
+        for tile in (512, 1024):
+            _, tiled = inference.derain(net, rainy, tile=tile)
+            error = (tiled.clamp(0, 1) - whole.clamp(0, 1)).square().mean()
+            found.append({"tile": tile, "psnr": -10 * torch.log10(error).item()})
+    return found
 
 
 def loss(options: argparse.Namespace) -> list[dict]:
@@ -176,11 +222,12 @@ def data(options: argparse.Namespace) -> list[dict]:
     return [{"case": "read and augment a pair, one core", **taken}]
 
 
-def memory(case: str, kind: str, device: str) -> list[dict]:
+def memory(options: argparse.Namespace) -> list[dict]:
     """Peak of one call over the start, in MiB; the libraries are loaded before it."""
+    case, kind, device = options.case, options.kind, options.device
     if case.startswith("forward"):
         height, width = (int(word) for word in case.removeprefix("forward").split("x"))
-        net = network(kind, device)
+        net = network(kind, options)
 
         def call(size: tuple[int, int]) -> None:
             with torch.inference_mode():
@@ -190,10 +237,10 @@ def memory(case: str, kind: str, device: str) -> list[dict]:
         rainy, _, _ = images((height, width), device)
         start = begin(device)
         with torch.inference_mode():
-            net(rainy)
+            inference.derain(net, rainy, tile=1024 if kind == "tiled" else 0)
     else:
-        stepper(kind, 16, device)()
-        run = stepper(kind, 256, device)
+        stepper(kind, 16, options)()
+        run = stepper(kind, 256, options)
         start = begin(device)
         run()
     return [{"case": case, "kind": kind, "mebibytes": peak(device) - start}]
@@ -212,16 +259,20 @@ def peak(device: str) -> float:
 
 
 def main() -> int:
-    groups = {"forward": forward, "step": step, "loss": loss, "data": data}
+    groups = {"forward": forward, "step": step, "onnx": onnx, "tiles": tiles, "loss": loss,
+              "data": data}  # fmt: skip
     parser = argparse.ArgumentParser(description="A group of the cases of bench.py.")
     parser.add_argument("group", choices=[*groups, "irnn", "memory"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--case", default="step", help="of memory: step or forwardHxW")
-    parser.add_argument("--kind", default="ours", help="of memory: ours, recomputed or baseline")
+    parser.add_argument(
+        "--kind", default="ours", help="of memory: ours, recomputed, tiled or baseline"
+    )
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
     options = parser.parse_args()
     if options.group == "memory":
-        found = memory(options.case, options.kind, options.device)
+        found = memory(options)
     elif options.group == "irnn":
         found = irnn.rows(options.device, options.seconds)
     else:

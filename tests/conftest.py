@@ -13,6 +13,8 @@ import pytest
 
 import main
 import synthetic_rain
+from session import Session
+from settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
@@ -36,6 +38,14 @@ def shared() -> Path:
 def golden(name: str) -> dict[str, np.ndarray]:
     with np.load(DATA / f"{name}.npz") as arrays:
         return dict(arrays)
+
+
+@pytest.fixture
+def model() -> None:
+    """A checkpoint model/latest, as a run of five steps would have left it."""
+    session = Session(Settings("train", device="cpu"))
+    session.clock = 4
+    session.save("latest")
 
 
 def write_pairs(folder: Path, sizes: list[tuple[int, int]], seed: int = 0) -> Path:

@@ -19,14 +19,6 @@ from session import Session
 from settings import Settings
 
 
-@pytest.fixture
-def model() -> None:
-    """A checkpoint model/latest, as a run of five steps would have left it."""
-    session = Session(Settings("train", device="cpu"))
-    session.clock = 4
-    session.save("latest")
-
-
 def rows() -> list[dict[str, str]]:
     with open("results/metrics.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -40,7 +32,9 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     status, out, err = run("-a", "test", "-m", "latest", "--test-list", pairs, "--device", "cpu")
     assert (status, err) == (0, "")
     expected = [f"{kind}/pair{i}.png" for kind in ("compare", "derained", "mask") for i in range(5)]
-    assert tree("results") == sorted([*expected, "metrics.csv", "summary.json"])
+    kinds = ("after", "before", "clean", "mask", "thumb")
+    expected += [f"index_files/{i:06d}-{kind}.jpg" for kind in kinds for i in range(5)]
+    assert tree("results") == sorted([*expected, "index.html", "metrics.csv", "summary.json"])
 
     found = rows()
     assert [row["name"] for row in found] == [f"pair{i}" for i in range(5)]
@@ -181,7 +175,9 @@ def test_out_of_memory_is_one_line(run, pairs, model, monkeypatch):
     monkeypatch.setattr("model.SPANet.forward", fail)
     status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
     assert status == 2
-    assert "not enough memory on cpu for an image of 24x24 pixels" in err
+    assert ".txt:1: " in err
+    assert "pair0.png: 24x24 pixels need about " in err
+    assert err.endswith(" are free; expected a smaller image, or --tile 1024\n")
 
 
 def test_results_do_not_depend_on_the_other_images_or_workers(run, tmp_path, model):
