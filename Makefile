@@ -16,7 +16,7 @@ help:
 demo: $(VENV)/.ready
 	@$(PY) synthetic_rain.py test -o demo
 	@$(PY) main.py -a test -m demo --test-list demo/test.txt --result-dir demo/results --log-dir demo/logdir
-	@echo "Open demo/results/compare/chelsea_heavy.png: rainy, derained, clean, attention map"
+	@echo "Open demo/results/index.html: each picture before and after, with its attention map"
 
 test: $(VENV)/.ready-dev
 	$(PY) -m ruff check .

@@ -207,6 +207,8 @@ def test_pages_of_real_runs(browser, run, model, tmp_path):
         seen = Watched(browser, Path(folder, "index.html"))
         assert len(seen.page.locator("#table thead th button").all()) == columns
         assert [Path(name).stem for name in seen.column(0)] == ["pair0", "pair1"]
+        for name in ("#summary", "#distribution", "#compare"):  # where the truth is known
+            assert seen.page.locator(name).is_visible() == (folder == "results")
         text = seen.page.locator("#run").inner_text()
         for word in ("model/latest, step 4, SHA-256 ", "torch 2", "Python 3", "threads", "took"):
             assert word in text

@@ -59,6 +59,34 @@ def test_the_look_is_as_told():
     assert slope(upright) < 0.3 < slope(tilted) * 2
 
 
+def test_rain_that_covers_adds_less_to_what_is_bright():
+    black, white = (np.full((60, 60, 3), level, np.uint8) for level in (0, 255))
+    mixed = np.full((60, 60, 3), (0, 128, 200), np.uint8)
+
+    def light(clean, cover):
+        look = Rain(20, 0, 20, 2, 100, 0.5, cover=cover)
+        added = add_rain(clean, [look], np.random.default_rng(0)).astype(int) - clean
+        return added.sum((0, 1))
+
+    assert (light(black, 1) == light(black, 0)).all()
+    assert (light(white, 1) == 0).all()
+    plain, covering = light(mixed, 0), light(mixed, 1)
+    assert covering[0] == plain[0] > covering[1] > covering[2] > 0
+    assert light(mixed, 0.5)[1] > covering[1]
+
+
+def test_spindles_narrow_and_uneven_streaks_vary():
+    def one(**change):
+        look = Rain(0.15, 0, 40, 7, 200, 0, **change)
+        return np.stack([streaks(90, 90, look, np.random.default_rng(i)) for i in range(9)])
+
+    plain, spindle, uneven = one(), one(spindle=True), one(uneven=0.8)
+    assert 0 < np.count_nonzero(spindle) < 0.9 * np.count_nonzero(plain)
+    assert ((uneven > 0) == (plain > 0)).all()
+    ratio = uneven[plain > 0] / plain[plain > 0]
+    assert 0.19 < ratio.min() < 0.5 < ratio.max() <= 1
+
+
 def test_same_seed_same_rain():
     look = Rain.sample(np.random.default_rng(5))
     first, second = (add_rain(GREY, [look], np.random.default_rng(1)) for _ in range(2))
