@@ -5,13 +5,11 @@ the same structure. Pictures keep their kind (see pictures.py), videos their fra
 sound (see transcode.py). A result folder gets a page to look at them, index.html.
 """
 
-import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,29 +18,16 @@ import av
 import numpy as np
 
 import report
-from files import require_writable
+from files import require_writable, write_atomically
+from jobs import Job, plan
 from metrics import to_uint8
-from pictures import FORMATS, Picture, read_picture, require_format, write_picture
+from pictures import encode_picture, read_picture, require_format
 from progress import Progress
 from session import Session
 from settings import UserError
-from transcode import ENCODERS, Sink, Source
+from transcode import Sink, Source
 
-OTHER_VIDEOS = {".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"}
-VIDEOS = set(ENCODERS) | OTHER_VIDEOS  # those of the second kind are written as Matroska
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file to derain; its name is the path within the folder of input."""
-
-    source: Path
-    target: Path
-    name: str
-
-    @property
-    def is_video(self) -> bool:
-        return self.source.suffix.lower() in VIDEOS
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def derain(session: Session) -> int:
@@ -52,110 +37,58 @@ def derain(session: Session) -> int:
 
     Raises:
         UserError: bad input, or results that cannot be written.
-        KeyboardInterrupt: also for SIGTERM. The video in hand ends there, playable.
+        KeyboardInterrupt: also for SIGTERM. The video in hand ends there, playable, and the page
+            shows what was done.
     """
     settings, first = session.settings, session.ranks.first
-    jobs, folder, passed_over = plan(settings.input, settings.output)
+    jobs, folder, note, complaints = plan(settings.input, settings.output)
+    for complaint in complaints:
+        _complain(session, complaint)
+    if note and first:
+        print(note)
     session.load(settings.model, resume=False)
     session.net.eval()
+    if len(jobs) == 1:
+        _try(jobs[0])  # bad input costs nothing that is there
     require_writable(folder or jobs[0].target.parent)
-    if first and folder:
-        report.remove_page(folder)
-    if first and passed_over:
-        files = (
-            "1 file of another kind" if passed_over == 1 else f"{passed_over} files of other kinds"
-        )
-        print(f"{files} passed over")
-    session.ranks.exchange(None)  # none writes a picture of the new page before
-    start = time.monotonic()
-    with _terminated_as_interrupted():
-        rows, bad = _derain_pictures(session, jobs, folder)
-        for number, job in enumerate(jobs):
-            if not job.is_video:
-                continue
-            try:
-                source = Source(job.source)
-            except UserError as error:
-                if len(jobs) == 1:
-                    raise
-                bad += 1
-                if first:
-                    print(f"main.py: {error}", file=sys.stderr)
-                continue
-            with closing(source):
-                rows[number] = _derain_video(session, number, job, source, folder)
-    if not first:
-        return 0
-    done = [rows[number] for number in sorted(rows)]
     if folder:
-        seconds = time.monotonic() - start
-        title = f"SPANet: {Path(settings.input).name}, derained by {settings.model}"
-        report.write_page(folder, title, report.plain_page(done), session.about(seconds), settings)
-        print(f"{len(done)} of {len(jobs)} derained; open {folder / report.PAGE} to look at them")
-    else:
-        print(f"{jobs[0].target}: derained")
+        report.require_own_page(folder)
+        session.ranks.exchange(None)  # all have looked before it goes
+        if first:
+            report.remove_page(folder)
+    session.ranks.exchange(None)  # none writes a picture of the new page before
+    rows: dict[int, dict[str, Any]] = {}
+    bad, start = len(complaints), time.monotonic()
+    with _terminated_as_interrupted():
+        try:
+            bad += _derain_pictures(session, jobs, folder, rows)
+            bad += _derain_videos(session, jobs, folder, rows)
+        finally:
+            if first and folder and rows:
+                _write_page(session, folder, rows, time.monotonic() - start)
+    if first:
+        print(
+            f"{len(rows)} of {len(jobs)} derained; open {folder / report.PAGE} to look at them"
+            if folder and rows
+            else f"{len(rows)} of {len(jobs)} derained: {jobs[0].target if rows else 'none'}"
+        )
     return 2 if bad else 0
 
 
-def plan(source_name: str, target_name: str) -> tuple[list[Job], Path | None, int]:
-    """The files to derain, the folder of results, if there is one, and how many were passed over.
-
-    Raises:
-        UserError: nothing to derain, or a result would overwrite what it is made from.
-    """
-    if not source_name:
-        raise UserError("-i: expected a picture, a video or a folder of them")
-    if not target_name:
-        raise UserError("-o: expected a file or a folder to write")
-    source, target = Path(source_name), Path(target_name)
-    known = set(FORMATS) | VIDEOS
-    if source.is_dir():
-        if target.exists() and not target.is_dir():
-            raise UserError(f"-o: {target} is a file; expected a folder, as {source} is one")
-        if target.exists() and target.samefile(source):
-            raise UserError(f"-o: {target} is the input; expected another folder")
-        files = list(_walk(source, target))
-        found = [file for file in files if file.suffix.lower() in known]
-        if not found:
-            raise UserError(
-                f"{source}: none of its {len(files)} files is a picture or a video; expected "
-                f"{', '.join(sorted(known))}"
-            )
-        names = [file.relative_to(source) for file in found]
-        targets = [target / _video_name(name) for name in names]
-        named = zip(found, targets, names, strict=True)
-        jobs = [Job(file, where, str(name)) for file, where, name in named]
-        return jobs, target, len(files) - len(found)
-    if not source.is_file():
-        raise UserError(f"-i: {source}: no such file or folder")
-    suffix = source.suffix.lower()
-    if suffix not in known:
-        raise UserError(f"-i: {source}: expected one of {', '.join(sorted(known))}")
-    folder = None
-    if target.is_dir() or target.suffix.lower() not in known:
-        folder, target = target, target / _video_name(Path(source.name))
-    if target.exists() and target.samefile(source):
-        raise UserError(f"-o: {target} is the input; expected another name")
-    writable = ENCODERS if suffix in VIDEOS else FORMATS
-    if target.suffix.lower() not in writable:
-        raise UserError(f"-o: {target}: expected one of {', '.join(writable)}, as {source} is")
-    return [Job(source, target, source.name)], folder, 0
+def _try(job: Job) -> None:
+    if job.is_video:
+        Source(job.source).close()
+    else:
+        require_format(job.target, read_picture(job.source))
 
 
-def _walk(source: Path, target: Path) -> Iterator[Path]:
-    """Files under source in order, without hidden ones and without those under target."""
-    for here, folders, files in os.walk(source):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and not (target.exists() and (Path(here) / name).samefile(target))
-        )
-        yield from (Path(here) / name for name in sorted(files) if not name.startswith("."))
-
-
-def _video_name(path: Path) -> Path:
-    return path.with_name(path.name + ".mkv") if path.suffix.lower() in OTHER_VIDEOS else path
+def _write_page(
+    session: Session, folder: Path, rows: dict[int, dict[str, Any]], seconds: float
+) -> None:
+    settings = session.settings
+    title = f"SPANet: {Path(settings.input).name}, derained by {settings.model}"
+    page = report.plain_page([rows[number] for number in sorted(rows)])
+    report.write_page(folder, title, page, session.about(seconds), settings)
 
 
 @contextmanager
@@ -171,9 +104,9 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _derain_pictures(
-    session: Session, jobs: list[Job], folder: Path | None
-) -> tuple[dict[int, dict[str, Any]], int]:
-    """Rows of the page by the number of the job, and how many pictures were bad."""
+    session: Session, jobs: list[Job], folder: Path | None, rows: dict[int, dict[str, Any]]
+) -> int:
+    """Derain the pictures of the jobs, into the rows of the page. Returns how many were bad."""
     numbers = [number for number, job in enumerate(jobs) if not job.is_video]
     first, alone = session.ranks.first, len(jobs) == 1
 
@@ -183,104 +116,133 @@ def _derain_pictures(
         try:
             picture = read_picture(job.source)
             require_format(job.target, picture)
-            _tell_of_tiles(session, index, picture)
             output, mask = session.derain(picture.colour, str(job.source))
+            done = picture.with_colour(output)
+            data = encode_picture(job.target, done)
         except UserError as error:
             if alone:
                 raise
             return str(error)
-        done = picture.with_colour(output)
-        write_picture(job.target, done)
+        write_atomically(job.target, data)
         if folder:
             report.write_pictures(folder, number, picture.preview(), done.preview(), mask)
-        found = report.figures(picture.colour, done.colour, mask)
-        return _row(number, job, folder, picture.colour, start) | found
+        row = _row(number, job, folder, picture.colour, start)
+        return row | report.figures(picture.colour, done.colour, mask) | {
+            "note": session.tile_note(picture.colour)
+        }  # fmt: skip
 
-    rows, bad = {}, 0
+    bad, told = 0, False
     with Progress("picture", 0, max(len(numbers), 1), [], silent=not first or alone) as progress:
         for number, found in zip(numbers, session.ranks.share(len(numbers), work), strict=True):
             if isinstance(found, str):
                 bad += 1
-                if first:
-                    print(f"main.py: {found}", file=sys.stderr)
+                _complain(session, found)
             else:
                 rows[number] = found
+                if found["note"] and not told and first:
+                    print(found["note"])
+                told = told or bool(found["note"])
             progress.advance(1)
-    return rows, bad
+    return bad
+
+
+def _complain(session: Session, message: str) -> None:
+    if session.ranks.first:
+        print(f"main.py: {message}", file=sys.stderr)
 
 
 def _row(
     number: int, job: Job, folder: Path | None, image: np.ndarray, start: float
 ) -> dict[str, Any]:
     height, width = image.shape[:2]
-    file = job.target.relative_to(folder).as_posix() if folder else ""
+    file = report.address(job.target.relative_to(folder)) if folder else ""
     seconds = time.monotonic() - start
     return {"index": number, "name": job.name, "width": width, "height": height, "file": file,
             "seconds": seconds, "frames": 1}  # fmt: skip
 
 
-def _tell_of_tiles(session: Session, index: int, picture: Picture) -> None:
-    """Say once what tiles cost: a sample in tiles of half the side against the same whole."""
-    tile = session.settings.tile
-    if index or not tile or max(picture.colour.shape[:2]) <= tile:
-        return
-    top, left = (max(0, (side - tile) // 2) for side in picture.colour.shape[:2])
-    sample = picture.colour[top : top + tile, left : left + tile]
-    psnr = session.tile_error(sample)
-    height, width = sample.shape[:2]
-    print(
-        f"tiles are an approximation: a sample of {width}x{height} pixels in tiles of {tile // 2} "
-        f"is {psnr:.1f} dB from the same whole"
-    )
+def _derain_videos(
+    session: Session, jobs: list[Job], folder: Path | None, rows: dict[int, dict[str, Any]]
+) -> int:
+    bad = 0
+    for number, job in enumerate(jobs):
+        if not job.is_video:
+            continue
+        try:
+            with closing(Source(job.source)) as source:
+                rows[number] = _derain_video(session, number, job, source, folder)
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            bad += 1
+            _complain(session, str(error))
+    return bad
 
 
 def _derain_video(
     session: Session, number: int, job: Job, source: Source, folder: Path | None
 ) -> dict[str, Any]:
     """Derain a video; its row of the page shows the frame in the middle."""
-    ranks, first = session.ranks, session.ranks.first
+    first, start = session.ranks.first, time.monotonic()
+    shown: list[np.ndarray] = []
     sink = Sink(job.target, source) if first else None
-    count, start, done, shown = max(source.count, 1), time.monotonic(), 0, None
-    frames = _frames(source, sink)
     try:
-        with Progress("frame", 0, count, [], silent=not first) as progress:
-            while together := list(islice(frames, ranks.world_size)):
-
-                def work(index: int, together: list = together, done: int = done) -> np.ndarray:
-                    nonlocal shown
-                    before = source.pixels(together[index])
-                    output, mask = session.derain(before, str(job.source))
-                    after = to_uint8(output)
-                    if shown is None or done + index <= count // 2:
-                        shown = before, after, mask
-                    return after
-
-                for frame, after in zip(together, ranks.share(len(together), work), strict=True):
-                    if sink:
-                        sink.frame(after, frame)
-                done += len(together)
-                progress.update(min(done, count) - 1, {})
-        if sink:
-            sink.close()
-    except KeyboardInterrupt:
-        if sink and sink.written:
-            sink.close()
-            print(f"\n{job.target}: interrupted, holds the first {sink.written} frames")
+        _derain_frames(session, job, source, sink, shown)
+    except BaseException as error:
+        # A file that cannot be written is gone already.
+        if sink and sink.written and sink.scrap.exists():
+            _close(sink)
+            print(f"\n{job.target}: ends early, holds the first {sink.written} frames")
         elif sink:
             sink.discard()
-        raise
-    except BaseException:
-        if sink:
-            sink.discard()
-        raise
-    if not first or shown is None:
-        return {}
-    for warning in (*source.warnings(), *sink.warnings()):
-        print(f"main.py: warning: {warning}", file=sys.stderr)
-    if folder:
+        raise error
+    if not shown:
+        raise UserError(f"{job.source}: no frame of it can be read")
+    for warning in (*source.warnings(), *(sink.warnings() if sink else ())):
+        _complain(session, f"warning: {warning}")
+    if sink:
+        _close(sink)
+    if folder and first:
         report.write_pictures(folder, number, *shown)
-    found = report.figures(*shown)
-    return _row(number, job, folder, shown[0], start) | found | {"frames": sink.written}
+    row = _row(number, job, folder, shown[0], start) | report.figures(*shown)
+    return row | {"frames": sink.written if sink else 0}
+
+
+def _close(sink: Sink) -> None:
+    """Finish a file; a second signal must not cut that short."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        sink.close()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _derain_frames(
+    session: Session, job: Job, source: Source, sink: Sink | None, shown: list[np.ndarray]
+) -> None:
+    """Derain each frame into the sink; shown becomes before, after and mask of a middle one."""
+    ranks, frames = session.ranks, _frames(source, sink)
+    count, done = max(source.count, 1), 0
+
+    def work(index: int) -> np.ndarray:
+        before = source.pixels(together[index])
+        output, mask = session.derain(before, str(job.source))
+        after = to_uint8(output)
+        if not shown or done + index <= count // 2:
+            shown[:] = before, after, mask
+        return after
+
+    with Progress("frame", 0, count, [], silent=not ranks.first) as progress:
+        while together := list(islice(frames, ranks.world_size)):
+            for frame, after in zip(together, ranks.share(len(together), work), strict=True):
+                if sink:
+                    sink.frame(after, frame)
+            note = session.tile_note(shown[0]) if shown and ranks.first else ""
+            if note:
+                print(note)
+            done += len(together)
+            progress.update(min(done, count) - 1, {})
 
 
 def _frames(source: Source, sink: Sink | None) -> Iterator[av.VideoFrame]:

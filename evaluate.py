@@ -68,6 +68,8 @@ def test(session: Session) -> int:
     scored = pairs[0].clean is not None
     folder = Path(settings.result_dir)
     require_writable(folder)
+    report.require_own_page(folder)
+    session.ranks.exchange(None)  # all have looked before it goes
     if first:
         for stale in ("metrics.csv", "summary.json"):
             (folder / stale).unlink(missing_ok=True)
@@ -140,10 +142,10 @@ def _derain_list(
         derained = to_uint8(output)
         _write_pictures(folder, name, rainy, clean, derained, mask)
         report.write_pictures(folder, index, rainy, derained, mask, clean)
-        row = {"index": index, "name": name, "file": f"derained/{name}.png",
+        row = {"index": index, "name": name, "file": report.address(Path(f"derained/{name}.png")),
                "rainy": str(pair.rainy), "clean": str(pair.clean or ""), "frames": 1,
                "width": rainy.shape[1], "height": rainy.shape[0], "seconds": seconds}  # fmt: skip
-        row |= report.figures(rainy, derained, mask)
+        row |= report.figures(rainy, derained, mask) | {"note": session.tile_note(rainy)}
         if scored:
             truth = clean.astype(np.float32) / 255
             row |= _scores("output", output, truth)
@@ -159,6 +161,8 @@ def _derain_list(
             if scored and first:
                 scores = {f"image/{key}": row[key] for key in _score_names()}
                 session.events("test_derain").scalars(scores, index)
+            if row["note"] and first and not any(done["note"] for done in rows):
+                print(row["note"])
             table.add(row)
             rows.append(row)
             values = {m: row[f"output_released_{m}"] for m in shown}

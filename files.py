@@ -24,7 +24,8 @@ def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
     scrap = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scrap = tempfile.mkstemp(dir=path.parent, prefix=f"{SCRAP}{path.name}-")
+        # Not the whole of a long name: with more to it, it could be too long.
+        handle, scrap = tempfile.mkstemp(dir=path.parent, prefix=f"{SCRAP}{path.name[:40]}-")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             if lasting:
@@ -44,6 +45,11 @@ def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
         raise
     if lasting:
         _sync_folder(path.parent)
+
+
+def shown(path: Path) -> str:
+    """A path as text, whatever bytes its names are made of."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def require_writable(folder: Path) -> None:

@@ -5,16 +5,18 @@ OpenCV and tifffile.
 """
 
 import io
+import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image
 
-from files import write_atomically
+import machine
 from metrics import to_uint8
 from settings import UserError
 
@@ -31,8 +33,13 @@ FORMATS = {
 READABLE = {"PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP"}  # MPO: a JPEG that more is appended to
 WITH_EXIF = {"PNG", "JPEG", "MPO", "WEBP"}
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
-_ORIENTATION, _BITS, _SAMPLES = 0x0112, 258, 277  # tags of EXIF and TIFF
-_UPRIGHT = {
+BYTES_TO_READ = 16  # a pixel: decoded, turned and split
+LONGEST_EXIF = 65000  # bytes that a JPEG can hold
+PNG_GREY_ALPHA = 4
+# Tags of EXIF and TIFF.
+_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT = 0x0112, 258, 262, 277, 338, 339
+Turn = Callable[[np.ndarray], np.ndarray]
+_UPRIGHT: dict[int, Turn] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -54,14 +61,14 @@ class Picture:
         alpha: (H,W) of the same type, or None.
         grey: whether its file has one channel of colour.
         profile: the ICC profile of its colours, or None.
-        exif: its EXIF data without the orientation, or None.
+        exif: its EXIF data without the orientation, or None: of a TIFF and of 16 bits it is lost.
     """
 
     colour: np.ndarray
     alpha: np.ndarray | None
     grey: bool
     profile: bytes | None
-    exif: Image.Exif | None
+    exif: bytes | None
 
     def preview(self) -> np.ndarray:
         """(H,W,3) uint8 BGR."""
@@ -79,7 +86,11 @@ class Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read a picture. Raises UserError: not one image of a known kind, or cut short."""
+    """Read a picture.
+
+    Raises:
+        UserError: not one image of a known kind, cut short, or larger than memory.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -88,9 +99,14 @@ def read_picture(path: Path) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which is not the user's concern
             return _decode(data, path)
-    except (OSError, SyntaxError, ValueError, EOFError, cv2.error):
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{path}: not enough memory to read it") from None
+    except Exception:  # what the decoders raise at damaged files is as good as anything
         raise UserError(
-            f"{path}: not an image, or damaged ({len(data)} bytes); expected {KINDS}"
+            f"{path}: not an image that can be read, or damaged ({len(data)} bytes); "
+            f"expected {KINDS}"
         ) from None
 
 
@@ -101,21 +117,45 @@ def _decode(data: bytes, path: Path) -> Picture:
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format != "MPO":
         raise UserError(f"{path}: holds {count} images; expected one")
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    needed, free = image.width * image.height * BYTES_TO_READ, machine.free_memory()
+    if needed > free:
+        raise UserError(
+            f"{path}: {image.width}x{image.height} pixels need {needed / 2**30:.3g} GiB of memory "
+            f"to be read alone, {free / 2**30:.3g} GiB are free; expected a smaller image"
+        )
+    turn = _UPRIGHT.get(_orientation(image), lambda pixels: pixels)
     profile = image.info.get("icc_profile")
     if _bits(image, data) > 8 or image.mode in ("I", "F"):
-        return _decode_deep(data, image, orientation, profile, path)
-    ImageOps.exif_transpose(image, in_place=True)
+        return _decode_deep(data, image, turn, profile, path)
     transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     grey = image.mode in ("1", "L", "LA")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         profile = None  # of inks, not of the colours that they are turned into
     # Through RGB: Pillow cannot turn every mode into every other.
-    pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    pixels = turn(np.asarray(image.convert("RGBA" if transparent else "RGB")))
     colour = np.ascontiguousarray(pixels[..., 2::-1])
     alpha = pixels[..., 3].copy() if transparent else None
-    exif = image.getexif() if image.format in WITH_EXIF else None  # of a TIFF it is all its tags
-    return Picture(colour, alpha, grey, profile, exif or None)
+    return Picture(colour, alpha, grey, profile, _exif(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # EXIF data is often damaged, and seldom missed
+        return 1
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """The EXIF data of an image without its orientation, where it can be written again."""
+    if image.format not in WITH_EXIF:  # of a TIFF it is all its tags
+        return None
+    try:
+        exif = image.getexif()
+        exif.pop(_ORIENTATION, None)
+        data = exif.tobytes() if exif else b""
+    except Exception:  # as above
+        return None
+    return data if 0 < len(data) < LONGEST_EXIF else None
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
@@ -126,26 +166,32 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def _decode_deep(
-    data: bytes, image: Image.Image, orientation: int, profile: bytes | None, path: Path
+    data: bytes, image: Image.Image, turn: Turn, profile: bytes | None, path: Path
 ) -> Picture:
-    samples = image.tag_v2.get(_SAMPLES, 1) if image.format == "TIFF" else 0
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError("not decoded")
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    if pixels.dtype != np.uint16 or image.mode == "CMYK" or samples not in (0, channels):
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    whole = max(tags.get(_FORMAT, (1,))) == 1 and max(tags.get(_BITS, (16,))) == 16
+    if not whole or tags.get(_SAMPLES, 1) == 2 or tags.get(_PHOTOMETRIC, 2) > 2:
         raise UserError(
-            f"{path}: {max(samples, channels)} channels of {pixels.dtype}; "
-            "expected 8 or 16 bits a channel, grey or RGB, with or without alpha"
+            f"{path}: a TIFF of {tags.get(_SAMPLES, 1)} channels of {max(tags[_BITS])} bits of a "
+            "kind that is not read; expected 8 or 16 bits a channel, whole numbers, grey or RGB(A)"
         )
-    if image.format == "PNG":  # of a TIFF, OpenCV does it
-        pixels = np.ascontiguousarray(_UPRIGHT.get(orientation, lambda a: a)(pixels))
-    alpha = pixels[..., 3].copy() if channels == 4 else None
-    if channels == 1:
-        colour = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ValueError("not decoded")
+    if tags:  # OpenCV has turned it
+        if tags.get(_PHOTOMETRIC) == 0:  # white is 0
+            pixels = 65535 - pixels
     else:
-        colour = np.ascontiguousarray(pixels[..., :3])
-    return Picture(colour, alpha, image.mode in ("I;16", "I", "LA"), profile, None)
+        pixels = np.ascontiguousarray(turn(pixels))
+    grey = pixels.ndim == 2 or (image.format == "PNG" and data[25] == PNG_GREY_ALPHA)
+    if pixels.ndim == 2:
+        return Picture(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), None, True, profile, None)
+    colour = np.ascontiguousarray(pixels[..., :3])
+    alpha = pixels[..., 3].copy() if pixels.shape[2] == 4 else None
+    if alpha is not None and 1 in tags.get(_EXTRA, ()):  # colours come multiplied by it
+        full = colour.astype(np.float32) * 65535 / np.maximum(alpha, 1)[..., None]
+        colour = np.rint(np.minimum(full, 65535)).astype(np.uint16)
+    return Picture(colour, alpha, grey, profile, None)
 
 
 def require_format(path: Path, picture: Picture) -> None:
@@ -159,13 +205,13 @@ def require_format(path: Path, picture: Picture) -> None:
         )
 
 
-def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture in the format of path's suffix. Raises UserError."""
+def encode_picture(path: Path, picture: Picture) -> bytes:
+    """A picture as the bytes of a file, in the format of path's suffix.
+
+    Raises:
+        UserError: that format cannot hold it.
+    """
     require_format(path, picture)
-    write_atomically(path, _encode(path, picture))
-
-
-def _encode(path: Path, picture: Picture) -> bytes:
     kind, options = FORMATS[path.suffix.lower()]
     colour, alpha, file = picture.colour, picture.alpha, io.BytesIO()
     pixels = colour[..., 0] if picture.grey else colour[..., ::-1]  # RGB
@@ -190,8 +236,13 @@ def _encode(path: Path, picture: Picture) -> bytes:
             )
         else:
             return _encode_deep_png(colour, alpha, picture)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be written as {kind}: {error}") from None
+    except MemoryError:
+        raise UserError(f"{path}: not enough memory to write it") from None
+    except (OSError, ValueError, cv2.error, struct.error) as error:
+        height, width = colour.shape[:2]
+        raise UserError(
+            f"{path}: {width}x{height} pixels cannot be written as {kind}: {error}"
+        ) from None
     return file.getvalue()
 
 
@@ -200,10 +251,22 @@ def _encode_deep_png(colour: np.ndarray, alpha: np.ndarray | None, picture: Pict
         pixels = np.dstack([colour, alpha])  # OpenCV has no grey with alpha
     else:
         pixels = colour[..., 0] if picture.grey else colour
-    profile = picture.profile
+    profile = picture.profile if _is_profile(picture.profile, pixels.ndim == 2) else None
     data = [np.frombuffer(profile, np.uint8)] if profile else []
     kinds = [cv2.IMAGE_METADATA_ICCP] if profile else []
     done, encoded = cv2.imencodeWithMetadata(".png", np.ascontiguousarray(pixels), kinds, data)
     if not done:
-        raise ValueError("too large")
+        raise ValueError("refused by OpenCV")
     return encoded.tobytes()
+
+
+def _is_profile(profile: bytes | None, grey: bool) -> bool:
+    """Whether libpng takes it: it would print a line of its own, and refuse the picture."""
+    return (
+        profile is not None
+        and len(profile) > 132
+        and int.from_bytes(profile[:4], "big") == len(profile)
+        and len(profile) % 4 == 0
+        and profile[16:20] == (b"GRAY" if grey else b"RGB ")
+        and profile[36:40] == b"acsp"
+    )

@@ -5,10 +5,10 @@ the picture in view from the data that is put into it here. Pictures lie in inde
 what a screen shows, and thumbnails of them, which the browser loads as they come into view.
 """
 
-import hashlib
 import html
 import json
 import math
+import os
 import platform
 import shlex
 import sys
@@ -18,19 +18,33 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 
 from files import write_atomically
 from metrics import PROTOCOLS
-from settings import Settings
+from settings import Settings, UserError
 from visualize import heat_map
 
 PAGE, PICTURES = "index.html", "index_files"
+MARK = b'<meta name="generator" content="SPANet">'  # by which a page is known as ours
 VIEW, THUMBNAIL = 1280, 128  # pixels of the longer side at most
 KINDS = ("before", "after", "clean", "mask", "thumb")
 PACKAGES = ("torch", "numpy", "numba", "opencv-python-headless", "scikit-image")
+
+
+def require_own_page(folder: Path) -> None:
+    """Raise UserError where the folder has an index.html that is not of this program."""
+    page = folder / PAGE
+    if page.exists() and MARK not in page.read_bytes()[:4096]:
+        raise UserError(f"{page}: is not a page of results; expected a folder without one")
+
+
+def address(path: Path) -> str:
+    """A relative path as a link from the page."""
+    return quote(os.fsencode(path))
 
 
 def remove_page(folder: Path) -> None:
@@ -155,12 +169,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def about(settings: Settings, step: int, device: str, seconds: float) -> list[tuple[str, str]]:
+def about(model: str, device: str, seconds: float) -> list[tuple[str, str]]:
     """What was run: model, versions, device, time."""
-    model = Path(settings.model_dir) / settings.model
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
     return [
-        ("model", f"{model}, step {step}, SHA-256 {digest[:16]}"),
+        ("model", model),
         ("command", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         ("device", device),
         ("finished", datetime.now().astimezone().isoformat(" ", "seconds")),

@@ -1,6 +1,7 @@
 """Session: what a run holds, whatever it does: device, ranks, network, optimiser, clock, events."""
 
 import dataclasses
+import hashlib
 import math
 import secrets
 from pathlib import Path
@@ -56,6 +57,8 @@ class Session:
         self.best: dict[str, Any] | None = None
         self.run = new_run()
         self.data = ""
+        self._tiles_told = False
+        self._digest = ""  # of the weights that were loaded
         self._fitted = 0  # bytes that the largest image so far was reckoned to take
         self._events: dict[str, EventFile] = {}
 
@@ -127,6 +130,7 @@ class Session:
         _check_attention(path, content, self.settings.direction_attention)
         checkpoint.check_tensors(path, content["net"], self.net.state_dict())
         self.net.load_state_dict(content["net"])
+        self._digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         return content
 
     def _check_recipe(self, path: Path, content: dict[str, Any]) -> None:
@@ -210,28 +214,46 @@ class Session:
         return clean.cpu().numpy(), mask[0, 0].cpu().numpy()
 
     @torch.inference_mode()
-    def tile_error(self, image: np.ndarray) -> float:
-        """PSNR (dB) of an image (as for derain) in tiles of half of --tile, against it whole."""
-        batch = to_float(torch.from_numpy(np.ascontiguousarray(image))[None].to(self.device))
-        views, tile = self.settings.self_ensemble, self.settings.tile
+    def tile_note(self, image: np.ndarray) -> str:
+        """How far tiles are from the whole, the first time that an image was cut; else nothing.
+
+        Told of a sample, in tiles of half its side: memory need not hold more than before.
+        """
+        tile = self.settings.tile
+        if self._tiles_told or not tile or max(image.shape[:2]) <= tile:
+            return ""
+        self._tiles_told = True
+        side = min(tile, 1024)
+        top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+        sample = np.ascontiguousarray(image[top : top + side, left : left + side])
+        batch = to_float(torch.from_numpy(sample)[None].to(self.device))
+        views = self.settings.self_ensemble
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             _, whole = inference.derain(self.net, batch, views)
-            _, tiled = inference.derain(self.net, batch, views, tile // 2)
+            _, tiled = inference.derain(self.net, batch, views, side // 2)
         error = (tiled.clamp_(0, 1) - whole.clamp_(0, 1)).square_().mean().item()
-        return -10 * math.log10(error) if error else math.inf
+        psnr = -10 * math.log10(error) if error else math.inf
+        height, width = sample.shape[:2]
+        return (
+            f"tiles are an approximation: a sample of {width}x{height} pixels in tiles of "
+            f"{side // 2} is {psnr:.1f} dB from the same whole"
+        )
 
     def _free(self) -> int:
         if self.device.type == "cuda":
             kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
             return torch.cuda.mem_get_info()[0] + kept
-        return machine.free_memory()
+        return machine.free_memory() // self.ranks.local_size  # which go on at the same time
 
     def _too_large(self, image: np.ndarray, name: str, needed: int) -> UserError:
-        height, width = image.shape[:2]
+        (height, width), free = image.shape[:2], self._free()
+        largest = self.settings.tile or max(height, width)
+        tiles = [side for side in (1024, 512, 256, 128, 64) if side < largest]
+        fitting = [side for side in tiles if inference.memory(height, width, side) <= free]
+        hint = f", or --tile {fitting[0]}" if fitting else ""
         return UserError(
             f"{name}: {width}x{height} pixels need about {needed / 2**30:.3g} GiB of memory on "
-            f"{self.device}, {self._free() / 2**30:.3g} GiB are free; expected a smaller image, "
-            f"or --tile {self.settings.tile // 2 or 1024}"
+            f"{self.device}, {free / 2**30:.3g} GiB are free; expected a smaller image{hint}"
         )
 
     def about(self, seconds: float) -> list[tuple[str, str]]:
@@ -242,7 +264,9 @@ class Session:
             device = f"{machine.processor()}, {torch.get_num_threads()} threads"
         if self.ranks.several:
             device = f"{self.ranks.world_size} ranks, each on {device}"
-        return report.about(self.settings, self.clock, device, seconds)
+        path = self.path(self.settings.model)
+        model = f"{path}, step {self.clock}, SHA-256 {self._digest}"
+        return report.about(model, device, seconds)
 
     def memory(self) -> float:
         """MiB that this process has taken at most, of the GPU where it computes on one."""

@@ -48,6 +48,22 @@ def model() -> None:
     session.save("latest")
 
 
+@pytest.fixture
+def rainy() -> np.ndarray:
+    """A small rainy image, (36,48,3) uint8 BGR."""
+    clean = synthetic_rain.photograph("coffee")
+    clean = cv2.resize(clean, (48, 36), interpolation=cv2.INTER_AREA)
+    rain = [synthetic_rain.Rain(20, 10, 8, 1, 90, 0.5)]
+    return synthetic_rain.add_rain(clean, rain, np.random.default_rng(0))
+
+
+def expected(image: np.ndarray, **settings) -> np.ndarray:
+    """What model/latest makes of an image."""
+    session = Session(Settings("derain", device="cpu", **settings))
+    session.load("latest", resume=False)
+    return session.derain(image)[0]
+
+
 def write_pairs(folder: Path, sizes: list[tuple[int, int]], seed: int = 0) -> Path:
     """Pairs of synthetic rain of the given (height, width); returns their list."""
     rng = np.random.default_rng(seed)

@@ -177,7 +177,7 @@ def test_out_of_memory_is_one_line(run, pairs, model, monkeypatch):
     assert status == 2
     assert ".txt:1: " in err
     assert "pair0.png: 24x24 pixels need about " in err
-    assert err.endswith(" are free; expected a smaller image, or --tile 1024\n")
+    assert err.endswith(" are free; expected a smaller image\n")
 
 
 def test_results_do_not_depend_on_the_other_images_or_workers(run, tmp_path, model):

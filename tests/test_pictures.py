@@ -1,12 +1,16 @@
 """A user's pictures: read and written in their own kind, whatever it is."""
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from pictures import Picture, read_picture, require_format, write_picture
+import machine
+from pictures import Picture, encode_picture, read_picture, require_format
 from settings import UserError
 
 RNG = np.random.default_rng(0)
@@ -14,6 +18,10 @@ RGBA = RNG.integers(0, 256, (20, 30, 4), np.uint8)
 DEEP = RNG.integers(0, 65536, (20, 30, 4)).astype(np.uint16)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LOSSLESS = (".png", ".webp", ".tiff", ".tif", ".bmp")
+
+
+def write_picture(path, picture):
+    path.write_bytes(encode_picture(path, picture))
 
 
 def save(path, pixels, **options):
@@ -131,10 +139,10 @@ def turned(pixels, orientation):
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("a.png", lambda p: p.write_bytes(b""), r"not an image, or damaged \(0 bytes\)"),
-        ("a.png", lambda p: p.write_text("words"), "not an image, or damaged"),
+        ("a.png", lambda p: p.write_bytes(b""), r"or damaged \(0 bytes\)"),
+        ("a.png", lambda p: p.write_text("words"), "not an image that can be read, or damaged"),
         ("a.gif", lambda p: save(p, RGBA[..., :3]), "is GIF; expected PNG, JPEG"),
-        ("a.tif", lambda p: save(p, RNG.random((4, 4), np.float32)), "1 channels of float32"),
+        ("a.tif", lambda p: save(p, RNG.random((4, 4), np.float32)), "a TIFF of 1 channels of 32"),
         (
             "a.webp",
             lambda p: save(p, RGBA, save_all=True, append_images=[Image.fromarray(RGBA[::-1])]),
@@ -156,7 +164,7 @@ def test_what_is_no_picture_is_one_line(tmp_path, name, make, message):
 def test_cut_short_is_one_line(tmp_path, suffix, part, capfd):
     data = save(tmp_path / f"a{suffix}", RGBA[..., :3]).read_bytes()
     (tmp_path / f"a{suffix}").write_bytes(data[: int(part * len(data))])
-    with pytest.raises(UserError, match="not an image, or damaged"):
+    with pytest.raises(UserError, match="not an image that can be read, or damaged"):
         read_picture(tmp_path / f"a{suffix}")
     assert capfd.readouterr() == ("", "")
 
@@ -174,6 +182,73 @@ def test_palette_and_inks_become_colours(tmp_path):
     )
 
 
+def test_damaged_metadata_costs_the_metadata_alone(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    data = exif.tobytes()
+    # ResolutionUnit as a LONG of 100000: it can be read, but not be written.
+    entry = b"".join(
+        n.to_bytes(size, "little") for n, size in ((0x128, 2), (4, 2), (1, 4), (100000, 4))
+    )
+    odd = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
+    assert data.startswith(b"Exif")
+    for number, block in enumerate((odd, b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0words")):
+        source = save(tmp_path / f"{number}.jpg", RGBA[..., :3], exif=block)
+        picture = read_picture(source)
+        assert picture.colour.shape == (20, 30, 3)
+        write_picture(tmp_path / "b.jpg", picture)
+        assert read_picture(tmp_path / "b.jpg").colour.shape == (20, 30, 3)
+    tifffile.imwrite(tmp_path / "a.tif", DEEP[..., :3], photometric="rgb", iccprofile=b"no" * 100)
+    write_picture(tmp_path / "b.png", read_picture(tmp_path / "a.tif"))
+    assert np.array_equal(read_picture(tmp_path / "b.png").colour[..., ::-1], DEEP[..., :3])
+
+
+def test_16_bits_of_other_kinds(tmp_path):
+    grey, alpha = DEEP[..., 0], DEEP[..., 3]
+    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite")
+    assert np.array_equal(read_picture(tmp_path / "a.tif").colour[..., 0], 65535 - grey)
+    tifffile.imwrite(tmp_path / "a.tif", grey, byteorder=">")
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.grey
+    assert np.array_equal(picture.colour[..., 0], grey)
+    weighed = (
+        (DEEP[..., :3].astype(np.float64) * alpha[..., None] / 65535).round().astype(np.uint16)
+    )
+    pixels = np.dstack([weighed, alpha])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    found, visible = read_picture(tmp_path / "a.tif").colour[..., ::-1], alpha > 6000
+    assert np.abs(found[visible].astype(int) - DEEP[..., :3][visible]).max() <= 6
+    tifffile.imwrite(tmp_path / "a.tif", DEEP[..., :2], photometric="minisblack", planarconfig=1)
+    with pytest.raises(UserError, match="not an image that can be read"):
+        read_picture(tmp_path / "a.tif")
+    (tmp_path / "a.png").write_bytes(png_grey_alpha(grey, alpha))
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.grey
+    assert np.array_equal(picture.colour[..., 1], grey)
+    assert np.array_equal(picture.alpha, alpha)
+
+
+def png_grey_alpha(grey, alpha) -> bytes:
+    """A PNG of 16 bits with grey and alpha, which neither Pillow nor OpenCV writes."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 16, 4, 0, 0, 0)
+    rows = np.dstack([grey, alpha]).astype(">u2")
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_larger_than_memory_is_told_before_it_is_read(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", RGBA)
+    monkeypatch.setattr(machine, "free_memory", lambda: 9000)
+    with pytest.raises(UserError, match=r"a\.png: 30x20 pixels need 8.94e-06 GiB of memory to be"):
+        read_picture(tmp_path / "a.png")
+
+
 def test_new_colours_keep_the_kind():
     output = np.array([[[0.2, 0.4, 0.6], [-1, 0.5, 2]]], np.float32)
     colour = np.zeros((1, 2, 3), np.uint8)
@@ -189,6 +264,6 @@ def test_new_colours_keep_the_kind():
 def test_a_failed_write_leaves_nothing(tmp_path):
     colour = np.zeros((1, 70000, 3), np.uint8)  # wider than a JPEG or WebP can be
     for suffix, kind in ((".jpg", "JPEG"), (".webp", "WEBP")):
-        with pytest.raises(UserError, match=f"cannot be written as {kind}"):
+        with pytest.raises(UserError, match=f"70000x1 pixels cannot be written as {kind}"):
             write_picture(tmp_path / f"a{suffix}", Picture(colour, None, False, None, None))
     assert list(tmp_path.iterdir()) == []
