@@ -67,11 +67,11 @@ def derain(session: Session) -> int:
             if first and folder and rows:
                 _write_page(session, folder, rows, time.monotonic() - start)
     if first:
-        print(
-            f"{len(rows)} of {len(jobs)} derained; open {folder / report.PAGE} to look at them"
-            if folder and rows
-            else f"{len(rows)} of {len(jobs)} derained: {jobs[0].target if rows else 'none'}"
-        )
+        where = ""
+        if rows:
+            look = f"; open {folder / report.PAGE} to look at them" if folder else ""
+            where = look or f": {jobs[0].target}"
+        print(f"{len(rows)} of {len(jobs)} derained{where}")
     return 2 if bad else 0
 
 
@@ -182,20 +182,23 @@ def _derain_videos(
 def _derain_video(
     session: Session, number: int, job: Job, source: Source, folder: Path | None
 ) -> dict[str, Any]:
-    """Derain a video; its row of the page shows the frame in the middle."""
+    """Derain a video; its row of the page shows the frame in the middle.
+
+    What ends it early, of whatever kind, leaves the frames so far in a file that can be played.
+    """
     first, start = session.ranks.first, time.monotonic()
     shown: list[np.ndarray] = []
     sink = Sink(job.target, source) if first else None
     try:
         _derain_frames(session, job, source, sink, shown)
-    except BaseException as error:
+    except BaseException:
         # A file that cannot be written is gone already.
         if sink and sink.written and sink.scrap.exists():
             _close(sink)
             print(f"\n{job.target}: ends early, holds the first {sink.written} frames")
         elif sink:
             sink.discard()
-        raise error
+        raise
     if not shown:
         raise UserError(f"{job.source}: no frame of it can be read")
     for warning in (*source.warnings(), *(sink.warnings() if sink else ())):

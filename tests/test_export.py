@@ -56,7 +56,9 @@ def test_direction_attention_is_exported_too():
 
 def test_a_wrong_file_is_not_written(run, model, monkeypatch):
     graph = onnx.parser.parse_graph("g (float[N] rainy) => (float[N] mask) { mask = Relu(rainy) }")
-    other = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    other = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+    )
     monkeypatch.setattr(export, "converted", lambda _: other)
     monkeypatch.setattr(export, "difference", lambda *_: float("nan"))
     status, _, err = run("-a", "export", "-o", "x.onnx")
