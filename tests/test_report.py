@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -50,8 +51,12 @@ class Watched:
 
     def settle(self) -> None:
         """Wait for the pictures in view."""
+        # Not by the driver's own wait_for_function: it evaluates text, which the page forbids.
         done = "[...document.querySelectorAll('.stage img')].every(one => !one.src || one.complete)"
-        self.page.wait_for_function(done)
+        end = time.monotonic() + 30
+        while not self.page.evaluate(done):
+            assert time.monotonic() < end, "pictures do not load"
+            time.sleep(0.02)
 
     def column(self, number: int) -> list[str]:
         return self.page.locator(f"#table tbody td:nth-child({number + 1})").all_inner_texts()
