@@ -25,7 +25,7 @@ from pictures import encode_picture, read_picture, require_format
 from progress import Progress
 from session import Session
 from settings import UserError
-from transcode import Sink, Source
+from transcode import Sink, Source, Unwritable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -172,7 +172,8 @@ def _derain_videos(
             with closing(Source(job.source)) as source:
                 rows[number] = _derain_video(session, number, job, source, folder)
         except UserError as error:
-            if len(jobs) == 1:
+            # What cannot be written, one rank knows alone; the others would wait for it.
+            if len(jobs) == 1 or isinstance(error, Unwritable):
                 raise
             bad += 1
             _complain(session, str(error))
@@ -186,9 +187,9 @@ def _derain_video(
 
     What ends it early, of whatever kind, leaves the frames so far in a file that can be played.
     """
-    first, start = session.ranks.first, time.monotonic()
+    start = time.monotonic()
     shown: list[np.ndarray] = []
-    sink = Sink(job.target, source) if first else None
+    sink = Sink(job.target, source) if session.ranks.first else None
     try:
         _derain_frames(session, job, source, sink, shown)
     except BaseException:
@@ -199,16 +200,18 @@ def _derain_video(
         elif sink:
             sink.discard()
         raise
+    if not sink:
+        return {}
     if not shown:
+        sink.discard()
         raise UserError(f"{job.source}: no frame of it can be read")
-    for warning in (*source.warnings(), *(sink.warnings() if sink else ())):
+    for warning in (*source.warnings(), *sink.warnings()):
         _complain(session, f"warning: {warning}")
-    if sink:
-        _close(sink)
-    if folder and first:
+    _close(sink)
+    if folder:
         report.write_pictures(folder, number, *shown)
     row = _row(number, job, folder, shown[0], start) | report.figures(*shown)
-    return row | {"frames": sink.written if sink else 0}
+    return row | {"frames": sink.written}
 
 
 def _close(sink: Sink) -> None:

@@ -1,5 +1,6 @@
 """From an image to its derained version: whole or in blended tiles, once or averaged over flips."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -51,6 +52,13 @@ def derain(net: Network, image: Tensor, views: int = 1, tile: int = 0) -> tuple[
             ):
                 whole[where] += part * weight
     return mask, clean
+
+
+def tile_psnr(net: Network, image: Tensor, tile: int, views: int = 1) -> float:
+    """PSNR (dB) of images (as for derain) in tiles against the same whole, both clipped to 0..1."""
+    whole, tiled = (derain(net, image, views, side)[1].clamp_(0, 1) for side in (0, tile))
+    error = tiled.sub_(whole).square_().mean().item()
+    return -10 * math.log10(error) if error else math.inf
 
 
 def _mean_of_views(net: Network, image: Tensor, views: int) -> tuple[Tensor, Tensor]:

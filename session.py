@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 import secrets
 from pathlib import Path
 from typing import Any
@@ -227,12 +226,8 @@ class Session:
         top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
         sample = np.ascontiguousarray(image[top : top + side, left : left + side])
         batch = to_float(torch.from_numpy(sample)[None].to(self.device))
-        views = self.settings.self_ensemble
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            _, whole = inference.derain(self.net, batch, views)
-            _, tiled = inference.derain(self.net, batch, views, side // 2)
-        error = (tiled.clamp_(0, 1) - whole.clamp_(0, 1)).square_().mean().item()
-        psnr = -10 * math.log10(error) if error else math.inf
+            psnr = inference.tile_psnr(self.net, batch, side // 2, self.settings.self_ensemble)
         height, width = sample.shape[:2]
         return (
             f"tiles are an approximation: a sample of {width}x{height} pixels in tiles of "

@@ -136,11 +136,15 @@ class Source:
         self.container.close()
 
 
+class Unwritable(UserError):
+    """A video file that cannot be written."""
+
+
 class Sink:
     """A video file in the making: frames in, in order. close() makes it playable, whenever.
 
     Raises:
-        UserError: from every method, where it cannot be written; what there was of it is gone.
+        Unwritable: from every method, where it cannot be written; what there was of it is gone.
     """
 
     def __init__(self, path: Path, source: Source) -> None:
@@ -179,6 +183,7 @@ class Sink:
         if shape:
             context.sample_aspect_ratio = 1 / shape if source.turns % 2 else shape
         self.sound = {one.index: self.container.add_stream_from_template(one) for one in sound}
+        self._heard: dict[int, int] = {}  # the time of the last packet of sound
         self.container.start_encoding()
 
     @staticmethod
@@ -186,8 +191,11 @@ class Sink:
         return BT709 if frame.colorspace == RGB else frame.colorspace
 
     def sound_packet(self, packet: av.Packet) -> None:
-        if packet.stream.index in self.sound:
-            packet.stream = self.sound[packet.stream.index]
+        index = packet.stream.index
+        # Joined files begin their times anew, which no container takes.
+        if index in self.sound and packet.dts > self._heard.get(index, packet.dts - 1):
+            self._heard[index] = packet.dts
+            packet.stream = self.sound[index]
             with self._told():
                 self.container.mux(packet)
 
@@ -231,7 +239,7 @@ class Sink:
             if hasattr(self, "container"):
                 self.discard()
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{self.path}: cannot be written: {reason}") from None
+            raise Unwritable(f"{self.path}: cannot be written: {reason}") from None
 
 
 def _address(path: Path) -> str:

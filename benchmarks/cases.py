@@ -169,13 +169,8 @@ def tiles(options: argparse.Namespace) -> list[dict]:
     net = network("ours", options)
     rainy, _, _ = images(LARGE, options.device)
     with torch.inference_mode():
-        _, whole = inference.derain(net, rainy)
-        found = []
-        for tile in (512, 1024):
-            _, tiled = inference.derain(net, rainy, tile=tile)
-            error = (tiled.clamp(0, 1) - whole.clamp(0, 1)).square().mean()
-            found.append({"tile": tile, "psnr": -10 * torch.log10(error).item()})
-    return found
+        sides = (512, 1024)
+        return [{"tile": side, "psnr": inference.tile_psnr(net, rainy, side)} for side in sides]
 
 
 def loss(options: argparse.Namespace) -> list[dict]:

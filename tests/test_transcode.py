@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import command, expected
+from test_ranks import finish, torchrun
 
 from metrics import to_uint8
 from session import Session
@@ -181,6 +182,39 @@ def test_a_bad_video_stops_no_other(run, model, monkeypatch):
     assert "out/b.mp4: ends early, holds the first 2 frames" in out
     assert [len(frames(f"out/{name}.mp4")[0]) for name in "abc"] == [4, 2, 4]
     assert sorted(os.listdir("out")) == ["a.mp4", "b.mp4", "c.mp4", "index.html", "index_files"]
+
+
+def test_what_cannot_be_written_ends_the_run(run, model, monkeypatch):
+    Path("in").mkdir()
+    for name in ("a", "b"):
+        write_video(f"in/{name}.mp4", frames=2, sound=False)
+
+    def full(self, image, like):
+        with self._told():
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transcode.Sink.frame", full)
+    status, _, err = run(*DERAIN, "-i", "in", "-o", "out")
+    assert status == 2
+    assert err == "main.py: out/a.mp4: cannot be written: No space left on device\n"
+    assert os.listdir("out") == []
+
+
+def test_sound_whose_times_begin_anew_is_kept_as_far_as_they_rise(run, model):
+    write_video("a.ts", frames=6)
+    Path("joined.ts").write_bytes(Path("a.ts").read_bytes() * 2)
+    status, _, err = run(*DERAIN, "-i", "joined.ts", "-o", "out.mp4")
+    assert (status, err) == (0, "")
+    assert len(frames("out.mp4")[0]) >= 11
+    assert len(sound("out.mp4")) > 0
+
+
+def test_more_ranks_than_frames(model):
+    write_video("a.mp4", frames=1, sound=False)
+    words = (*DERAIN, "--num-threads", 1, "-i", "a.mp4", "-o", "b.mp4")
+    done = finish(torchrun(2, *words))
+    assert done.returncode == 0, done.stderr
+    assert len(frames("b.mp4")[0]) == 1
 
 
 def test_videos_and_pictures_of_a_folder(run, model, rainy):
