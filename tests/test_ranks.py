@@ -84,7 +84,8 @@ def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
     os.kill(int(ranks[1]), signal.SIGKILL)
     out, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
-    assert "stopped, another rank was lost" in err or "Signal 9 (SIGKILL)" in err
+    # Who notices first, the other rank or torchrun, ends the other rank and tells it in its words.
+    assert "stopped, another rank was lost" in err or "failed (exitcode: -9)" in err
     assert out.count("training on 2 ranks") == 2
     assert "model/latest holds step 39" in out
     assert list(events("logdir/train_derain")["loss"]) == list(range(40))
