@@ -8,6 +8,7 @@ image), summary.json (the means, and what was run) and index.html (all of it, to
 import csv
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -22,6 +23,7 @@ import report
 from files import require_writable, write_atomically
 from lists import Pair, read_list
 from metrics import MEASURES, PROTOCOLS, measure, to_uint8
+from model import CONSTANT_MASK
 from progress import Progress
 from session import Session
 from settings import UserError
@@ -90,6 +92,14 @@ def test(session: Session) -> int:
     report.write_page(folder, title, page, session.about(seconds), settings)
     print(f"results in {folder}: derained, mask, compare, summary.json" + ", metrics.csv" * scored)
     print(f"open {folder / report.PAGE} to look at them")
+    deviations = [row["mask_deviation"] for row in rows if row["width"] * row["height"] > 1]
+    if deviations and max(deviations) < CONSTANT_MASK:
+        print(
+            f"main.py: warning: the attention map of {session.path(settings.model)} is constant on "
+            "every image, so the network does not look for rain; train it again with a lower --lr "
+            "or another --seed",
+            file=sys.stderr,
+        )
     if scored:
         scores = {f"mean/{name}": value for name, value in means.items()}
         session.events("test_derain").scalars(scores, session.clock)
@@ -146,6 +156,7 @@ def _derain_list(
                "rainy": str(pair.rainy), "clean": str(pair.clean or ""), "frames": 1,
                "width": rainy.shape[1], "height": rainy.shape[0], "seconds": seconds}  # fmt: skip
         row |= report.figures(rainy, derained, mask) | {"note": session.tile_note(rainy)}
+        row["mask_deviation"] = float(mask.std(dtype=np.float64))
         if scored:
             truth = clean.astype(np.float32) / 255
             row |= _scores("output", output, truth)

@@ -101,8 +101,8 @@ def forget_after(folder: Path, run: str, clock: int) -> None:
         try:
             data = path.read_bytes()
             end = 0
-            for step, end_of_record in _records(data):
-                if step > clock:
+            for event, end_of_record in _records(data):
+                if event.step > clock:
                     break
                 end = end_of_record
             if end < len(data):
@@ -111,8 +111,19 @@ def forget_after(folder: Path, run: str, clock: int) -> None:
             raise UserError(f"{path}: cannot be read or cut: {error.strerror}") from None
 
 
-def _records(data: bytes) -> Iterator[tuple[int, int]]:
-    """(step, offset of its end) of each whole event of a file: length, its CRC, event, its CRC."""
+def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """The curves of a folder's event files: for each name, its value at each step."""
+    curves: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.glob(EVENTS)):
+        for event, _ in _records(path.read_bytes()):
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "simple_value":
+                    curves.setdefault(value.tag, {})[event.step] = value.simple_value
+    return curves
+
+
+def _records(data: bytes) -> Iterator[tuple[Event, int]]:
+    """(event, offset of its end) of each whole event of a file: length, its CRC, event, its CRC."""
     start = 0
     while start + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, start)
@@ -123,5 +134,5 @@ def _records(data: bytes) -> Iterator[tuple[int, int]]:
             event = Event.FromString(data[start + 12 : end - 4])
         except DecodeError:
             return
-        yield event.step, end
+        yield event, end
         start = end

@@ -14,6 +14,7 @@ from settings import UserError
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
 
+BLANKS = " \t"  # what separates names; other white space, such as U+3000, belongs to a name
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -38,7 +39,8 @@ def read_list(path: str, need_clean: bool = False) -> list[Pair]:
             more names or fewer than the first; or need_clean is set and there are no clean images.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        # Opened as text, LF, CRLF and CR have become LF; nothing else ends a line.
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -49,7 +51,7 @@ def read_list(path: str, need_clean: bool = False) -> list[Pair]:
     entries = [
         (number, _names(line, f"{path}:{number}"))
         for number, line in enumerate(lines, 1)
-        if line.strip() and not line.lstrip().startswith("#")
+        if line.strip(BLANKS) and not line.lstrip(BLANKS).startswith("#")
     ]
     if not entries:
         raise UserError(f"{path}: the list is empty; expected a line `rainy clean` for each pair")
@@ -80,7 +82,7 @@ def _count(names: list[str]) -> str:
 
 
 def _names(line: str, where: str) -> list[str]:
-    names = [name.strip() for name in line.split("\t")] if "\t" in line else line.split()
+    names = [name.strip(BLANKS) for name in line.split("\t" if "\t" in line else " ")]
     names = [name for name in names if name]
     if len(names) > 2 or "\0" in line:
         raise UserError(

@@ -18,6 +18,9 @@ from irnn_cuda import irnn
 
 CHANNELS = 32
 STAGES = 4
+# An attention map whose standard deviation is below this is constant. In training it is then dead:
+# the ReLU or the sigmoid before it is saturated everywhere, and no gradient comes through.
+CONSTANT_MASK = 1e-6
 _LONG_ROW = 128  # pixels of an image row from which _ConvOnCpu pays
 
 
@@ -132,9 +135,13 @@ class IRNN(nn.Module):
     def __init__(self, channels: int, weight: float = 0.2) -> None:
         super().__init__()
         # Depthwise 1x1 convolutions hold the parameters only: published checkpoints name them so.
+        # Their biases begin as PyTorch 0.4.1 drew them for the published weights: it counted the
+        # layer's channels as fan-in, where later versions count 1 and draw from -1 to 1.
+        bound = channels**-0.5
         for direction in ("left", "right", "up", "down"):
             holder = nn.Conv2d(channels, channels, 1, groups=channels)
             nn.init.constant_(holder.weight, weight)
+            nn.init.uniform_(holder.bias, -bound, bound)
             self.add_module(f"{direction}_weight", holder)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,8 +207,8 @@ class SPANet(nn.Module):
     """The deraining network: 17 residual blocks, 12 of them weighed by a shared SAM.
 
     Args:
-        direction_attention: weigh the directions of the IRNN, as the paper describes. False is
-            what the published weights were trained with.
+        direction_attention: weigh the directions of the IRNN, as the paper describes. The
+            published weights need False: the released code computes the maps but does not use them.
         checkpoint_activations: keep one feature map a stage for backward and compute the others
             again there: the same gradients in less memory, for about a forward pass more.
     """

@@ -14,6 +14,7 @@ A scene that is done is not touched again, nor is a patch that is there: an inte
 import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,7 +224,7 @@ def _ending(count: int) -> str:
 def _read_part(path: Path) -> str:
     """The lines of a scene's pairs, all of them."""
     text = path.read_bytes().decode(errors="replace")
-    lines = text.splitlines(keepends=True)
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     if not lines or lines[-1] != _ending(len(lines) - 1):
         raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")
     return "".join(lines[:-1])

@@ -1,9 +1,10 @@
-"""Training: train(session) runs the published recipe (paper section 4) from where it stands."""
+"""Training: train(session) runs the recipe (paper section 4) from where it stands."""
 
 import hashlib
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,7 +25,14 @@ from metrics import to_uint8
 from progress import Progress
 from session import Session, is_out_of_memory, new_run
 from settings import Settings, UserError
-from training_step import NotFinite, learning_rate, losses_of, train_one_step
+from training_step import (
+    PATIENCE,
+    DeadMask,
+    NotFinite,
+    learning_rate,
+    losses_of,
+    train_one_step,
+)
 from visualize import heat_map, strip
 
 LATEST, BEST = "latest", "best"
@@ -141,11 +149,12 @@ def _run_steps(
         ) as progress,
     ):
         net, ssim = session.network(), SSIM().to(session.device)
+        dead_mask = DeadMask()
         net.train()
         if _score_is_due(session) and scored < session.clock:
             _score(session, val_pairs, val_data)  # a signal had come before it
         for step, batch in zip(steps, stream, strict=True):
-            values, number = _train_batch(session, net, ssim, step, batch, interrupt)
+            values, number = _train_batch(session, net, ssim, step, batch, interrupt, dead_mask)
             if step % every == 0:
                 _validate(session, ssim, next(val_stream))
             if (settings.val_list and step == last) or (_score_is_due(session) and not number):
@@ -163,7 +172,13 @@ def _run_steps(
 
 
 def _train_batch(
-    session: Session, net: nn.Module, ssim: SSIM, step: int, batch: Batch, interrupt: Interrupt
+    session: Session,
+    net: nn.Module,
+    ssim: SSIM,
+    step: int,
+    batch: Batch,
+    interrupt: Interrupt,
+    dead_mask: DeadMask,
 ) -> tuple[dict[str, float], int]:
     """Train on a batch, advance the clock, write the events.
 
@@ -172,7 +187,7 @@ def _train_batch(
     settings, ranks = session.settings, session.ranks
     start = time.monotonic()
     lr = learning_rate(settings, step)
-    tensors = batch.tensors(session.device)
+    tensors = batch.tensors(session.device, settings.mask_threshold)
     try:
         with ranks.watched():
             losses, mask, output = train_one_step(
@@ -197,15 +212,30 @@ def _train_batch(
     norm = losses.pop("grad_norm")
     *sums, number = ranks.total([*losses.values(), interrupt.signal])
     losses = {name: value / ranks.world_size for name, value in zip(losses, sums, strict=True)}
+    mean, square = losses.pop("mask_mean"), losses.pop("mask_square")
+    deviation = math.sqrt(max(square - mean**2, 0.0))
     session.clock = step
     values = {**losses, "lr": lr}
     if ranks.first:
         speed = settings.batch_size / (time.monotonic() - start)
         watched = {"grad_norm": norm, "images_per_second": speed, "memory_MiB": session.memory()}
+        watched |= {"mask/mean": mean, "mask/std": deviation}
+        if dead_mask.found(deviation):
+            _warn_of_dead_mask(step, settings)
         session.events(EVENTS).scalars(values | watched, session.clock)
         _write_picture_if_due(session, EVENTS, batch, mask, output)
     # Ranks may have received different signals, or one of them several.
     return values, 0 if not number else interrupt.signal or signal.SIGTERM
+
+
+def _warn_of_dead_mask(step: int, settings: Settings) -> None:
+    print(
+        f"main.py: warning: step {step}: the attention map has had one value everywhere for "
+        f"{PATIENCE} steps, and will hardly learn any more; start again with a lower --lr (now "
+        f"{settings.lr:g}) or another --seed (now {settings.seed})",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _load_start(session: Session) -> None:
@@ -259,11 +289,12 @@ def _where(session: Session) -> str:
 
 def _validate(session: Session, ssim: SSIM, batch: Batch) -> None:
     """Losses of a validation batch, in the parts of a training batch, without a gradient."""
-    parts, ranks = session.settings.accumulate_steps, session.ranks
+    settings, ranks = session.settings, session.ranks
+    parts = settings.accumulate_steps
     sums = dict.fromkeys(("loss", "l1", "ssim", "mask"), 0.0)
     shown = None
     with torch.no_grad():
-        tensors = batch.tensors(session.device)
+        tensors = batch.tensors(session.device, settings.mask_threshold)
         for part in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
             losses, mask, output = losses_of(session.net, ssim, *part, session.bf16)
             sums = {name: total + losses[name].item() for name, total in sums.items()}
@@ -298,7 +329,7 @@ def _write_picture_if_due(
     """Rainy, output, clean, mask and mask label of a batch's first crop, side by side."""
     if session.clock % session.settings.picture_every != 0:
         return
-    _, _, label = batch.tensors(torch.device("cpu"))
+    _, _, label = batch.tensors(torch.device("cpu"), session.settings.mask_threshold)
     shown = [
         batch.rainy[0],
         to_uint8(output[0].permute(1, 2, 0).float().cpu().numpy()),

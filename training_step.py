@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cal_ssim import SSIM
+from model import CONSTANT_MASK
 from settings import Settings
+
+PATIENCE = 20  # steps in a row with a constant mask after which it is told
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -51,8 +54,9 @@ def train_one_step(
     """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
 
     Returns:
-        The losses as numbers (means over the parts) and "grad_norm", the norm of the gradient;
-        then the network's mask and clean image of the first part.
+        As numbers: the losses, "mask_mean" and "mask_square" (means over the parts, of the mask and
+        of its square), and "grad_norm", the norm of the gradient; then the network's mask and clean
+        image of the first part.
 
     Raises:
         NotFinite: the loss or its gradient is not; neither network nor optimiser has changed.
@@ -60,7 +64,8 @@ def train_one_step(
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
-    values = dict.fromkeys(("loss", "l1", "ssim", "mask"), 0.0)
+    names = ("loss", "l1", "ssim", "mask", "mask_mean", "mask_square")
+    values = dict.fromkeys(names, 0.0)
     shown = None
     for index, part in enumerate(zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)):
         # Ranks average their gradients once, in the last part.
@@ -68,6 +73,8 @@ def train_one_step(
         with wait:
             losses, mask, output = losses_of(net, ssim, *part, bf16)
             (losses["loss"] / parts).backward()
+        exact = mask.detach().double()  # in single precision a small deviation would be rounding
+        losses |= {"mask_mean": exact.mean(), "mask_square": exact.square().mean()}
         for name, value in losses.items():
             values[name] += value.item() / parts
         shown = shown or (mask.detach(), output.detach())
@@ -79,6 +86,21 @@ def train_one_step(
         raise NotFinite(f"the norm of the gradient is {values['grad_norm']}")
     optimiser.step()
     return values, *shown
+
+
+class DeadMask:
+    """Watches for an attention map that no longer learns, which no loss would show."""
+
+    def __init__(self) -> None:
+        self.steps = 0  # in a row whose mask was constant
+
+    def found(self, deviation: float) -> bool:
+        """Take note of a step's deviation of the mask; True once, when the map is dead."""
+        if deviation < CONSTANT_MASK:
+            self.steps += 1
+        elif self.steps < PATIENCE:
+            self.steps = 0
+        return deviation < CONSTANT_MASK and self.steps == PATIENCE
 
 
 class NotFinite(ArithmeticError):

@@ -64,13 +64,15 @@ def expected(image: np.ndarray, **settings) -> np.ndarray:
     return session.derain(image)[0]
 
 
-def write_pairs(folder: Path, sizes: list[tuple[int, int]], seed: int = 0) -> Path:
+def write_pairs(
+    folder: Path, sizes: list[tuple[int, int]], seed: int = 0, density: float = 20
+) -> Path:
     """Pairs of synthetic rain of the given (height, width); returns their list."""
     rng = np.random.default_rng(seed)
     lines = []
     for index, (height, width) in enumerate(sizes):
         clean = cv2.resize(rng.integers(0, 200, (4, 4, 3), np.uint8), (width, height))
-        rain = synthetic_rain.Rain(20, 20, 8, 1, 80, 0.5)
+        rain = synthetic_rain.Rain(density, 20, 8, 1, 80, 0.5)
         rainy = synthetic_rain.add_rain(clean, [rain], rng)
         lines.append(synthetic_rain.write_pair(folder, f"pair{index}", rainy, clean))
     path = folder / "list.txt"

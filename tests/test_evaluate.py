@@ -191,6 +191,24 @@ def test_results_do_not_depend_on_the_other_images_or_workers(run, tmp_path, mod
     assert [found[key] for key in keys] == [expected[key] for key in keys]
 
 
+def test_a_constant_attention_map_is_told(run, pairs, model):
+    cv2.imwrite("pixel.png", np.zeros((1, 1, 3), np.uint8))  # any map of it is constant
+    Path("pixel.txt").write_text("pixel.png\n")
+    content = torch.load("model/latest", weights_only=True)
+    content["net"]["SAM1.conv_out.weight"].zero_()
+    torch.save(content, "model/dead")
+    for name, images, told in (
+        ("dead", pairs, True),
+        ("dead", "pixel.txt", False),
+        ("latest", pairs, False),
+    ):
+        status, _, err = run("-a", "test", "-m", name, "--test-list", images, "--device", "cpu")
+        assert status == 0
+        expected = f"main.py: warning: the attention map of model/{name} is constant on every image"
+        assert err.startswith(expected) == told
+        assert err.count("\n") == told
+
+
 def test_direction_attention_is_tested_too(run, pairs):
     settings = Settings("train", device="cpu", direction_attention=True)
     session = Session(settings)

@@ -27,7 +27,7 @@ def test_every_setting_is_an_option_with_help(capsys):
 def test_defaults_are_the_recipe():
     settings = parse(["-a", "train", "-m", "latest"])
     assert (settings.batch_size, settings.patch_size, settings.num_steps) == (16, 256, 40001)
-    assert (settings.lr, settings.lr_decay, settings.lr_decay_step) == (5e-3, 0.1, 30000)
+    assert (settings.lr, settings.lr_decay, settings.lr_decay_step) == (5e-4, 0.1, 29999)
     assert (settings.seed, settings.crop_area_min, settings.crop_aspect_max) == (2019, 0.8, 4 / 3)
     cadences = (
         settings.val_batch_every, settings.latest_every, settings.picture_every,
@@ -175,7 +175,7 @@ def test_imports_run_one_way():
     allowed["report"] = tools | {"metrics", "visualize"}
     allowed["jobs"] = leaves
     leaves |= tools
-    allowed["training_step"] = tools | {"cal_ssim"}
+    allowed["training_step"] = tools | {"cal_ssim", "model"}
     allowed["irnn_cuda"] = {"compiled"}
     allowed["clean"] = leaves
     allowed["pairs"] = leaves | {"clean"}

@@ -63,10 +63,12 @@ def test_initial_values_of_the_irnn():
     biases = [v for k, v in state.items() if "irnn" in k and k.endswith("bias")]
     assert len(weights) == len(biases) == 8
     assert all((weight == 0.2).all() for weight in weights)
-    # As of nn.Conv2d(32, 32, 1, groups=32): uniform in -1..1.
+    # Uniform in -1/sqrt(32)..1/sqrt(32): as PyTorch 0.4.1 drew them, not in -1..1 as it does today.
+    bound = 32**-0.5
     values = torch.cat(biases)
-    assert values.abs().max() <= 1
-    assert values.std() == pytest.approx(1 / 3**0.5, rel=0.15)
+    assert 0.95 * bound <= values.abs().max() <= bound
+    assert values.mean() == pytest.approx(0, abs=0.1 * bound)
+    assert values.std() == pytest.approx(bound / 3**0.5, rel=0.15)
 
 
 def test_golden_output():

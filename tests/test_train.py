@@ -78,8 +78,9 @@ def test_golden_steps_of_the_released_weights(shared, monkeypatch, long_row):
 
 def test_learning_rate_is_a_function_of_the_step_alone():
     settings = Settings("train")
-    rates = [train.learning_rate(settings, step) for step in (0, 29_999, 30_000, 40_000)]
-    assert rates == pytest.approx([5e-3, 5e-3, 5e-4, 5e-4])
+    steps = (0, 29_998, 29_999, 30_000, 40_000)
+    rates = [train.learning_rate(settings, step) for step in steps]
+    assert rates == pytest.approx([5e-4, 5e-4, 5e-5, 5e-5, 5e-5])
 
 
 # A run
@@ -120,7 +121,7 @@ def test_every_cadence(run, pairs):
     assert (clock("model/latest"), clock("model/step_5")) == (8, 5)
     training, validation = events("logdir/train_derain"), events("logdir/val_derain")
     picture = "rainy_output_clean_mask_label"
-    watched = {"grad_norm", "images_per_second", "memory_MiB"}
+    watched = {"grad_norm", "images_per_second", "memory_MiB", "mask/mean", "mask/std"}
     record = {"_hparams_/experiment", "_hparams_/session_start_info"}
     losses = {"loss", "l1", "ssim", "mask"}
     assert set(training) == losses | {"lr", picture} | watched | record
@@ -128,8 +129,8 @@ def test_every_cadence(run, pairs):
     assert list(training["loss"]) == list(range(9))
     assert list(validation["loss"]) == [0, 2, 4, 6, 8]
     assert list(training[picture]) == list(validation[picture]) == [0, 4, 8]
-    assert training["lr"][5] == pytest.approx(5e-3)
-    assert training["lr"][6] == pytest.approx(5e-4)
+    assert training["lr"][5] == pytest.approx(5e-4)
+    assert training["lr"][6] == pytest.approx(5e-5)
     for step in range(9):
         total = training["l1"][step] + 1 - training["ssim"][step] + training["mask"][step]
         assert training["loss"][step] == pytest.approx(total, rel=1e-5)
@@ -189,6 +190,7 @@ def test_training_from_another_checkpoint_never_overwrites_latest(run, pairs):
 def test_released_checkpoint_goes_on_at_its_next_step(run, shared, tmp_path):
     Path("model").mkdir()
     Path("model/latest").write_bytes((shared / "released" / "latest").read_bytes())
+    defaults = Settings("train")
     status, _, err = run(
         *("-a", "train", "-m", "latest", "--train-list", shared / "rain" / "spa_train_pseudo.txt"),
         *(*SMALL, "--num-steps", 40005),
@@ -196,7 +198,12 @@ def test_released_checkpoint_goes_on_at_its_next_step(run, shared, tmp_path):
     assert (status, err) == (0, "")
     rates = events("logdir/train_derain")["lr"]
     assert list(rates) == [40001, 40002, 40003, 40004]
-    assert list(rates.values()) == pytest.approx([5e-4] * 4)
+    assert list(rates.values()) == pytest.approx([5e-5] * 4)
+    # The published run's own schedule, which its optimiser still shows.
+    published = torch.load(shared / "released" / "latest", map_location="cpu", weights_only=True)
+    (group,) = published["opt"]["param_groups"]
+    assert (published["clock"], group["initial_lr"]) == (40000, train.learning_rate(defaults, 0))
+    assert group["lr"] == pytest.approx(train.learning_rate(defaults, 40000))
     content = torch.load("model/latest", weights_only=True)
     assert content["clock"] == 40004
     steps = {int(state["step"]) for state in content["opt"]["state"].values()}

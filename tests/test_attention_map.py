@@ -1,0 +1,73 @@
+"""The attention map in training: alive at the defaults, told when it died, its figures."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, write_pairs
+from test_model import recipe_weights
+from test_train import events
+
+from cal_ssim import SSIM
+from model import SPANet
+from training_step import DeadMask, train_one_step
+
+SPARSE = {"sizes": [(48, 48)] * 5, "density": 1}  # rain on 5 % of the pixels
+
+
+def test_the_attention_map_lives_at_the_defaults(run, tmp_path):
+    pairs = write_pairs(tmp_path / "sparse", **SPARSE)
+    base = ["--device", "cpu", "--patch-size", 40, "--batch-size", 2, "--num-workers", 0]
+    status, _, err = run("-a", "train", "--train-list", pairs, *base, "--num-steps", 60)
+    assert (status, err) == (0, "")
+    curves = events("logdir/train_derain")
+    assert curves["mask/std"][59] > 1e-4
+    assert 0 < curves["mask/mean"][59] < 1
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_attention_map_that_died_is_told_once(run, tmp_path, parts):
+    pairs = write_pairs(tmp_path / "sparse", **SPARSE)
+    base = ["--device", "cpu", "--patch-size", 40, "--batch-size", 2, "--num-workers", 0]
+    base += ["--lr", 5e-3, "--num-steps", 60, "--accumulate-steps", parts]
+    status, _, err = run("-a", "train", "--train-list", pairs, *base)
+    assert status == 0
+    deviations = list(events("logdir/train_derain")["mask/std"].values())
+    first = next(i for i in range(20, 61) if max(deviations[i - 20 : i]) < 1e-6) - 1
+    assert err.count("\n") == 1
+    assert f"warning: step {first}: the attention map has had one value everywhere" in err
+    assert "lower --lr (now 0.005) or another --seed (now 2019)" in err
+
+
+def test_mean_and_deviation_of_the_mask_are_those_of_the_whole_batch():
+    image, label = torch.rand(4, 3, 8, 8), torch.zeros(4, 8, 8)
+    net = recipe_weights(SPANet())
+    mask = net(image)[0].detach().double()
+    for parts in (1, 2, 4):
+        optimiser = torch.optim.Adam(net.parameters(), lr=0.0)
+        tensors = (image, image, label)
+        values, _, _ = train_one_step(net, optimiser, SSIM(), tensors, 0.0, parts)
+        assert values["mask_mean"] == pytest.approx(mask.mean().item(), rel=1e-6)
+        assert values["mask_square"] == pytest.approx(mask.square().mean().item(), rel=1e-6)
+
+
+def test_a_short_calm_of_the_mask_is_not_death():
+    watch = DeadMask()
+    assert not any(watch.found(value) for value in [0.0] * 19 + [1e-5] + [0.0] * 19 + [1.0])
+    assert [watch.found(0.0) for _ in range(40)].index(True) == 19
+    assert not any(watch.found(value) for value in [1.0] + [0.0] * 40)  # once a run
+
+
+def test_the_benchmark_of_the_recipe_prints_its_table(tmp_path):
+    pairs = write_pairs(tmp_path / "sparse", **SPARSE)
+    options = ["--list", str(pairs), "-o", "runs", "--batch-size", "2", "--patch-size", "16"]
+    program = [sys.executable, str(ROOT / "benchmarks" / "recipe.py"), *options, "--steps", "1"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    table = [line.rsplit(maxsplit=5) for line in done.stdout.splitlines()[-3:]]
+    names = ["defaults", "lr 5e-3", "biases from -1 to 1"]
+    assert [row[:2] for row in table] == [[name, "1"] for name in names]
+    assert all(math.isfinite(float(cell)) for row in table for cell in row[2:])
+    assert len({row[2] for row in table}) == 3  # three runs, three losses
