@@ -1,22 +1,29 @@
 # make demo       derain and score a small set with the weights in model/demo
+# make weights    download the published weights to model/published (WEIGHTS_URL=...: from there)
 # make test       check the style and run the tests
 # make notebook   run clean_image_generation.ipynb without a browser and save its outputs
-# Each makes the virtual environment .venv first where it is missing or its requirements changed.
+# Each but weights, which needs Python alone, makes the virtual environment .venv first where it is
+# missing or its requirements changed.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 NOTEBOOK := clean_image_generation.ipynb
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+  { echo "$(PYTHON) must be Python 3.10 or newer; name another: make PYTHON=python3.12 ..."; exit 2; }
 
-.PHONY: help demo test notebook clean
+.PHONY: help demo weights test notebook clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 demo: $(VENV)/.ready
-	@$(PY) synthetic_rain.py test -o demo
+	@$(PY) -m rain.synthetic_rain test -o demo
 	@$(PY) main.py -a test -m demo --test-list demo/test.txt --result-dir demo/results --log-dir demo/logdir
-	@echo "Open demo/results/index.html: each picture before and after, with its attention map"
+
+weights:
+	@$(CHECK_PYTHON)
+	@$(PYTHON) -m system.weights $(if $(WEIGHTS_URL),"$(WEIGHTS_URL)")
 
 test: $(VENV)/.ready-dev
 	$(PY) -m ruff check .
@@ -28,8 +35,7 @@ notebook: $(VENV)/.ready-dev
 	  nbclient.NotebookClient(book, record_timing=False).execute(); nbformat.write(book, name)"
 
 $(VENV)/.ready: requirements.txt requirements-cuda.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "$(PYTHON) must be Python 3.10 or newer; name another: make PYTHON=python3.12 ..."; exit 2; }
+	@$(CHECK_PYTHON)
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
 	  { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install -q pip; } || \
 	  { echo "$(PYTHON) could not make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 2; }

@@ -1,4 +1,4 @@
-"""SSIM as a differentiable loss (the recipe's second term). Reported SSIM is in metrics.py.
+"""SSIM as a differentiable loss (the recipe's second term). Reported SSIM is in report/metrics.py.
 
 Window, padding and constants are those of the published training, so that losses compare; the
 Gaussian window is applied as a column and a row, 22 products a pixel instead of 121.

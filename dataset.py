@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lists import Pair, read_pair
+from media.lists import Pair, read_pair
+from media.pixels import to_float
 from settings import Settings, UserError
 
 # More workers than cores is the user's choice, and two by default on a machine of one core.
@@ -27,11 +28,6 @@ warnings.filterwarnings("ignore", message="This DataLoader will create")
 # Branches of the random stream: training and validation never share a draw.
 TRAINING, VALIDATION = 0, 1
 CROP_TRIES = 10
-
-
-def to_float(image: Tensor) -> Tensor:
-    """(N,H,W,3) uint8 or uint16 to (N,3,H,W) float32 in 0..1, channels_last without a shuffle."""
-    return image.permute(0, 3, 1, 2).float().div_(torch.iinfo(image.dtype).max)
 
 
 def mask_label(rainy: Tensor, clean: Tensor, threshold: int = 0) -> Tensor:

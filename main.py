@@ -2,13 +2,20 @@
 
 import os
 import sys
+from collections.abc import Callable
 
-import machine
-from settings import Settings, UserError, parse
+from settings import Settings, UserError
+from system import machine
+from system.commandline import parse, short_help
+from system.compiled import limit_pool, use_threads
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one action. Returns the exit status: 2 for what the user can mend, told in one line."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        print(short_help())
+        return 2
     try:
         settings = parse(argv)
         return run(settings)
@@ -33,37 +40,68 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: Settings) -> int:
     """Run the action of the settings. Raises UserError."""
-    # Before torch is imported, which reads the environment once.
-    if settings.action in ("test", "derain"):
-        machine.prepare_inference()
-    elif settings.checkpoint_activations:
+    return ACTIONS[settings.action](settings)
+
+
+# Each action imports its own modules: they take seconds, which neither -h nor a misspelt option
+# should cost. What must happen before torch is imported, or Numba, stands first.
+
+
+def _train(settings: Settings) -> int:
+    if settings.checkpoint_activations:
         machine.prepare_lean_training()
-    # Imported here: they take seconds, which neither -h nor a misspelt option should cost.
-    if settings.action in ("clean", "pairs"):
-        from compiled import limit_pool, use_threads
+    from actions.train import train
 
-        limit_pool(settings.num_threads or machine.cores())
-        use_threads(settings.num_threads or machine.cores())
-    if settings.action == "clean":
-        from clean import clean
+    return train(settings)
 
-        return clean(settings)
-    if settings.action == "pairs":
-        from pairs import pairs
 
-        return pairs(settings)
-    from derain import derain
-    from evaluate import test
-    from export import export
-    from session import Session
-    from train import train
+def _test(settings: Settings) -> int:
+    machine.prepare_inference()
+    from actions.test import test
 
-    session = Session(settings)
-    actions = {"train": train, "test": test, "derain": derain, "export": export}
-    try:
-        return actions[settings.action](session)
-    finally:
-        session.close()
+    return test(settings)
+
+
+def _derain(settings: Settings) -> int:
+    machine.prepare_inference()
+    from actions.derain import derain
+
+    return derain(settings)
+
+
+def _export(settings: Settings) -> int:
+    from actions.export import export
+
+    return export(settings)
+
+
+def _limit_threads(settings: Settings) -> None:
+    limit_pool(settings.num_threads or machine.cores())
+    use_threads(settings.num_threads or machine.cores())
+
+
+def _clean(settings: Settings) -> int:
+    _limit_threads(settings)
+    from actions.clean import clean
+
+    return clean(settings)
+
+
+def _pairs(settings: Settings) -> int:
+    _limit_threads(settings)
+    from actions.pairs import pairs
+
+    return pairs(settings)
+
+
+ACTIONS: dict[str, Callable[[Settings], int]] = {
+    "train": _train,
+    "test": _test,
+    "derain": _derain,
+    "export": _export,
+    "clean": _clean,
+    "pairs": _pairs,
+}
 
 
 if __name__ == "__main__":

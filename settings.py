@@ -1,15 +1,16 @@
 """Settings: every value that steers a run, as one frozen dataclass.
 
-The command line is generated from the dataclass: field ``batch_size`` is option
-``--batch-size``, its help is the text beside it, and its range is checked whoever sets it.
+The command line is generated from the dataclass (system/commandline.py): field ``batch_size`` is
+option ``--batch-size`` of the actions named beside it, its help is the text after them, and its
+range is checked whoever sets it.
 Sections and equations are those of the paper (arXiv 1904.01538); "recipe" marks what the
 released code or the published checkpoint shows where the paper says nothing.
 """
 
-import argparse
 import difflib
-import sys
+import os
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -17,19 +18,29 @@ class UserError(Exception):
     """What a user can mend, told in one line; main.py prints it and exits with status 2."""
 
 
+# The actions that an option serves.
+TRAIN, TEST, DERAIN, EXPORT = ("train",), ("test",), ("derain",), ("export",)
+CLEAN, PAIRS = ("clean",), ("pairs",)
+DERAINING = TRAIN + TEST + DERAIN  # train derains the images of --val-list
+NETWORK = DERAINING + EXPORT
+VIDEOS = CLEAN + PAIRS
+
+
 def option(
     default: Any,
-    help: str,
+    serves: tuple[str, ...],
+    help: str | dict[str, str],
     *,
     low: float | None = None,
     high: float | None = None,
     recipe: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and, for numbers, its inclusive range.
+    """A dataclass field with its actions, its help text and, for numbers, its inclusive range.
 
+    help may differ by action: those that it does not name have the text of "".
     recipe marks what decides where a training run goes: a resume must not change it unnoticed.
     """
-    metadata = {"help": help, "low": low, "high": high, "recipe": recipe}
+    metadata = {"serves": serves, "help": help, "low": low, "high": high, "recipe": recipe}
     return field(default=default, metadata=metadata)
 
 
@@ -39,143 +50,237 @@ class Settings:
 
     # What to do
     action: Literal["train", "test", "derain", "export", "clean", "pairs"] = option(
-        MISSING, "what to do"
+        MISSING, NETWORK + VIDEOS, "what to do: train, test, derain, export, clean or pairs"
     )
-    model: str = option("latest", "name of a checkpoint in the model folder; train resumes from it")
+    model: str = option(
+        "latest",
+        NETWORK,
+        {
+            "": "checkpoint to use: a name in --model-dir, or a path",
+            "train": "checkpoint to resume from, if there is one: a name in --model-dir, or a path",
+        },
+    )
 
     # Where things are
-    train_list: str = option("training/real_world.txt", "list of training pairs")
-    val_list: str = option("", "list of validation pairs; empty: the training list (recipe)")
-    test_list: str = option("testing/real_test_1000.txt", "list of test pairs, or of rainy images")
-    model_dir: str = option("model", "folder of checkpoints")
-    log_dir: str = option("logdir", "folder of TensorBoardX events")
-    result_dir: str = option("results", "folder of test results")
+    train_list: str = option(
+        "training/real_world.txt",
+        TRAIN,
+        "list of training pairs, one on each line: rainy image, clean image",
+    )
+    val_list: str = option(
+        "", TRAIN, "list of validation pairs; without it, validation uses the training list"
+    )
+    test_list: str = option(
+        "testing/real_test_1000.txt",
+        TEST,
+        "list of images to test on: pairs of a rainy and a clean image, or rainy images alone",
+    )
+    model_dir: str = option("model", NETWORK, "folder of the checkpoints")
+    log_dir: str = option("logdir", TRAIN + TEST, "folder for the TensorBoard event files")
+    result_dir: str = option("results", TEST, "folder for the results of the test")
     input: str = option(
-        "", "picture, video or folder (derain), rain video (clean), or a folder of them too (pairs)"
+        "",
+        DERAIN + VIDEOS,
+        {
+            "derain": "what to derain: a picture, a video or a folder of them",
+            "clean": "rain video to read",
+            "pairs": "rain video, or folder of rain videos, to read",
+        },
     )
     output: str = option(
         "",
-        "file or folder (derain), .onnx file (export), PNG file (clean) or folder of a set (pairs)",
+        DERAIN + EXPORT + VIDEOS,
+        {
+            "derain": "file or folder to write",
+            "export": ".onnx file to write",
+            "clean": "PNG file to write",
+            "pairs": "folder to put the new set into",
+        },
     )
 
     # Machine
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", DERAINING, "where to compute; auto means cuda if there is a GPU, else cpu"
+    )
     num_threads: int = option(
-        0, "threads that compute on the CPU; 0: one for each core at hand", low=0, high=1024
+        0, DERAINING + VIDEOS, "number of CPU threads; 0 means one for each core", low=0, high=1024
     )
     precision: Literal["fp32", "tf32", "bf16"] = option(
-        "fp32", "of the network's arithmetic; tf32 needs a GPU", recipe=True
+        "fp32", DERAINING, "number format the network computes in; tf32 needs a GPU", recipe=True
     )
-    compile: bool = option(False, "run the network through torch.compile when training")
+    compile: bool = option(False, TRAIN, "train with the network compiled by torch.compile")
     num_workers: int = option(
-        2, "processes that load data; never changes a result", low=0, high=1024
+        2,
+        TRAIN + TEST,
+        "number of processes that load images; results do not depend on it",
+        low=0,
+        high=1024,
     )
 
-    # Deraining (test, derain)
+    # Deraining of whole images
     self_ensemble: int = option(
-        1, "1, or the mean over 2 (mirrored) or 4 (also half-turned) views of each image"
+        1,
+        DERAINING,
+        {
+            "": "number of views of each image whose results are averaged: 1 (the image itself), 2 "
+            "(also mirrored) or 4 (both also rotated by 180 degrees)",
+            "train": "number of views of each image of --val-list whose results are averaged: 1, "
+            "2 or 4, as in a test",
+        },
     )
     tile: int = option(
-        0, "side of blended tiles for images that memory does not hold; 0: whole", low=0, high=65536
+        0,
+        DERAINING,
+        {
+            "": "save memory by deraining images in overlapping tiles of N x N pixels; 0 means "
+            "whole images",
+            "train": "side of the tiles in which the images of --val-list are derained; 0 means "
+            "whole images",
+        },
+        low=0,
+        high=65536,
     )
 
     # Where training starts
     init_from: str = option(
-        "", "checkpoint file whose weights a new run starts from, without its clock and optimiser"
+        "", TRAIN, "checkpoint file whose weights, and nothing else, a new run starts from"
     )
     allow_changed_settings: bool = option(
-        False, "resume with another recipe or list than the checkpoint was trained with"
+        False,
+        TRAIN,
+        "resume even if the training list has changed, or settings that affect the result",
     )
 
     # Network (section 4)
     direction_attention: bool = option(
         False,
-        "weigh the four directions of the IRNN as the paper does; published weights do not",
+        TRAIN,
+        "weigh the four directions of the IRNN, as in the paper; the published weights do not",
         recipe=True,
     )
 
     # Optimisation (section 4; figures of the recipe)
     num_steps: int = option(
-        40001, "steps of the whole run, resumed ones included", low=1, high=10**12
+        40001, TRAIN, "total number of steps, across all resumes", low=1, high=10**12
     )
-    batch_size: int = option(16, "crops a step", low=1, high=65536, recipe=True)
+    batch_size: int = option(
+        16, TRAIN, "number of crops in each step", low=1, high=65536, recipe=True
+    )
     accumulate_steps: int = option(
-        1, "parts that a batch is run in, one after another: the same gradients", low=1, high=65536
+        1, TRAIN, "process each batch in N parts: less memory, same gradients", low=1, high=65536
     )
     checkpoint_activations: bool = option(
-        False, "keep fewer feature maps for the backward pass: the same steps, leaner and slower"
+        False, TRAIN, "save memory by recomputing feature maps in the backward pass; slower"
     )
     # 5e-4 is what the published checkpoint holds; at the 5e-3 of the released main.py the attention
     # map is 0 everywhere within ten steps.
-    lr: float = option(5e-4, "learning rate of Adam at the start", low=0.0, high=10.0, recipe=True)
+    lr: float = option(
+        5e-4, TRAIN, "initial learning rate of Adam", low=0.0, high=10.0, recipe=True
+    )
     # The released loop lowers the rate before it takes step 29 999, not after.
     lr_decay_step: int = option(
-        29999, "step from which the learning rate is reduced", low=0, recipe=True
+        29999, TRAIN, "first step with the reduced learning rate", low=0, recipe=True
     )
-    lr_decay: float = option(0.1, "factor of that reduction", low=0.0, high=1.0, recipe=True)
+    lr_decay: float = option(
+        0.1, TRAIN, "factor that reduces the learning rate", low=0.0, high=1.0, recipe=True
+    )
     seed: int = option(
         2019,
-        "seed of initial weights and of the sample stream",
+        TRAIN,
+        "random seed of the initial weights and of the order and crops of images",
         low=0,
         high=2**63 - 1,
         recipe=True,
     )
 
     # Augmentation (recipe): random resized crop, the same for rainy and clean
-    patch_size: int = option(256, "side of a training crop, pixels", low=1, high=16384, recipe=True)
-    crop_area_min: float = option(
-        0.8,
-        "least share of the image's area in a crop",
-        low=0.01,
-        high=1.0,
+    patch_size: int = option(
+        256,
+        TRAIN + PAIRS,
+        "side in pixels of the training crops (train) or of the training patches to cut (pairs)",
+        low=1,
+        high=16384,
         recipe=True,
     )
+    crop_area_min: float = option(
+        0.8, TRAIN, "smallest crop, as a share of the image", low=0.01, high=1.0, recipe=True
+    )
     crop_aspect_max: float = option(
-        4 / 3, "largest ratio of a crop's sides", low=1.0, high=100.0, recipe=True
+        4 / 3, TRAIN, "largest ratio between a crop's sides", low=1.0, high=100.0, recipe=True
     )
 
     # Clean images from rain videos (section 3)
-    start: int = option(0, "first frame of the video that is used", low=0, high=10**9)
-    frames: int = option(100, "frames of the video that are used", low=1, high=65535)
+    start: int = option(0, VIDEOS, "first video frame to use, counted from 0", low=0, high=10**9)
+    frames: int = option(100, VIDEOS, "number of video frames to use", low=1, high=65535)
     percentile: float = option(
         -1.0,
-        "percentile over time to take; -1: the one that most pixels vote for",
+        VIDEOS,
+        "percentile of each pixel's values over time that makes the clean image; -1 takes the one "
+        "that most pixels vote for",
         low=-1,
         high=100,
     )
     candidates: str = option(
-        "", "numbers of frames to try, as 20,50,100: a clean image for each, and a sheet of them"
+        "",
+        CLEAN,
+        "numbers of frames to try, such as 20,50,100: writes a clean image for each number, and "
+        "a picture that shows them side by side",
     )
 
     # Pairs from rain videos
-    frame_step: int = option(1, "take every n-th frame", low=1, high=65535)
-    test_patch_size: int = option(512, "side of a held-out patch, pixels", low=1, high=16384)
-    test_share: float = option(0.1, "share of the videos that is held out", low=0.0, high=1.0)
+    frame_step: int = option(1, PAIRS, "use only every N-th frame", low=1, high=65535)
+    test_patch_size: int = option(
+        512, PAIRS, "side in pixels of the test patches to cut", low=1, high=16384
+    )
+    test_share: float = option(
+        0.1, PAIRS, "share of the videos that is set aside for testing", low=0.0, high=1.0
+    )
     rain_level: int = option(
-        10, "grey levels above the clean image, in every channel, that make rain", low=0, high=254
+        10,
+        PAIRS,
+        "a pixel counts as rain if it is brighter than the clean image by more than N grey levels "
+        "in every channel",
+        low=0,
+        high=254,
     )
     rain_share: float = option(
-        0.005, "share of rain in a patch below which it is dropped", low=0.0, high=1.0
+        0.005, PAIRS, "share of rain pixels that a patch needs to be kept", low=0.0, high=1.0
     )
 
     # Mask label (recipe): what the attention learns
     mask_threshold: int = option(
         0,
-        "the mask label is 1 where some channel of rainy and clean differs by more grey levels",
+        TRAIN,
+        "a pixel is labelled as rain if its rainy and clean values differ by more than N grey "
+        "levels in any channel",
         low=0,
         high=254,
         recipe=True,
     )
 
     # Cadence, in steps (recipe)
-    val_batch_every: int = option(4, "steps between validation batches", low=1)
-    val_every: int = option(
-        400, "steps between scores of the whole images of --val-list; the best is kept", low=1
+    val_batch_every: int = option(
+        4, TRAIN, "compute the losses of a validation batch every N steps", low=1
     )
-    latest_every: int = option(25, "steps between saves of 'latest'", low=1)
-    picture_every: int = option(200, "steps between pictures in the event files", low=1)
-    checkpoint_every: int = option(400, "steps between saves of 'step_N'", low=1)
-    log_every: int = option(25, "steps between log lines where the output is no terminal", low=1)
+    val_every: int = option(
+        400,
+        TRAIN,
+        "every N steps score the whole images of --val-list, and keep the best as 'best'",
+        low=1,
+    )
+    latest_every: int = option(25, TRAIN, "save the checkpoint 'latest' every N steps", low=1)
+    picture_every: int = option(
+        200, TRAIN, "write pictures to the event files every N steps", low=1
+    )
+    checkpoint_every: int = option(
+        400, TRAIN, "save a numbered checkpoint, such as 'step_400', every N steps", low=1
+    )
+    log_every: int = option(
+        25,
+        TRAIN + TEST,
+        "print a line every N steps (train) or images (test) when the output is not a terminal",
+        low=1,
+    )
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -187,117 +292,47 @@ class Settings:
             raise UserError(f"--tile: {self.tile} is too small; expected 64 pixels or more, or 0")
         if -1 < self.percentile < 0:
             raise UserError(f"--percentile: {self.percentile} is neither -1 nor from 0 to 100")
-        if self.model in ("", ".", "..") or set("/\\\0") & set(self.model):
+        if "\0" in self.model or os.path.basename(self.model) in ("", ".", ".."):
             raise UserError(
-                f"--model: {self.model!r} is not a name; expected the name of a checkpoint "
-                "in the folder --model-dir"
+                f"--model: {self.model!r} is not a checkpoint; expected the name of one in the "
+                "folder --model-dir, or the path of its file"
             )
 
 
-def changes(saved: dict[str, Any], settings: Settings) -> list[str]:
-    """What of the recipe differs from saved settings, as `--lr is 0.1, was 0.2`.
-
-    A published checkpoint saved none: nothing differs. A setting that an older one lacks counts as
-    today's default.
-    """
-    found = []
-    for f in fields(Settings) if saved else ():
-        value, former = getattr(settings, f.name), saved.get(f.name, f.default)
-        if f.metadata["recipe"] and former != value:
-            found.append(f"{_flag(f.name)} is {value}, was {former}")
-    return found
+def checkpoint_path(settings: Settings) -> Path:
+    """The file of checkpoint `-m`: a path as it stands, a name within the model folder."""
+    name = settings.model
+    is_path = any(separator in name for separator in (os.sep, os.altsep) if separator)
+    return Path(name) if is_path else Path(settings.model_dir) / name
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The option of a setting."""
     return "--" + name.replace("_", "-")
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: list[str]) -> str:
+    """The end of a message: the known word that was probably meant, if there is one."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     return f"; did you mean {match[0]}?" if match else ""
 
 
 def _check(f: Any, kind: Any, value: Any) -> None:
     """Raise UserError unless value is of the field's type and within its range."""
-    flag = _flag(f.name)
+    name = flag(f.name)
     if get_origin(kind) is Literal:
         known = list(get_args(kind))
         if value not in known:
-            hint = _nearest(str(value), known)
-            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
+            hint = nearest(str(value), known)
+            raise UserError(f"{name}: {value!r} is not one of {', '.join(known)}{hint}")
         return
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{flag}: expected {kind.__name__}, got {value!r}")
+        raise UserError(f"{name}: expected {kind.__name__}, got {value!r}")
     if isinstance(value, str) and value != value.encode(errors="replace").decode():
-        raise UserError(f"{flag}: {value!r} is not UTF-8 text")
+        raise UserError(f"{name}: {value!r} is not UTF-8 text")
     low, high = f.metadata["low"], f.metadata["high"]
     # Written so that NaN, which compares false with everything, is refused too.
     if low is not None and not low <= value <= (float("inf") if high is None else high):
         upper = "up" if high is None else f"to {high}"
-        raise UserError(f"{flag}: {value} is out of range; expected a number from {low} {upper}")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(message.removeprefix("argument "))
-
-
-def _number(kind: type) -> Any:
-    def convert(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
-
-    return convert
-
-
-def parse(argv: list[str] | None = None) -> Settings:
-    """Settings of a command line (default: the process's own).
-
-    Raises UserError for an unknown option or a bad value, naming the nearest right one.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    parser = _Parser(
-        prog="main.py",
-        description="SPANet: single-image deraining. Train it, test a trained one, derain pictures "
-        "and videos, export to ONNX, or make clean images and pairs from rain videos.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    kinds = get_type_hints(Settings)
-    short = {"action": ["-a"], "model": ["-m"], "input": ["-i"], "output": ["-o"]}
-    for f in fields(Settings):
-        kind = kinds[f.name]
-        names = [*short.get(f.name, []), _flag(f.name)]
-        spec: dict[str, Any] = {"dest": f.name, "help": f.metadata["help"]}
-        required = f.default is MISSING
-        spec |= {"required": required, "default": argparse.SUPPRESS if required else f.default}
-        if kind is bool:
-            spec["action"] = argparse.BooleanOptionalAction
-        elif kind in (int, float):
-            spec |= {"type": _number(kind), "metavar": "N" if kind is int else "X"}
-        elif get_origin(kind) is Literal:
-            spec["metavar"] = "|".join(get_args(kind))
-        else:
-            kinds_of_text = {
-                "list": "FILE",
-                "from": "FILE",
-                "dir": "DIR",
-                "model": "NAME",
-                "candidates": "N,N,...",
-            }
-            spec["metavar"] = kinds_of_text.get(f.name.split("_")[-1], "PATH")
-        parser.add_argument(*names, **spec)
-    known = [name for action in parser._actions for name in action.option_strings]
-    # Asked first, so that a misspelt -a is named rather than a missing one.
-    for word in argv:
-        name = word.split("=", 1)[0]
-        if name.startswith("--") and name != "--" and name not in known:
-            raise UserError(f"unknown option {name}{_nearest(name, known)}")
-    values, extra = parser.parse_known_args(argv)
-    if extra:
-        raise UserError(f"unknown argument {extra[0]!r}{_nearest(extra[0], known)}")
-    return Settings(**vars(values))
+        raise UserError(f"{name}: {value} is out of range; expected a number from {low} {upper}")

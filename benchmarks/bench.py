@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import machine
+from system import machine
 
 GROUPS = ("forward", "step", "irnn", "loss", "data", "onnx")
 MEMORY = [

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-import machine
+from system import machine
 
 # As main.py does; of the large pages the baseline has the good too.
 if "forward" in " ".join(sys.argv):
@@ -28,19 +28,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import checkpoint
 import dataset
-import export
-import inference
-import synthetic_rain
+from actions import export
 from benchmarks import irnn
 from benchmarks.naive import NaiveSPANet, NaiveSSIM
 from benchmarks.timing import SIDE, Call, agree, alternate, matrix_product, resident
 from cal_ssim import SSIM
-from lists import Pair
+from engine import checkpoint, tiles
+from engine.training_step import train_one_step
+from media.lists import Pair
 from model import STAGES, SPANet
+from rain import synthetic_rain
 from settings import Settings
-from training_step import train_one_step
 
 WEIGHTS = ROOT / "model" / "demo"
 LOSS_SHAPE = (16, 3, 256, 256)
@@ -164,13 +163,13 @@ def onnx(options: argparse.Namespace) -> list[dict]:
     return found
 
 
-def tiles(options: argparse.Namespace) -> list[dict]:
+def blended(options: argparse.Namespace) -> list[dict]:
     """PSNR (dB) of blended tiles against the whole image."""
     net = network("ours", options)
     rainy, _, _ = images(LARGE, options.device)
     with torch.inference_mode():
         sides = (512, 1024)
-        return [{"tile": side, "psnr": inference.tile_psnr(net, rainy, side)} for side in sides]
+        return [{"tile": side, "psnr": tiles.tile_psnr(net, rainy, side)} for side in sides]
 
 
 def loss(options: argparse.Namespace) -> list[dict]:
@@ -232,7 +231,7 @@ def memory(options: argparse.Namespace) -> list[dict]:
         rainy, _, _ = images((height, width), device)
         start = begin(device)
         with torch.inference_mode():
-            inference.derain(net, rainy, tile=1024 if kind == "tiled" else 0)
+            tiles.derain(net, rainy, tile=1024 if kind == "tiled" else 0)
     else:
         stepper(kind, 16, options)()
         run = stepper(kind, 256, options)
@@ -254,7 +253,7 @@ def peak(device: str) -> float:
 
 
 def main() -> int:
-    groups = {"forward": forward, "step": step, "onnx": onnx, "tiles": tiles, "loss": loss,
+    groups = {"forward": forward, "step": step, "onnx": onnx, "tiles": blended, "loss": loss,
               "data": data}  # fmt: skip
     parser = argparse.ArgumentParser(description="A group of the cases of bench.py.")
     parser.add_argument("group", choices=[*groups, "irnn", "memory"])

@@ -6,7 +6,6 @@ one process, by turns. Larger cases have no baseline; their memory is that of a 
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
-import synthetic_rain
-from clean_image import clean_image, read_video
+from rain import synthetic_rain
+from rain.clean_image import clean_image, read_video
+from system.machine import peak_memory
 
 LARGE = {"1080p": (1080, 1920), "4K": (2160, 3840)}
 FRAMES = 100
@@ -93,12 +93,6 @@ def measure_large(name: str, folder: Path) -> None:
     command = [sys.executable, __file__, "--video", path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     print(f"{name}, {FRAMES} frames: {done.stdout.strip()}")
-
-
-def peak_memory() -> float:
-    """MiB at most resident in this process."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2**10
 
 
 def measure_video(path: str) -> None:

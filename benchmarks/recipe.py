@@ -19,10 +19,11 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 
-import checkpoint
-from dataset import mask_label, to_float
-from events import read_scalars
-from lists import Pair, read_list, read_pair
+from dataset import mask_label
+from engine import checkpoint
+from engine.events import read_scalars
+from media.lists import Pair, read_list, read_pair
+from media.pixels import to_float
 from model import CHANNELS, SPANet
 from settings import Settings
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compiled import compiled, limit_pool, use_threads
+from system.compiled import compiled, limit_pool, use_threads
 
 limit_pool(torch.get_num_threads())
 import numba  # noqa: E402

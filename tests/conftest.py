@@ -10,10 +10,12 @@ import cv2
 import numba  # noqa: F401  first of all: its pool then has all cores, whatever a test asks for
 import numpy as np
 import pytest
+import torch
 
 import main
-import synthetic_rain
-from session import Session
+from engine.derainer import Derainer
+from engine.training_run import TrainingRun
+from rain import synthetic_rain
 from settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,9 +45,9 @@ def golden(name: str) -> dict[str, np.ndarray]:
 @pytest.fixture
 def model() -> None:
     """A checkpoint model/latest, as a run of five steps would have left it."""
-    session = Session(Settings("train", device="cpu"))
-    session.clock = 4
-    session.save("latest")
+    run = TrainingRun(Settings("train", device="cpu"))
+    run.clock = 4
+    run.save("latest")
 
 
 @pytest.fixture
@@ -57,11 +59,9 @@ def rainy() -> np.ndarray:
     return synthetic_rain.add_rain(clean, rain, np.random.default_rng(0))
 
 
-def expected(image: np.ndarray, **settings) -> np.ndarray:
+def expected(image: np.ndarray, **options) -> np.ndarray:
     """What model/latest makes of an image."""
-    session = Session(Settings("derain", device="cpu", **settings))
-    session.load("latest", resume=False)
-    return session.derain(image)[0]
+    return Derainer.load(Path("model/latest"), torch.device("cpu"), **options)(image)[0]
 
 
 def write_pairs(

@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
-import checkpoint
+from engine import checkpoint
 
 
 def steps_of_events(folder: Path) -> dict[str, list[int]]:

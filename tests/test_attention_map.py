@@ -11,8 +11,8 @@ from test_model import recipe_weights
 from test_train import events
 
 from cal_ssim import SSIM
+from engine.training_step import DeadMask, train_one_step
 from model import SPANet
-from training_step import DeadMask, train_one_step
 
 SPARSE = {"sizes": [(48, 48)] * 5, "density": 1}  # rain on 5 % of the pixels
 

@@ -11,18 +11,19 @@ import pytest
 import torch
 from conftest import ROOT, command, shell
 
-import checkpoint
-import files
-from session import Session
+from engine import checkpoint
+from engine.derainer import Derainer
+from engine.training_run import TrainingRun
 from settings import Settings, UserError
+from system import files
 
 
-def session(**values) -> Session:
-    return Session(Settings("test", device="cpu", **values))
+def training_run(**values) -> TrainingRun:
+    return TrainingRun(Settings("train", device="cpu", **values))
 
 
 def saved(name: str = "latest", **values) -> Path:
-    one = session(**values)
+    one = training_run(**values)
     one.clock = 7
     one.save(name)
     return one.path(name)
@@ -35,21 +36,22 @@ def rewrite(path: Path, change) -> None:
 
 
 def refusal(name: str = "latest", **values) -> str:
+    one = training_run(**values)
     with pytest.raises(UserError) as caught:
-        session(**values).load(name, resume=True)
+        one.resume(one.path(name))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_round_trip_restores_weights_clock_and_optimiser():
-    first = session(seed=1)
+    first = training_run(seed=1)
     mask, output = first.net(torch.rand(1, 3, 8, 8))
     (mask.mean() + output.mean()).backward()
     first.optimiser.step()
     first.clock = 41
     first.save("latest")
-    second = session(seed=2, allow_changed_settings=True)
-    second.load("latest", resume=True)
+    second = training_run(seed=2, allow_changed_settings=True)
+    second.resume(second.path("latest"))
     assert second.clock == 41
     for key, tensor in first.net.state_dict().items():
         assert torch.equal(tensor, second.net.state_dict()[key])
@@ -163,9 +165,9 @@ def test_damaged_content_is_refused(change):
     assert refusal().startswith("model/latest: ")
 
 
-def stepped() -> Session:
-    """A session after one step of its optimiser."""
-    one = session()
+def stepped() -> TrainingRun:
+    """A run after one step of its optimiser."""
+    one = training_run()
     mask, output = one.net(torch.rand(1, 3, 8, 8))
     (mask.mean() + output.mean()).backward()
     one.optimiser.step()
@@ -185,8 +187,8 @@ def test_settings_of_a_saved_optimiser_do_not_come_along():
     one.save("latest")
     change = {"amsgrad": True, "weight_decay": 3.0}
     rewrite(one.path("latest"), lambda c: c["opt"]["param_groups"][0].update(change))
-    two = session()
-    two.load("latest", resume=True)
+    two = training_run()
+    two.resume(two.path("latest"))
     (group,) = two.optimiser.param_groups
     assert (group["amsgrad"], group["weight_decay"]) == (False, 0)
     assert len(two.optimiser.state) == 73
@@ -203,7 +205,8 @@ def test_direction_attention_must_agree():
     saved("with", direction_attention=True)
     assert "expected --no-direction-attention" in refusal("without", direction_attention=True)
     assert "expected --direction-attention" in refusal("with")
-    session(direction_attention=True).load("with", resume=True)
+    one = training_run(direction_attention=True)
+    one.resume(one.path("with"))
 
 
 def test_keys_of_data_parallel_and_missing_extras_load():
@@ -213,26 +216,26 @@ def test_keys_of_data_parallel_and_missing_extras_load():
     plain = {key: content[key] for key in ("clock", "opt")}
     plain["net"] = {f"module.{key}": value for key, value in content["net"].items()}
     torch.save(plain, path, _use_new_zipfile_serialization=False)
-    one = session()
-    one.load("latest", resume=True)
+    one = training_run()
+    one.resume(one.path("latest"))
     assert one.clock == 7
     assert "expected --no-direction-attention" in refusal(direction_attention=True)
 
 
 def test_released_checkpoint_loads_with_its_optimiser(shared):
-    one = session(model_dir=str(shared / "released"))
-    one.load("latest", resume=True)
+    one = training_run(model_dir=str(shared / "released"))
+    one.resume(one.path("latest"))
     assert one.clock == 40000
     assert len(one.optimiser.state) == 79
 
 
-def test_full_disk_leaves_the_last_good_one_and_no_scrap():
+def test_full_disk_leaves_the_last_good_one_and_nothing_unfinished():
     good = saved().read_bytes()
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_checkpoint import session\n"
+        "from test_checkpoint import training_run\n"
         "from settings import UserError\n"
-        "try:\n    session(seed=5).save('latest')\n"
+        "try:\n    training_run(seed=5).save('latest')\n"
         "except UserError as error:\n    print(error)\n"
     )
     python = shlex.join([command()[0], "-c", program, str(ROOT / "tests")])
@@ -250,7 +253,7 @@ def test_read_only_folder_is_one_line(monkeypatch):
     saved()
     monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
     with pytest.raises(UserError, match=r"model/latest: cannot be written: Permission denied"):
-        session().save("latest")
+        training_run().save("latest")
 
 
 def test_stripping_keeps_the_weights_and_drops_the_optimiser(capsys):
@@ -259,8 +262,8 @@ def test_stripping_keeps_the_weights_and_drops_the_optimiser(capsys):
     small = torch.load("model/small", weights_only=True)
     assert set(small) == {"net", "clock", "settings", "format"}
     assert Path("model/small").stat().st_size < 1_400_000
-    session().load("small", resume=False)
-    assert "weights alone" in refusal("small")
+    assert Derainer.load(Path("model/small"), torch.device("cpu")).step == 7
+    assert "only weights" in refusal("small")
     assert checkpoint.main(["model/nothing", "model/other"]) == 2
     assert "model/nothing: no such checkpoint" in capsys.readouterr().err
     assert not Path("model/other").exists()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import golden
 
-import synthetic_rain
-from clean_image import clean_image, luminance, mode_percentile
-from synthetic_rain import Rain
+from rain import synthetic_rain
+from rain.clean_image import clean_image, luminance, mode_percentile
+from rain.synthetic_rain import Rain
 
 
 def plain(frames: np.ndarray, percentile: float | None = None) -> tuple[float, np.ndarray]:

@@ -11,7 +11,7 @@ from PIL import Image
 from test_lists import colours, image_file
 
 import dataset
-import lists
+from media import lists
 from settings import Settings, UserError
 
 SMALL = Settings("train", patch_size=16, batch_size=3)

@@ -6,17 +6,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import expected
+import torch
+from conftest import ROOT, expected
 from PIL import Image
 from test_ranks import finish, torchrun
-from test_transcode import frames, write_video
+from test_videos import frames, write_video
 
-import machine
-import report
-from derain import plan
-from metrics import to_uint8
-from pictures import read_picture
+from actions import derain as derain_action
+from actions.derain import plan
+from engine.derainer import Derainer
+from media.pictures import read_picture
+from media.pixels import to_uint8
+from report import page
 from settings import UserError
+from system import machine, progress
 
 DERAIN = ("-a", "derain", "-m", "latest", "--device", "cpu")
 
@@ -25,7 +28,9 @@ def test_a_picture_to_a_file_and_to_a_folder(run, model, rainy):
     cv2.imwrite("a.png", rainy)
     status, out, err = run(*DERAIN, "-i", "a.png", "-o", "deep/er/b.png")
     assert (status, err) == (0, "")
-    assert out == "1 of 1 derained: deep/er/b.png\n"
+    weights, told = out.splitlines()
+    assert weights.startswith("model/latest, step 4, on ")
+    assert told == "1 of 1 derained: deep/er/b.png"
     assert os.listdir("deep/er") == ["b.png"]
     assert np.array_equal(cv2.imread("deep/er/b.png"), to_uint8(expected(rainy)))
     status, out, err = run(*DERAIN, "-i", "a.png", "-o", "folder")
@@ -33,6 +38,48 @@ def test_a_picture_to_a_file_and_to_a_folder(run, model, rainy):
     assert sorted(os.listdir("folder")) == ["a.png", "index.html", "index_files"]
     assert np.array_equal(cv2.imread("folder/a.png"), cv2.imread("deep/er/b.png"))
     assert "1 of 1 derained; open folder/index.html" in out
+
+
+def test_the_demo_weights_are_told_to_know_synthetic_rain_alone(run, rainy):
+    cv2.imwrite("a.png", rainy)
+    demo = ("-a", "derain", "-m", "demo", "--model-dir", ROOT / "model", "--device", "cpu")
+    status, _, err = run(*demo, "-i", "a.png", "-o", "b.png")
+    assert status == 0
+    assert err.startswith("main.py: warning: model/demo was trained on synthetic rain only")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("options", "parts"), [((), 4), (("--self-ensemble", 2), 8)])
+def test_a_single_picture_shows_progress_where_it_takes_long(
+    run, model, rainy, monkeypatch, options, parts
+):
+    monkeypatch.setattr(derain_action, "SOON", 0.0)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    cv2.imwrite("a.png", rainy)
+    _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
+    counts = [f"{n}/{parts} parts" for n in range(1, parts + 1)]
+    assert [line.split("  ")[0] for line in out.splitlines() if " parts " in line] == counts
+    monkeypatch.setattr(derain_action, "SOON", 1000.0)
+    _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
+    assert "parts" not in out
+
+
+def test_parts_of_tiles_are_counted(model, rainy):
+    derainer = Derainer.load(Path("model/latest"), torch.device("cpu"), views=2, tile=30)
+    ticks = []
+    derainer(rainy, tick=ticks.append)
+    assert len(ticks) == derainer.parts(*rainy.shape[:2]) == 4 * 2 * 2 * 3
+
+
+@pytest.mark.parametrize("target", ["results-1.5", "rain.d", "my.results", "new.gif/", "old.gif"])
+@pytest.mark.parametrize("source", ["a.png", "in"])
+def test_folders_may_have_a_dot_in_their_names(tmp_path, source, target):
+    for name in ("a.png", "in/a.png", "old.gif/b.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    jobs, folder, _, _ = plan(source, target)
+    assert folder == Path(target)
+    assert [job.target for job in jobs] == [Path(target) / "a.png"]
 
 
 def test_kinds_are_kept(run, model, rainy):
@@ -97,6 +144,20 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
         ("in", "a.png", "-o: a.png is a file; expected a folder, as in is one"),
         ("empty", "out", "empty: none of its 1 files is a picture or a video; expected"),
         ("a.png", "b.mp4", "-o: b.mp4: expected one of .png, .jpg"),
+        (
+            "a.png",
+            "b.gif",
+            "-o: b.gif: cannot write .gif files; expected one of .png, .jpg, .jpeg, .webp, .tif, "
+            ".tiff, .bmp, or a folder (b.gif/ makes one of that name)\n",
+        ),
+        (
+            "a.png",
+            "new/b.JP2",
+            "-o: new/b.JP2: cannot write .JP2 files; expected one of .png, .jpg",
+        ),
+        ("v.mp4", "b.gif", "-o: b.gif: cannot write .gif files; expected one of .mp4, .m4v, .mov"),
+        ("in", "b.gif", "-o: b.gif is the name of a file; expected a folder, as in is one"),
+        ("in", "b.png", "-o: b.png is the name of a file; expected a folder, as in is one"),
         ("v.mp4", "b.png", "-o: b.png: expected one of .mp4, .m4v"),
         ("v.mp4", "b.avi", "-o: b.avi: expected one of .mp4, .m4v"),
         ("v.mp4", "b.mp4", "v.mp4: not a video that can be read: no frame in it"),
@@ -176,7 +237,7 @@ def test_tiles_are_told_of_once_where_there_are_some(run, model, rainy):
     for name, size in (("a", (30, 20)), ("b", (90, 70)), ("c", (90, 70))):
         cv2.imwrite(f"in/{name}.png", cv2.resize(rainy, size))
     Path("list.txt").write_text("in/a.png\nin/b.png\nin/c.png\n")
-    told = "a sample of 64x64 pixels in tiles of 32 is "
+    told = "on a sample of 64x64 pixels, tiles of 32 come within "
     _, out, _ = run(*DERAIN, "-i", "in", "-o", "out", "--tile", 64)
     assert out.count(told) == 1
     words = ("-a", "test", "-m", "latest", "--test-list", "list.txt", "--device", "cpu")
@@ -208,8 +269,8 @@ def test_a_picture_too_large_is_told_with_what_it_needs(run, model, rainy, monke
     assert not Path("b.png").exists()
     status, out, err = run(*DERAIN, "-i", "a.png", "-o", "b.png", "--tile", 80)
     assert (status, err) == (0, "")
-    assert "a sample of 80x80 pixels in tiles of 40 is " in out
-    assert " dB from the same whole\n" in out
+    assert "on a sample of 80x80 pixels, tiles of 40 come within " in out
+    assert " dB PSNR of the whole (more is closer)\n" in out
     tiled = cv2.imread("b.png")
     assert np.abs(tiled.astype(int) - whole).mean() < 2
 
@@ -218,7 +279,7 @@ def test_self_ensemble_is_used(run, model, rainy):
     cv2.imwrite("a.png", rainy)
     assert run(*DERAIN, "-i", "a.png", "-o", "b.png", "--self-ensemble", 4)[0] == 0
     found = cv2.imread("b.png")
-    assert np.array_equal(found, to_uint8(expected(rainy, self_ensemble=4)))
+    assert np.array_equal(found, to_uint8(expected(rainy, views=4)))
     assert not np.array_equal(found, to_uint8(expected(rainy)))
     status, _, err = run(*DERAIN, "-i", "a.png", "-o", "b.png", "--self-ensemble", 3)
     assert (status, err) == (2, "main.py: --self-ensemble: 3; expected 1, 2 or 4\n")
@@ -244,6 +305,6 @@ def test_two_ranks_derain_as_one(run, model, rainy):
         if name == "v.mkv":
             for one, two in zip(frames("one/v.mkv")[0], frames("two/v.mkv")[0], strict=True):
                 assert np.array_equal(one, two)
-        elif name != report.PAGE and "000004" not in name:  # a video shows a frame of rank 0
+        elif name != page.PAGE and "000004" not in name:  # a video shows a frame of rank 0
             assert Path("one", name).read_bytes() == Path("two", name).read_bytes(), name
     assert read_picture(Path("two/0.png")).colour.shape == (36, 48, 3)

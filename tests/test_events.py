@@ -8,7 +8,7 @@ from soak import steps_of_events
 from test_resume import start
 from test_train import events
 
-from events import EventFile, forget_after
+from engine.events import EventFile, forget_after
 from settings import UserError
 
 
@@ -51,7 +51,7 @@ def test_an_event_folder_that_is_removed_is_made_anew(capsys):
     file.path.parent.rmdir()
     file.scalars({"loss": 2.0}, 1)
     assert events("log/a")["loss"] == {1: 2.0}
-    assert "is gone: its events are lost, a new file goes on" in capsys.readouterr().err
+    assert "was removed, and its events are lost; going on in a new file" in capsys.readouterr().err
 
 
 def test_the_record_of_a_run_and_what_is_watched(run, pairs):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-import export
+from actions import export
+from engine.derainer import Derainer
 from model import SPANet
-from session import Session
 from settings import Settings
 
 DEMO = {"model": "demo", "model_dir": str(ROOT / "model"), "device": "cpu"}
@@ -21,15 +21,14 @@ DEMO = {"model": "demo", "model_dir": str(ROOT / "model"), "device": "cpu"}
 def test_the_demo_as_onnx():
     """One test of all of it: the conversion takes seconds."""
     path = Path("deep/demo.onnx")
-    assert export.export(Session(Settings("export", output=str(path), **DEMO))) == 0
+    assert export.export(Settings("export", output=str(path), **DEMO)) == 0
 
-    session = Session(Settings("test", **DEMO))
-    session.load("demo", resume=False)
+    derainer = Derainer.load(ROOT / "model" / "demo", torch.device("cpu"))
     runtime = onnxruntime.InferenceSession(path)
     for shape in [(1, 3, 64, 80), (3, 3, 31, 17), (1, 3, 1, 23), (2, 3, 1, 1)]:
         rainy = torch.rand(shape)
         with torch.inference_mode():
-            expected = session.net(rainy)
+            expected = derainer.net(rainy)
         found = runtime.run(["mask", "clean"], {"rainy": rainy.numpy()})
         for ours, theirs in zip(expected, found, strict=True):
             assert np.abs(ours.numpy() - theirs).max() < 1e-4
@@ -38,7 +37,7 @@ def test_the_demo_as_onnx():
     onnx.checker.check_model(model, full_check=True)
     about = {entry.key: entry.value for entry in model.metadata_props}
     assert (about["channel_order"], about["direction_attention"]) == ("BGR", "False")
-    assert about["step"] == str(session.clock)
+    assert about["step"] == str(derainer.step)
     assert [opset.domain for opset in model.opset_import] == [""]
     assert sum(node.op_type == "Scan" for node in model.graph.node) == 32
     (image,) = model.graph.input

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-import lists
+from media import lists
 from settings import UserError
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from conftest import golden
 
 from cal_ssim import SSIM, gaussian_window
-from metrics import luminance, measure, to_uint8
+from media.pixels import luminance, to_uint8
+from report.metrics import measure
 
 
 def released_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-import machine
-from session import Session
+from engine.device import prepare
+from engine.ranks import Ranks
 from settings import Settings
+from system import machine
 
 
 def quota(monkeypatch, text: str | None) -> None:
@@ -33,16 +34,16 @@ def test_cores_heed_binding_and_quota(monkeypatch, text, count):
     assert machine.cores() == count
 
 
-def test_threads_of_a_session(monkeypatch):
+def test_threads_of_a_run(monkeypatch):
     before = torch.get_num_threads()
     try:
-        Session(Settings(action="train", num_threads=3))
+        prepare(Settings(action="train", num_threads=3), Ranks())
         assert torch.get_num_threads() == 3
         monkeypatch.setattr(machine, "cores", lambda: 2)
-        Session(Settings(action="train"))
+        prepare(Settings(action="train"), Ranks())
         assert torch.get_num_threads() == 2
         monkeypatch.setattr(machine, "cores", lambda: 8)
-        Session(Settings(action="train"))
+        prepare(Settings(action="train"), Ranks())
         assert torch.get_num_threads() == 2  # torch's own choice, which OMP_NUM_THREADS bounds
     finally:
         torch.set_num_threads(before)
@@ -53,7 +54,7 @@ def test_blocks_are_kept_or_returned():
     """A freed block of 64 MiB stays with the process, or leaves it."""
     program = """
 import sys
-import machine
+from system import machine
 getattr(machine, sys.argv[1])()
 import ctypes, re
 libc = ctypes.CDLL(None)

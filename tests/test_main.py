@@ -1,7 +1,9 @@
 """The command line: every setting an option, bad input one clear line and status 2."""
 
-import ast
 import dataclasses
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +13,97 @@ import torch
 from conftest import ROOT, command
 
 import main
-from settings import Settings, UserError, parse
+from settings import Settings, UserError, checkpoint_path
+from system.commandline import GUIDES, parse, short_help
+
+# Run where help is asked for: what was imported to give it.
+IMPORTED = """
+import json, sys
+before = set(sys.modules)
+import main
+try:
+    status = main.main(sys.argv[1:])
+except SystemExit as done:
+    status = done.code
+print(json.dumps([status, sorted(set(sys.modules) - before)]), file=sys.stderr)
+"""
+
+
+def help_of(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse([*words, "-h"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def flag(field: dataclasses.Field) -> str:
+    return "--" + field.name.replace("_", "-")
 
 
 def test_every_setting_is_an_option_with_help(capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse(["-h"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
+    text = help_of(capsys)
     for f in dataclasses.fields(Settings):
-        assert f"--{f.name.replace('_', '-')}" in text
+        assert flag(f) in text
         assert f.metadata["help"]
+        assert f.metadata["serves"]
+        assert set(f.metadata["serves"]) <= set(main.ACTIONS)
+    assert set(GUIDES) == set(main.ACTIONS)
+
+
+def test_help_groups_options_by_action(capsys):
+    parts = help_of(capsys).split("\n-a ")
+    common, own = parts[0], {part.split(":")[0]: part for part in parts[1:]}
+    assert "several actions" in common
+    assert list(own) == list(main.ACTIONS)
+    for action, part in own.items():
+        assert GUIDES[action].purpose in part
+    for f in dataclasses.fields(Settings):
+        serves, shown = f.metadata["serves"], f"\n  {flag(f)} "
+        if f.name in ("action", "model", "input", "output"):
+            assert f", {flag(f)} " in common
+        elif len(serves) > 1:
+            assert shown in common
+            assert f"[{', '.join(serves)}]" in " ".join(common.split())
+        else:
+            assert shown.rstrip() in own[serves[0]]
+
+
+@pytest.mark.parametrize("action", main.ACTIONS)
+def test_help_of_an_action_shows_its_options_alone(capsys, action):
+    text = help_of(capsys, "-a", action)
+    listed = {
+        word.rstrip(",") for line in re.findall("^  -.*", text, re.M) for word in line.split()
+    }
+    shown = {f.name for f in dataclasses.fields(Settings) if flag(f) in listed}
+    served = {f.name for f in dataclasses.fields(Settings) if action in f.metadata["serves"]}
+    assert shown == served
+    assert text.startswith(f"usage: python main.py -a {action} ")
+    example = f"python main.py -a {action} {GUIDES[action].example}"
+    assert text.endswith(f"example:\n  {example}\n")
+    assert parse(example.split()[2:]).action == action
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["-a", "train", "-h"], ["-a", "tset"]])
+def test_help_and_mistakes_import_nothing_but_pythons_own(words):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    status, names = json.loads(done.stderr.splitlines()[-1])
+    assert status == (0 if "-h" in words else 2)
+    others = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+    assert others == {"main", "settings", "system"}
+
+
+def test_no_word_at_all_gets_the_short_help(run):
+    status, out, err = run()
+    assert (status, err) == (2, "")
+    assert out == short_help() + "\n"
+    assert len(out.splitlines()) < 30
+    for action, guide in GUIDES.items():
+        assert f"  {action:8}{guide.purpose}\n" in out
+    examples = [line for line in out.splitlines() if line.startswith("  python main.py -a")]
+    assert len(examples) == 5  # and the one that shows an action's options
+    assert "README.md" in out
 
 
 def test_defaults_are_the_recipe():
@@ -40,7 +122,7 @@ def test_defaults_are_the_recipe():
 
 
 def test_values_are_typed():
-    settings = parse(["-a", "test", "--lr", "1e-4", "--direction-attention", "--seed=3"])
+    settings = parse(["-a", "train", "--lr", "1e-4", "--direction-attention", "--seed=3"])
     assert (settings.lr, settings.direction_attention, settings.seed) == (1e-4, True, 3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.lr = 1.0
@@ -49,7 +131,8 @@ def test_values_are_typed():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "-a/--action"),
+        ("--lr 0.5", "-a/--action: expected one of train, test, derain, export, clean, pairs\n"),
+        ("-h -a tset", "--action: 'tset' is not one of train"),
         ("-a tset", "--action: 'tset' is not one of train, test, derain, export, clean, pairs"),
         ("-a train --batchsize 8", "unknown option --batchsize; did you mean --batch-size?"),
         ("--batch_size=8 -a train", "unknown option --batch_size; did you mean --batch-size?"),
@@ -72,8 +155,23 @@ def test_values_are_typed():
         ),
         ("-a train --seed 99999999999999999999", "--seed: 99999999999999999999 is out of range"),
         ("-a train --lr 1e39", "--lr: 1e+39 is out of range; expected a number from 0.0 to 10.0"),
-        ("-a train --test-list caf\udce9.txt", "--test-list: 'caf\\udce9.txt' is not UTF-8 text"),
-        ("-a train -m ../x", "--model: '../x' is not a name"),
+        ("-a test --test-list caf\udce9.txt", "--test-list: 'caf\\udce9.txt' is not UTF-8 text"),
+        ("-a train -m ..", "--model: '..' is not a checkpoint; expected the name of one in"),
+        ("-a train -m .", "--model: '.' is not a checkpoint"),
+        ("-a train -m=", "--model: '' is not a checkpoint"),
+        ("-a train -m model/", "--model: 'model/' is not a checkpoint"),
+        ("-a train -m ../..", "--model: '../..' is not a checkpoint"),
+        ("-a train -m a/\0b", "--model: 'a/\\x00b' is not a checkpoint"),
+        ("-a test --lr 0.5", "--lr: is for train; this is -a test\n"),
+        ("-a test --lr 0.0005", "--lr: is for train; this is -a test\n"),  # its default
+        ("-a test --no-compile", "--compile: is for train; this is -a test\n"),
+        ("-a train -i x", "-i/--input: is for derain, clean and pairs; this is -a train\n"),
+        ("-a clean -m x", "-m/--model: is for train, test, derain and export; this is -a clean\n"),
+        ("-a derain --patch-size 9", "--patch-size: is for train and pairs; this is -a derain\n"),
+        (
+            "-a test --direction-attention",
+            "--direction-attention: is for train; this is -a test\n",
+        ),
     ],
 )
 def test_bad_options_are_one_line(run, words, message):
@@ -88,6 +186,47 @@ def test_settings_are_checked_whoever_sets_them():
         Settings("train", num_steps="9")
     with pytest.raises(UserError, match="--seed: -1 is out of range"):
         Settings("train", seed=-1)
+
+
+def test_settings_made_in_python_may_hold_those_of_other_actions():
+    assert Settings("test", lr=0.5).lr == 0.5
+
+
+def test_every_option_is_taken_by_the_actions_it_serves():
+    values = {"--self-ensemble": "2", "--tile": "64", "--device": "cpu", "--precision": "bf16"}
+    for f in dataclasses.fields(Settings)[1:]:
+        words = [flag(f)] if isinstance(f.default, bool) else [flag(f), values.get(flag(f), "1")]
+        for action in main.ACTIONS:
+            if action in f.metadata["serves"]:
+                assert parse(["-a", action, *words]).action == action
+            else:
+                with pytest.raises(UserError, match=f"{flag(f)}: is for .*; this is -a {action}"):
+                    parse(["-a", action, *words])
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("demo", "folder/demo"),
+        ("..demo", "folder/..demo"),
+        ("model/demo", "model/demo"),
+        ("./demo", "demo"),
+        ("../demo", "../demo"),
+        ("/tmp/demo", "/tmp/demo"),
+    ],
+)
+def test_a_checkpoint_is_a_name_in_the_model_folder_or_a_path(model, path):
+    assert checkpoint_path(parse(["-a", "test", "-m", model, "--model-dir", "folder"])) == Path(
+        path
+    )
+
+
+def test_a_checkpoint_on_windows(monkeypatch):
+    monkeypatch.setattr(os, "sep", "\\")
+    monkeypatch.setattr(os, "altsep", "/")
+    for model in ("model\\demo", "model/demo"):
+        assert checkpoint_path(Settings("test", model=model)) == Path(model)
+    assert checkpoint_path(Settings("test", model="demo")) == Path("model") / "demo"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -119,6 +258,8 @@ def test_missing_default_list_and_model(run, pairs):
     status, _, err = run("-a", "test", "-m", "latest", "--test-list", pairs)
     assert status == 2
     assert "model/latest: no such checkpoint" in err
+    for way in ("`make weights`", "-m published", "-m demo", "-a train"):
+        assert way in err
     assert not Path("results").exists()
 
 
@@ -157,42 +298,3 @@ def test_gpu_without_cupy_is_one_line(run, pairs, monkeypatch):
     assert err.startswith("main.py: --device: the IRNN on a GPU needs CuPy")
     assert "pip install cupy-cuda1" in err
     assert err.endswith("or choose --device cpu\n")
-
-
-def test_imports_run_one_way():
-    """main -> train -> evaluate -> session -> model -> irnn_cuda; main -> pairs -> clean; leaves
-    know settings and a few tools alone.
-    """
-    ours = {path.stem for path in ROOT.glob("*.py")} | {"irnn_cuda"}
-    leaves = {
-        "settings", "checkpoint", "dataset", "events", "cal_ssim", "metrics", "progress",
-        "training_step", "visualize", "synthetic_rain", "clean_image", "inference", "pictures",
-        "report", "transcode",
-    }  # fmt: skip
-    tools = {"settings", "compiled", "files", "lists", "machine", "ranks", "video"}
-    allowed = {tool: {"settings"} for tool in tools} | dict.fromkeys(leaves, tools)
-    allowed["pictures"] = tools | {"metrics"}
-    allowed["report"] = tools | {"metrics", "visualize"}
-    allowed["jobs"] = leaves
-    leaves |= tools
-    allowed["training_step"] = tools | {"cal_ssim", "model"}
-    allowed["irnn_cuda"] = {"compiled"}
-    allowed["clean"] = leaves
-    allowed["pairs"] = leaves | {"clean"}
-    allowed["model"] = {"irnn_cuda"}
-    allowed["session"] = leaves | {"model", "irnn_cuda"}
-    allowed["evaluate"] = allowed["session"] | {"session"}
-    allowed["derain"] = allowed["evaluate"] | {"jobs"}
-    allowed["export"] = allowed["evaluate"]
-    allowed["train"] = allowed["evaluate"] | {"evaluate"}
-    for name, known in allowed.items():
-        files = [ROOT / f"{name}.py"] if name != "irnn_cuda" else list(ROOT.glob("irnn_cuda/*.py"))
-        assert files
-        for file in files:
-            imported = set()
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    imported |= {alias.name for alias in node.names}
-                elif isinstance(node, ast.ImportFrom) and not node.level:
-                    imported.add(node.module)
-            assert {module.split(".")[0] for module in imported} & ours <= known, file

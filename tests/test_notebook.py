@@ -45,5 +45,5 @@ def test_notebook_holds_no_algorithm_of_its_own():
     assert not called & {"sort", "bincount", "median", "unique", "quantile", "cumsum"}
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert {"clean_image", "percentile_votes", "mode_percentile"} <= {
-        alias.name for node in imported if node.module == "clean_image" for alias in node.names
+        alias.name for node in imported if node.module == "rain.clean_image" for alias in node.names
     }

@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 from conftest import ROOT, command
 
-import files
-import lists
-import pairs
-import synthetic_rain
-from clean_image import clean_image
-from synthetic_rain import Rain
+from actions import pairs
+from media import lists
+from rain import synthetic_rain
+from rain.clean_image import clean_image
+from rain.synthetic_rain import Rain
+from system import files
 
 SIZE = (90, 70)
 OPTIONS = ("--frames", 10, "--frame-step", 3, "--patch-size", 32, "--test-patch-size", 64)
 
 
-def write_rain(path: Path, seed: int, density: float = 3) -> np.ndarray:
+def write_rain(path: Path, seed: int, density: float = 3, noise: float = 0.5) -> np.ndarray:
     """A rain video of 12 frames; returns them, (T,H,W,3) BGR."""
     rng = np.random.default_rng(seed)
     truth = synthetic_rain.dead_leaves(SIZE[1], SIZE[0], rng)
     rain = [Rain(density, 10, 15, 1, 120, 0.5)]
-    frames = list(synthetic_rain.rain_frames(truth, rain, 12, 0.5, rng))
+    frames = list(synthetic_rain.rain_frames(truth, rain, 12, noise, rng))
     synthetic_rain.write_video(path, iter(frames), SIZE)
     return np.stack(frames)
 
@@ -149,9 +149,33 @@ def test_killed_it_goes_on(run, videos):
         {name: data for name, (data, _) in snapshot(Path(folder)).items()}
         for folder in ("set", "whole")
     )
-    scraps = [name for name in found if ".writing-" in name]  # what a kill may leave of one file
-    assert len(scraps) <= 1
-    assert {name: data for name, data in found.items() if name not in scraps} == whole
+    unfinished = [
+        name for name in found if ".writing-" in name
+    ]  # what a kill may leave of one file
+    assert len(unfinished) <= 1
+    assert {name: data for name, data in found.items() if name not in unfinished} == whole
+
+
+@pytest.mark.parametrize(("noise", "level"), [(4.0, 10), (4.0, 20), (0.0, 10)])
+def test_the_last_line_advises_a_threshold_where_a_camera_is_noisy(run, tmp_path, noise, level):
+    write_rain(tmp_path / "rain.mkv", 0, noise=noise)
+    level_option = ("--rain-level", level)
+    _, out, _ = run("-a", "pairs", "-i", "rain.mkv", "-o", "set", *OPTIONS, *level_option)
+    last = out.splitlines()[-1]
+    shares = []
+    for pair in lists.read_list("set/real_world.txt"):
+        rainy, clean = (image.astype(int) for image in lists.read_pair(pair))
+        apart = np.abs(rainy - clean).max(-1)
+        shares.append([(apart > 0).mean(), (apart > level).mean()])
+    differ, rain = np.mean(shares, 0)
+    assert last.startswith(f"train with --mask-threshold {level}: ") == (noise > 0)
+    if noise:
+        told = (
+            f"differ on {differ:.0%} of the pixels, by more than {level} grey levels on {rain:.0%}"
+        )
+        assert told in last
+    else:
+        assert differ < 0.6
 
 
 def test_a_chosen_clean_image_beside_the_video_is_taken(run, tmp_path):
@@ -295,7 +319,9 @@ def test_bad_input_is_one_line(run, videos, words, message):
 def test_from_video_to_scores(run, tmp_path):
     """The whole circle: videos, clean images, pairs, training, testing."""
     done = subprocess.run(
-        [sys.executable, ROOT / "synthetic_rain.py", "videos", "-o", "videos"], check=True
+        [sys.executable, "-m", "rain.synthetic_rain", "videos", "-o", tmp_path / "videos"],
+        cwd=ROOT,
+        check=True,
     )
     assert done.returncode == 0
     truth = cv2.imread("videos/truth/camera.png")

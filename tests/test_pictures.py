@@ -9,9 +9,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-import machine
-from pictures import Picture, encode_picture, read_picture, require_format
+from media.pictures import Picture, encode_picture, read_picture, require_format
 from settings import UserError
+from system import machine
 
 RNG = np.random.default_rng(0)
 RGBA = RNG.integers(0, 256, (20, 30, 4), np.uint8)

@@ -8,15 +8,15 @@ import sys
 from conftest import ROOT
 
 LOOP = """
-from progress import Progress
-with Progress("step", {first}, 8, ["loss", "lr"], every=4) as progress:
+from system.progress import Progress
+with Progress("step", {first}, 8, ["loss", "lr"], every=4, after={after}) as progress:
     for step in range({first}, 8):
         progress.update(step, {{"loss": 1 / (step + 1), "lr": 0.005}})
 """
 
 
-def command(first: int) -> list[str]:
-    return [sys.executable, "-c", LOOP.format(first=first)]
+def command(first: int, after: float = 0.0) -> list[str]:
+    return [sys.executable, "-c", LOOP.format(first=first, after=after)]
 
 
 def test_lines():
@@ -39,3 +39,14 @@ def test_bar():
     assert "loss 0.125 lr 0.005" in text
     assert "/s " in text
     assert "ETA" in text
+
+
+def test_what_is_soon_done_shows_nothing():
+    done = subprocess.run(command(0, 60.0), cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout == b""
+    ours, its = pty.openpty()
+    subprocess.run(command(0, 60.0), cwd=ROOT, stdout=its, stderr=its, check=True)
+    os.write(its, b"end")
+    assert os.read(ours, 100) == b"end"
+    for handle in (ours, its):
+        os.close(handle)

@@ -13,13 +13,13 @@ from test_model import recipe_weights
 from test_resume import start, until
 from test_train import SMALL, clock, events, weights
 
-import train
+from actions import train
 from cal_ssim import SSIM
+from engine.ranks import Ranks
+from engine.training_run import TrainingRun
+from engine.training_step import train_one_step
 from model import SPANet
-from ranks import Ranks
-from session import Session
 from settings import Settings, UserError
-from training_step import train_one_step
 
 
 def torchrun(ranks: int, *words: object, restarts: int = 0) -> list[str]:
@@ -42,7 +42,7 @@ def test_two_ranks_follow_the_curve_of_one_and_resume_as_one(run, pairs):
     assert run(*words("one", 20))[0] == 0
     done = finish(torchrun(2, *words("two", 20)))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("training on 2 ranks of cpu: 5 pairs, steps 0 to 19") == 1
+    assert done.stdout.count(": 5 pairs, steps 0 to 19, 20 left") == 1
     assert done.stdout.count("two/model/latest holds step 19") == 1
     for kind in ("train_derain", "val_derain"):
         found, expected = (events(f"{folder}/log/{kind}") for folder in ("two", "one"))
@@ -60,7 +60,7 @@ def test_two_ranks_follow_the_curve_of_one_and_resume_as_one(run, pairs):
 
 def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
     torch.manual_seed(0)
-    Session(Settings("test", device="cpu")).save("latest")
+    TrainingRun(Settings("train", device="cpu")).save("latest")
     words = ["-a", "test", "--test-list", pairs, "--device", "cpu", "--num-threads", 1]
     run(*words, "--result-dir", "one")
     done = finish(torchrun(2, *words, "--result-dir", "two", "--log-dir", "logdir2"))
@@ -105,12 +105,12 @@ def test_a_batch_that_ranks_cannot_share_is_refused_with_the_numbers(run, pairs)
     with pytest.raises(UserError) as caught:
         train._check_batch(Settings("train", batch_size=6, accumulate_steps=2), world_size=2)
     assert str(caught.value) == (
-        "--batch-size: 6 is no multiple of 4 (ranks: 2, --accumulate-steps: 2)"
+        "--batch-size: 6 is not a multiple of 4 (ranks: 2, --accumulate-steps: 2)"
     )
     train._check_batch(Settings("train", batch_size=8, accumulate_steps=2), world_size=2)
     status, _, err = run(*start(pairs, "--accumulate-steps", 3))
     assert status == 2
-    assert "--batch-size: 2 is no multiple of 3" in err
+    assert "--batch-size: 2 is not a multiple of 3" in err
 
 
 def test_an_environment_that_is_not_torchruns_is_named(monkeypatch):
@@ -150,7 +150,7 @@ def test_bf16_trains_close_to_fp32(run, pairs):
 def test_tf32_needs_a_gpu(run, pairs):
     status, _, err = run(*start(pairs, "--precision", "tf32"))
     assert status == 2
-    assert err == "main.py: --precision: tf32 is arithmetic of a GPU; expected fp32 or bf16\n"
+    assert err == "main.py: --precision: tf32 needs a GPU; expected fp32 or bf16\n"
 
 
 @pytest.mark.parametrize("lean", [False, True])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import write_pairs
 
-import report
+from report import page
+from report.table import Row
 from settings import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -74,20 +75,19 @@ def made(folder: Path, count: int, name: str = "image <b>{}</b>") -> Path:
     rows = []
     for index in range(count):
         if index < 3:
-            report.write_pictures(folder, index, *flat[:2], np.ones((30, 40)), flat[2])
-        row = {"index": index, "name": name.format(index), "width": 40, "height": 30,
-               "file": f"derained/{index} %.png"}  # fmt: skip
+            page.write_pictures(folder, index, *flat[:2], np.ones((30, 40)), flat[2])
+        row = Row(index, name.format(index), f"derained/{index} %.png", 40, 30, 0.5, 0.1, 3.0)
         for side, base in (("input", 25), ("output", 30)):
             for protocol in ("released", "rgb", "y"):
-                row[f"{side}_{protocol}_psnr"] = base + rng.normal(0, 2)
-                row[f"{side}_{protocol}_ssim"] = rng.uniform(0.8, 1)
+                row.scores[f"{side}_{protocol}_psnr"] = base + rng.normal(0, 2)
+                row.scores[f"{side}_{protocol}_ssim"] = rng.uniform(0.8, 1)
         rows.append(row)
-    rows[1]["output_released_psnr"] = float("inf")
-    rows[2]["output_released_psnr"] = float("nan")
-    means = {key: 0.5 for key in rows[0] if "put_" in key}
-    page = report.scored_page(rows, means)
+    rows[1].scores["output_released_psnr"] = float("inf")
+    rows[2].scores["output_released_psnr"] = float("nan")
+    means = dict.fromkeys(rows[0].scores, 0.5)
+    content = page.scored_page(rows, means)
     run = [("model", "model/x </script><script>alert(1)</script>")]
-    report.write_page(folder, "A test & more", page, run, Settings("test", device="cpu"))
+    page.write_page(folder, "A test & more", content, run, Settings("test", device="cpu"))
     return folder / "index.html"
 
 
@@ -218,7 +218,7 @@ def test_pages_of_real_runs(browser, run, model, tmp_path):
         for name in ("#summary", "#distribution", "#compare"):  # where the truth is known
             assert seen.page.locator(name).is_visible() == (folder == "results")
         text = seen.page.locator("#run").inner_text()
-        for word in ("model/latest, step 4, SHA-256 ", "torch 2", "Python 3", "threads", "took"):
+        for word in ("model/latest, step 4, SHA-256 ", "torch 2", "Python 3", "thread", "took"):
             assert word in text
         seen.page.click("summary")
         assert "result_dir" in seen.page.locator("#settings").inner_text()
@@ -232,15 +232,19 @@ def test_an_earlier_page_goes_and_nothing_else(tmp_path):
     made(tmp_path, 3)
     for name in ("index_files/notes.txt", "index_files/holiday-after.jpg", "other.html"):
         (tmp_path / name).touch()
-    report.remove_page(tmp_path)
+    page.remove_page(tmp_path)
     found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert found == ["index_files/holiday-after.jpg", "index_files/notes.txt", "other.html"]
-    report.remove_page(tmp_path / "none")
+    page.remove_page(tmp_path / "none")
 
 
 def test_figures_of_a_picture():
     before, after = np.full((2, 2, 3), 100, np.uint8), np.full((2, 2, 3), 90, np.uint8)
-    found = report.figures(before, after, np.array([[0, 1], [0.5, 0.5]]))
-    assert found == {"attention": 0.5, "change": 10.0}
-    deep = report.figures(before.astype(np.uint16) * 257, after.astype(np.uint16) * 257, np.ones(1))
-    assert deep["change"] == pytest.approx(10)
+    row = Row.of(3, "name", "file", before, after, np.array([[0, 1], [0.5, 0.5]]))
+    assert (row.index, row.name, row.file, row.width, row.height) == (3, "name", "file", 2, 2)
+    assert (row.attention, row.change) == (0.5, 10.0)
+    assert row.deviation == pytest.approx(0.125**0.5)
+    deep = [image.astype(np.uint16) * 257 for image in (before, after)]
+    row = Row.of(0, "", "", *deep, np.ones((2, 2), np.float32))
+    assert row.change == pytest.approx(10)
+    assert row.deviation == 0

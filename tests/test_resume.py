@@ -12,10 +12,10 @@ from conftest import ROOT, command, write_pairs
 from soak import soak, steps_of_events
 from test_train import SMALL, clock, events, weights
 
-import files
-import settings
-import train
+from engine import training_loop
+from engine.training_run import TrainingRun, changes
 from settings import Settings, UserError
+from system import files
 
 
 def start(pairs: Path, *more: object) -> list[object]:
@@ -31,7 +31,8 @@ CRASHES = '''
 import os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-import checkpoint, files
+from engine import checkpoint
+from system import files
 
 class Crashing:
     """A module whose calls end the process at the n-th, ahead of it or after it."""
@@ -104,9 +105,9 @@ def test_a_crash_at_any_call_of_a_save_leaves_a_whole_checkpoint():
     assert clocks == sorted(clocks)  # once the new one is there, it stays
     assert clocks.count(1) > 10
     assert clocks.count(2) > 3
-    scraps = [path.name for path in Path("model").glob(".*")]
-    assert scraps
-    files.remove_scraps(Path("model"), "latest")
+    unfinished = [path.name for path in Path("model").glob(".*")]
+    assert unfinished
+    files.remove_unfinished(Path("model"), "latest")
     assert [path.name for path in Path("model").iterdir()] == ["latest"]
 
 
@@ -116,7 +117,7 @@ def test_a_changed_recipe_is_refused_and_can_be_allowed(run, pairs):
     status, _, err = run(*start(pairs, "--num-steps", 2, "--lr", 0.001, "--seed", 3))
     assert status == 2
     assert err == (
-        "main.py: model/latest: trained otherwise: --lr is 0.001, was 0.0005; "
+        "main.py: model/latest: was trained with other settings: --lr is 0.001, was 0.0005; "
         "--seed is 3, was 2019; expected the same, or --allow-changed-settings\n"
     )
     assert Path("model/latest").read_bytes() == before
@@ -135,7 +136,7 @@ def test_what_of_the_settings_is_the_recipe():
         "patch_size": 8, "crop_area_min": 0.5, "crop_aspect_max": 1.5, "precision": "bf16",
         "direction_attention": True, "mask_threshold": 9,
     }  # fmt: skip
-    found = settings.changes(vars(Settings("train")), Settings("train", **changed))
+    found = changes(vars(Settings("train")), Settings("train", **changed))
     assert len(found) == len(changed)
     free = {
         "num_workers": 5,
@@ -144,13 +145,13 @@ def test_what_of_the_settings_is_the_recipe():
         "accumulate_steps": 4,
         "compile": True,
     }
-    assert settings.changes(vars(Settings("train")), Settings("train", **free)) == []
-    assert settings.changes({}, Settings("train", **changed)) == []
+    assert changes(vars(Settings("train")), Settings("train", **free)) == []
+    assert changes({}, Settings("train", **changed)) == []
     # An older checkpoint lacks a setting: it was trained as the default does.
     older = vars(Settings("train")) | {}
     del older["mask_threshold"]
-    assert settings.changes(older, Settings("train")) == []
-    found = settings.changes(older, Settings("train", mask_threshold=9))
+    assert changes(older, Settings("train")) == []
+    found = changes(older, Settings("train", mask_threshold=9))
     assert found == ["--mask-threshold is 9, was 0"]
 
 
@@ -163,7 +164,7 @@ def test_another_list_is_refused_a_moved_one_is_not(run, pairs, monkeypatch):
     pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[:-1]))
     status, _, err = run(*start(pairs.name, *there[:-1], 3))
     assert status == 2
-    assert "trained otherwise: the training list names other pairs; expected" in err
+    assert "was trained with other settings: the training list names other pairs; expected" in err
 
 
 def test_init_from_takes_the_weights_alone(run, pairs):
@@ -225,9 +226,9 @@ def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
     _, err = run.communicate(timeout=60)
     assert run.returncode == 2
     assert err == ("main.py: a process that loads data was killed; was there enough memory?\n")
-    session = train.Session(Settings("train", device="cpu", allow_changed_settings=True))
-    session.load("latest", resume=True)
-    assert session.clock >= 0
+    resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
+    resumed.resume(Path("model/latest"))
+    assert resumed.clock >= 0
 
 
 # Scores
@@ -293,7 +294,7 @@ def test_not_enough_memory_is_one_line(run, pairs, monkeypatch):
     def broken(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(train, "train_one_step", broken)
+    monkeypatch.setattr(training_loop, "train_one_step", broken)
     status, _, err = run(*start(pairs, "--num-steps", 1))
     assert status == 2
     assert err.startswith("main.py: step 0: not enough memory on cpu for 2 crops of 16x16 pixels")
@@ -302,7 +303,7 @@ def test_not_enough_memory_is_one_line(run, pairs, monkeypatch):
 def test_a_score_that_a_signal_forestalled_is_made_up_for(run, pairs, tmp_path, monkeypatch):
     val = write_pairs(tmp_path / "val", [(16, 16)])
     words = start(pairs, "--val-list", val, "--val-every", 2, "--num-steps", 5)
-    original, calls = train.train_one_step, []
+    original, calls = training_loop.train_one_step, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -311,7 +312,7 @@ def test_a_score_that_a_signal_forestalled_is_made_up_for(run, pairs, tmp_path, 
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_one_step", interrupted)
+        patch.setattr(training_loop, "train_one_step", interrupted)
         assert run(*words)[0] == 143
     assert clock("model/latest") == 2
     assert "score/psnr" not in steps_of_events(Path("logdir/val_derain"))
@@ -341,7 +342,7 @@ def test_another_validation_list_starts_a_new_best(run, pairs, tmp_path):
 def test_a_score_that_is_no_number_is_no_best(run, pairs, tmp_path, monkeypatch):
     val = write_pairs(tmp_path / "val", [(16, 16)])
     scores = iter([float("nan"), 20.0, float("nan"), 19.0])
-    monkeypatch.setattr(train, "score", lambda *_: (next(scores), 0.5))
+    monkeypatch.setattr(training_loop, "score", lambda *_: (next(scores), 0.5))
     assert run(*start(pairs, "--val-list", val, "--val-every", 1, "--num-steps", 5))[0] == 0
     best = torch.load("model/latest", weights_only=True)["best"]
     assert (best["psnr"], best["step"], best["scored"]) == (20.0, 2, 4)

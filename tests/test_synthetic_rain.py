@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-import lists
-import synthetic_rain
-from synthetic_rain import Rain, add_rain, streaks
+from media import lists
+from rain import synthetic_rain
+from rain.synthetic_rain import Rain, add_rain, streaks
 
 GREY = np.full((80, 90, 3), 100, np.uint8)
 
@@ -155,5 +155,5 @@ def test_videos_leave_other_files_alone_and_are_whole_or_not_there(capsys, monke
     Path("v/camera.mkv").unlink()
     monkeypatch.setattr(synthetic_rain, "_readable_frames", lambda path: 3)  # as on a full disk
     assert synthetic_rain.main(["videos", "-o", "v"]) == 2
-    assert capsys.readouterr().err == "synthetic_rain.py: v/camera.mkv: cannot be written\n"
+    assert capsys.readouterr().err == "synthetic_rain: v/camera.mkv: cannot be written\n"
     assert sorted(path.name for path in Path("v").iterdir()) == ["truth", "videos.txt"]

@@ -17,13 +17,16 @@ from conftest import ROOT, command, golden, write_pairs
 from tensorboardX.proto.event_pb2 import Event
 from test_model import recipe_weights
 
+import dataset
 import model
-import train
-import training_step
+from actions import train
 from cal_ssim import SSIM
+from engine import training_step
+from engine.training_run import TrainingRun
+from media.pixels import to_float
 from model import SPANet
-from session import Session
 from settings import Settings, UserError
+from system.interrupt import Interrupt
 
 SMALL = ["--device", "cpu", "--patch-size", 16, "--batch-size", 2, "--num-workers", 0]
 
@@ -35,7 +38,7 @@ def assert_golden_steps(net: SPANet, arrays, tensors) -> None:
     optimiser = torch.optim.Adam(net.parameters(), lr=1.0)  # train_one_step sets the rate
     ssim = SSIM()
     for step, expected in enumerate(arrays["losses_l1_mask_ssim_total"]):
-        losses, _, _ = train.train_one_step(net, optimiser, ssim, tensors, lr=5e-3)
+        losses, _, _ = training_step.train_one_step(net, optimiser, ssim, tensors, lr=5e-3)
         found = [losses[name] for name in ("l1", "mask", "ssim", "loss")]
         # A float32 SSIM near zero carries the rounding of values near one.
         assert found == pytest.approx(expected, rel=1e-5 if step == 0 else 2e-3, abs=1e-7)
@@ -70,16 +73,16 @@ def test_golden_steps_of_the_released_weights(shared, monkeypatch, long_row):
     content = torch.load(shared / "released" / "latest", map_location="cpu", weights_only=True)
     net.load_state_dict(content["net"])
     rainy, clean = (torch.from_numpy(arrays[f"{kind}_bgr"]) for kind in ("rainy", "clean"))
-    label = train.dataset.mask_label(rainy, clean)
+    label = dataset.mask_label(rainy, clean)
     assert np.array_equal(label.numpy(), arrays["mask_label"])
-    images = [train.dataset.to_float(image) for image in (rainy, clean)]
+    images = [to_float(image) for image in (rainy, clean)]
     assert_golden_steps(net, arrays, (*images, label))
 
 
 def test_learning_rate_is_a_function_of_the_step_alone():
     settings = Settings("train")
     steps = (0, 29_998, 29_999, 30_000, 40_000)
-    rates = [train.learning_rate(settings, step) for step in steps]
+    rates = [training_step.learning_rate(settings, step) for step in steps]
     assert rates == pytest.approx([5e-4, 5e-4, 5e-5, 5e-5, 5e-5])
 
 
@@ -202,8 +205,11 @@ def test_released_checkpoint_goes_on_at_its_next_step(run, shared, tmp_path):
     # The published run's own schedule, which its optimiser still shows.
     published = torch.load(shared / "released" / "latest", map_location="cpu", weights_only=True)
     (group,) = published["opt"]["param_groups"]
-    assert (published["clock"], group["initial_lr"]) == (40000, train.learning_rate(defaults, 0))
-    assert group["lr"] == pytest.approx(train.learning_rate(defaults, 40000))
+    assert (published["clock"], group["initial_lr"]) == (
+        40000,
+        training_step.learning_rate(defaults, 0),
+    )
+    assert group["lr"] == pytest.approx(training_step.learning_rate(defaults, 40000))
     content = torch.load("model/latest", weights_only=True)
     assert content["clock"] == 40004
     steps = {int(state["step"]) for state in content["opt"]["state"].values()}
@@ -228,11 +234,11 @@ def test_a_signal_saves_latest_and_ends_cleanly(pairs, which):
     assert f"({which.name})" in out
     done = clock("model/latest")
     assert done >= 2
-    assert f"holds step {done} of 0 to 40000" in out
+    assert f"holds step {done}: {done + 1} of 40001 steps are done" in out
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    with train.Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.signal == signal.SIGINT
@@ -270,8 +276,10 @@ def test_a_step_that_is_not_finite_changes_nothing():
     optimiser = torch.optim.Adam(net.parameters())
     before = [p.clone() for p in net.parameters()]
     image = torch.full((1, 3, 8, 8), math.nan)
-    with pytest.raises(train.NotFinite):
-        train.train_one_step(net, optimiser, ssim, (image, image, torch.zeros(1, 8, 8)), 1e-3)
+    with pytest.raises(training_step.NotFinite):
+        training_step.train_one_step(
+            net, optimiser, ssim, (image, image, torch.zeros(1, 8, 8)), 1e-3
+        )
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert not optimiser.state
 
@@ -279,7 +287,8 @@ def test_a_step_that_is_not_finite_changes_nothing():
 def test_an_unforeseen_error_ends_the_workers_too(pairs):
     """They ignore a signal to the group, and must not for that outlive the main process."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import main, training_step\n"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import main\n"
+        "from engine import training_step\n"
         "def broken(*_): raise RuntimeError('unforeseen')\n"
         "training_step.losses_of = broken\n"
         "sys.exit(main.main(sys.argv[1:]))\n"
@@ -321,9 +330,9 @@ def test_a_bad_image_stops_the_run_and_leaves_a_checkpoint_that_loads(run, pairs
     assert err.count("\n") == 1
     assert "list.txt:4: " in err
     assert "pair3.png: not an image" in err
-    session = Session(Settings("train", device="cpu", allow_changed_settings=True))
-    session.load("latest", resume=True)
-    assert session.clock >= 2
+    resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
+    resumed.resume(Path("model/latest"))
+    assert resumed.clock >= 2
 
 
 def test_checkpoint_of_weights_alone_cannot_be_resumed(run, pairs):
@@ -331,9 +340,7 @@ def test_checkpoint_of_weights_alone_cannot_be_resumed(run, pairs):
     content = torch.load("model/latest", weights_only=True)
     del content["opt"]
     torch.save(content, "model/latest")
-    with pytest.raises(UserError, match="weights alone"):
+    with pytest.raises(UserError, match="only weights"):
         train.train(
-            Session(
-                Settings("train", device="cpu", train_list=str(pairs), patch_size=16, batch_size=2)
-            )
+            Settings("train", device="cpu", train_list=str(pairs), patch_size=16, batch_size=2)
         )

@@ -1,0 +1,322 @@
+"""The action `pairs`: paired patches, rainy and clean, and their lists, from rain videos.
+
+Under the output folder, for scene 000, frame f of its video and a patch whose left top corner is at
+x, y (Train_Dataset_README.md describes it to users):
+    real_world/000/000-f/000-f_x_y.png   rainy patches     real_world_gt/000/000_x_y.png   clean
+    real_test/..., real_test_gt/...      the same of held-out videos
+    clean/000.png                        the clean image of the whole frame
+    scenes/000.txt                       lines of the list and their number, when the scene is done
+    real_world.txt, real_test.txt        the lists
+    pairs.json                           what the set was made from, and by which settings
+A scene that is done is not touched again, nor is a patch that is there: an interrupted run goes on.
+"""
+
+import hashlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from actions.clean import make_clean, open_video
+from media.lists import read_image
+from rain.frames import Video, read_video
+from report.visualize import encode_png
+from settings import Settings, UserError
+from system.files import require_writable, write_atomically
+from system.machine import cores
+from system.progress import Progress
+
+SUFFIXES = (
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".ts", ".webm", ".wmv", ".y4m",
+)  # fmt: skip
+SAMPLE = 64  # pairs that are looked at for advice on training
+NOISY = 0.6  # share of differing pixels above which the mask label says little about rain
+# Settings that decide what a set holds.
+DECISIVE = (
+    "start", "frames", "percentile", "frame_step", "patch_size", "test_patch_size", "test_share",
+    "rain_level", "rain_share",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One video of the set, and where its patches go."""
+
+    number: int
+    video: Path
+    held_out: bool
+
+    @property
+    def chosen(self) -> Path | None:
+        """A clean image that a person chose, beside the video."""
+        path = self.video.with_suffix(".png")
+        return path if path.is_file() and path != self.video else None
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:03d}"
+
+    @property
+    def kind(self) -> str:
+        return "real_test" if self.held_out else "real_world"
+
+
+def pairs(settings: Settings) -> int:
+    """Make the set of video or folder `-i` in folder `-o`. Returns the exit status, 0.
+
+    Raises:
+        UserError: bad input, or output that cannot be written. What was made before stays, whole.
+    """
+    if not settings.input or not settings.output:
+        raise UserError(
+            "-i and -o: expected a rain video or a folder of them, and a folder to fill"
+        )
+    folder = Path(settings.output)
+    scenes = _scenes(settings)
+    for scene in scenes:  # before anything is written: a set is tied to its videos
+        read_video(str(scene.video), settings.start, 1)
+    require_writable(folder)
+    _settle(folder / "pairs.json", settings, scenes)
+    for scene in scenes:
+        part = folder / "scenes" / f"{scene.name}.txt"
+        if part.is_file():
+            print(f"{scene.name} {scene.video.name}: done before")
+        else:
+            lines = _make_scene(folder, scene, settings)
+            write_atomically(part, "".join([*lines, _ending(len(lines))]).encode())
+    for kind in ("real_world", "real_test"):
+        parts = [folder / "scenes" / f"{scene.name}.txt" for scene in scenes if scene.kind == kind]
+        _write_list(folder / f"{kind}.txt", [_read_part(part) for part in parts])
+    _advise(folder / "real_world.txt", settings.rain_level)
+    return 0
+
+
+def _scenes(settings: Settings) -> list[Scene]:
+    """The videos, numbered by name; those whose names have the lowest digests are held out."""
+    path = Path(settings.input)
+    if path.is_dir():
+        videos = sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
+        )
+        if not videos:
+            raise UserError(f"{path}: holds no videos; expected {', '.join(SUFFIXES)}")
+    elif path.is_file():
+        videos = [path]
+    else:
+        raise UserError(f"{path}: no such video or folder")
+    for file in videos:
+        if file.name != file.name.encode(errors="replace").decode():
+            raise UserError(f"{str(file)!r}: the name is not UTF-8 text; rename it")
+    share = settings.test_share
+    count = round(share * len(videos))
+    if 0 < share < 1 and len(videos) > 1:
+        count = min(max(count, 1), len(videos) - 1)
+    by_digest = sorted(videos, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    held_out = set(by_digest[:count])
+    scenes = [Scene(number, video, video in held_out) for number, video in enumerate(videos)]
+    chosen: dict[Path, Path] = {}
+    for scene in scenes:
+        if scene.chosen and chosen.setdefault(scene.chosen, scene.video) != scene.video:
+            raise UserError(
+                f"{scene.chosen}: the clean image of {chosen[scene.chosen].name} or of "
+                f"{scene.video.name}? Expected videos of different names"
+            )
+    return scenes
+
+
+def _digest(path: Path | None) -> str | None:
+    """SHA-256 of a file, in hexadecimal."""
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _settle(path: Path, settings: Settings, scenes: list[Scene]) -> None:
+    """Record what the set is made from; refuse to go on with a set that was made otherwise."""
+    wanted = {name: getattr(settings, name) for name in DECISIVE}
+    wanted["videos"] = [
+        {
+            "name": scene.video.name,
+            "sha256": _digest(scene.video),
+            "clean_sha256": _digest(scene.chosen),
+            "held_out": scene.held_out,
+        }
+        for scene in scenes
+    ]
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            different = [name for name in wanted if found.get(name) != wanted[name]]
+        except (ValueError, AttributeError):
+            raise UserError(f"{path}: damaged; choose another -o") from None
+        if "videos" in different:
+            raise UserError(
+                f"{path}: the set was made from other videos, or other clean images beside them; "
+                "choose another -o"
+            )
+        if different:
+            name = different[0]
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{path}: the set was made with {flag} {found.get(name)}, this run has "
+                f"{wanted[name]}; choose another -o"
+            )
+    else:
+        # The published set has files of the same names: never among those of another set.
+        for name in ("real_world", "real_test", "clean", "scenes"):
+            for found in (name, f"{name}.txt", f"{name}_gt"):
+                if (path.parent / found).exists():
+                    raise UserError(f"{path.parent / found}: is there already; choose another -o")
+        write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _make_scene(folder: Path, scene: Scene, settings: Settings) -> list[str]:
+    """Write a scene's patches; returns the lines of its pairs."""
+    video = open_video(str(scene.video), settings.start, settings.frames)
+    clean = _clean_frame(folder, scene, settings, video)
+    side = settings.test_patch_size if scene.held_out else settings.patch_size
+    places = _grid(*clean.shape[:2], side)
+    kept, seen = [], 0
+    with (
+        ThreadPoolExecutor(cores()) as pool,
+        Progress("frame", 0, video.shape[0], []) as progress,
+    ):
+        for index, frame in enumerate(video.frames()):
+            progress.update(index, {})
+            if index % settings.frame_step:
+                continue
+            seen += len(places)
+            rainy = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+            found = [
+                place
+                for place in places
+                if _holds_rain(rainy[place.cut], clean[place.cut], settings)
+            ]
+            names = [_names(scene, settings.start + index, place) for place in found]
+            wanted = {
+                folder / name: image[place.cut]
+                for place, pair in zip(found, names, strict=True)
+                for name, image in zip(pair, (rainy, clean), strict=True)
+                if not (folder / name).is_file()
+            }
+            for path, data in zip(wanted, pool.map(_encode, wanted.items()), strict=True):
+                write_atomically(path, data)
+            kept += [f"./{rainy_name} ./{clean_name}\n" for rainy_name, clean_name in names]
+    print(
+        f"{scene.name} {scene.video.name}: {len(kept)} of {seen} patches hold rain, "
+        f"for {'testing' if scene.held_out else 'training'}"
+    )
+    return kept
+
+
+def _ending(count: int) -> str:
+    return f"# pairs: {count}\n"
+
+
+def _read_part(path: Path) -> str:
+    """The lines of a scene's pairs, all of them."""
+    text = path.read_bytes().decode(errors="replace")
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    if not lines or lines[-1] != _ending(len(lines) - 1):
+        raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")
+    return "".join(lines[:-1])
+
+
+def _clean_frame(folder: Path, scene: Scene, settings: Settings, video: Video) -> np.ndarray:
+    """The clean image (H,W,3) BGR of a scene: made before, chosen by a person, or made now."""
+    saved = folder / "clean" / f"{scene.name}.png"
+    path = saved if saved.is_file() else scene.chosen
+    if path:
+        clean = read_image(path, str(scene.video))
+        if clean.shape != video.shape[1:]:
+            raise UserError(
+                f"{path}: {clean.shape[1]}x{clean.shape[0]} pixels, its video has "
+                f"{video.shape[2]}x{video.shape[1]}"
+            )
+    else:
+        clean = cv2.cvtColor(make_clean(video, settings).image, cv2.COLOR_RGB2BGR)
+    if path != saved:
+        if path:
+            print(f"{scene.name} {scene.video.name}: with the clean image {path}")
+        write_atomically(saved, encode_png(clean, str(saved)))
+    return clean
+
+
+@dataclass(frozen=True)
+class _Place:
+    x: int
+    y: int
+    cut: tuple[slice, slice]
+
+
+def _grid(height: int, width: int, side: int) -> list[_Place]:
+    """Squares of that side that cover an image, evenly spaced; smaller where the image is."""
+    h, w = min(side, height), min(side, width)
+    tops, lefts = _starts(height, h), _starts(width, w)
+    return [_Place(x, y, (slice(y, y + h), slice(x, x + w))) for y in tops for x in lefts]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    count = -(-length // side)
+    return [round(index * (length - side) / max(1, count - 1)) for index in range(count)]
+
+
+def _holds_rain(rainy: np.ndarray, clean: np.ndarray, settings: Settings) -> bool:
+    """Whether enough pixels are brighter than the clean image in every channel, as rain is."""
+    brighter = cv2.subtract(rainy, clean).min(-1) > settings.rain_level
+    return bool(brighter.mean() >= settings.rain_share)
+
+
+def _names(scene: Scene, frame: int, place: _Place) -> tuple[str, str]:
+    """Of a rainy patch and of its clean one, which all frames share, under the set's folder."""
+    own, at = f"{scene.name}-{frame}", f"{place.x}_{place.y}.png"
+    return (
+        f"{scene.kind}/{scene.name}/{own}/{own}_{at}",
+        f"{scene.kind}_gt/{scene.name}/{scene.name}_{at}",
+    )
+
+
+def _encode(item: tuple[Path, np.ndarray]) -> bytes:
+    path, image = item
+    return encode_png(np.ascontiguousarray(image), str(path))
+
+
+def _write_list(path: Path, parts: list[str]) -> None:
+    text = "".join(parts)
+    count = text.count("\n")
+    if not count:
+        print(f"{path}: not written, there are no pairs for it")
+        return
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_atomically(path, text.encode())
+    print(f"{path}: {count} pairs")
+
+
+def _advise(path: Path, level: int) -> None:
+    """Say how to train on the list where camera noise would pass for rain in the mask label."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    shares = []  # of the pixels that differ at all, and by more than `level`
+    for line in lines[:: -(-len(lines) // SAMPLE) or 1]:
+        rainy, clean = (read_image(path.parent / name, str(path)) for name in line.split())
+        apart = cv2.absdiff(rainy, clean).max(-1)
+        shares.append([(apart > least).mean() for least in (0, level)])
+    if not shares:
+        return
+    differ, rain = np.mean(shares, 0)
+    if differ > NOISY:
+        print(
+            f"train with --mask-threshold {level}: rainy and clean differ on {differ:.0%} of the "
+            f"pixels, by more than {level} grey levels on {rain:.0%}; the rest is noise of the "
+            "camera or of its compression, which the attention would take for rain"
+        )

@@ -1,0 +1,204 @@
+"""The action `test`: derain a list of images, and score them where it has the clean ones.
+
+In the result folder: derained/STEM.png, mask/STEM.png (the first attention map as a heat map),
+compare/STEM.png (rainy, derained, clean where known, mask, side by side), metrics.csv (a row an
+image), summary.json (the means, and what was run) and index.html (all of it, to look at).
+"""
+
+import sys
+import time
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.derainer import Derainer
+from engine.device import describe
+from engine.events import EventFile, new_run
+from engine.ranks import Ranks
+from engine.scoring import shared_out
+from media.lists import Pair, read_list
+from media.pixels import to_uint8
+from model import CONSTANT_MASK
+from report import page
+from report.metrics import MEASURES, measure
+from report.table import SIDES, Row, Table, means_of, print_means, write_summary
+from report.visualize import encode_png, heat_map, strip
+from settings import Settings, checkpoint_path
+from system.files import require_writable, write_atomically
+from system.progress import Progress
+
+EVENTS = "test_derain"
+
+
+def output_names(files: list[Path]) -> list[str]:
+    """A name for each file's results: its stem, numbered where an earlier file has the same.
+
+    No two are equal even on a file system that ignores case, and a file keeps its stem unless
+    one before it in the list took it.
+    """
+    stems = [file.stem for file in files]
+    reserved = {stem.casefold() for stem in stems}
+    taken: set[str] = set()
+    counts: dict[str, int] = {}  # the last number given to a stem
+    names = []
+    for stem in stems:
+        name, number = stem, counts.get(stem.casefold(), 1)
+        while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
+            number += 1
+            name = f"{stem}-{number}"
+        counts[stem.casefold()] = number
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def test(settings: Settings) -> int:
+    """Derain every image of `--test-list` with checkpoint `-m`. Returns the exit status, 0.
+
+    Ranks share the images; the first one writes the table, in the order of the list.
+
+    Raises:
+        UserError: bad input, or results that cannot be written. Results of the images before it
+            stay, each whole.
+    """
+    with Ranks() as ranks:
+        pairs = read_list(settings.test_list)
+        derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
+        _clear(Path(settings.result_dir), ranks)
+        if ranks.first:
+            name = describe(derainer.device, ranks)
+            print(f"{derainer.path}, step {derainer.step}, on {name}", flush=True)
+        start = time.monotonic()
+        rows = _derain_list(settings, ranks, derainer, pairs)
+        if ranks.first:
+            _tell(settings, derainer, rows, name, time.monotonic() - start)
+    return 0
+
+
+def _clear(folder: Path, ranks: Ranks) -> None:
+    """Make the result folder, and remove what an earlier run says in it."""
+    require_writable(folder)
+    page.require_own_page(folder)
+    ranks.exchange(None)  # all have looked before it goes
+    if ranks.first:
+        for stale in ("metrics.csv", "summary.json"):
+            (folder / stale).unlink(missing_ok=True)
+        page.remove_page(folder)
+    ranks.exchange(None)  # none writes a picture of the new page before
+
+
+def _derain_list(
+    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: list[Pair]
+) -> list[Row]:
+    """Derain, score and write each image of the list; the rows of the results."""
+    folder, scored = Path(settings.result_dir), pairs[0].clean is not None
+    names = output_names([pair.rainy for pair in pairs])
+
+    def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> Row:
+        pair, name, start = pairs[index], names[index], time.monotonic()
+        output, mask = derainer(rainy, f"{pair.where}: {pair.rainy}")
+        seconds = time.monotonic() - start
+        derained = to_uint8(output)
+        _write_pictures(folder, name, rainy, clean, derained, mask)
+        page.write_pictures(folder, index, rainy, derained, mask, clean)
+        file = page.address(Path(f"derained/{name}.png"))
+        row = Row.of(index, name, file, rainy, derained, mask)
+        row.seconds, row.note = seconds, derainer.tile_note(rainy)
+        row.rainy, row.clean = str(pair.rainy), str(pair.clean or "")
+        if clean is not None:
+            row.scores = _scores(output, rainy, clean)
+        return row
+
+    if not scored and ranks.first:
+        print(f"{settings.test_list} has no clean images: pictures only, no metrics")
+    told, rows = scored and ranks.first, []
+    log = EventFile(Path(settings.log_dir) / EVENTS, new_run()) if told else None
+    with (
+        closing(log) if log else nullcontext(),
+        Table(folder / "metrics.csv" if told else None) as table,
+        Progress("image", 0, len(pairs), list(MEASURES) if scored else [], settings.log_every,
+                 silent=not ranks.first) as progress,
+    ):  # fmt: skip
+        for index, row in enumerate(shared_out(ranks, pairs, settings.num_workers, work)):
+            if log:
+                log.scalars({f"image/{key}": value for key, value in row.scores.items()}, index)
+            if row.note and ranks.first and not any(done.note for done in rows):
+                progress.say(row.note)
+            table.add(row)
+            rows.append(row)
+            shown = {m: row.scores[f"output_released_{m}"] for m in MEASURES} if scored else {}
+            progress.update(index, shown)
+        if log:
+            means = {f"mean/{name}": value for name, value in means_of(rows).items()}
+            log.scalars(means, derainer.step)
+    return rows
+
+
+def _scores(output: np.ndarray, rainy: np.ndarray, clean: np.ndarray) -> dict[str, float]:
+    """The scores of a row: of the derained image, (H,W,3) float, and of the rainy one."""
+    truth = clean.astype(np.float32) / 255
+    images = (output, rainy.astype(np.float32) / 255)
+    return {
+        f"{side}_{name}": value
+        for side, image in zip(SIDES, images, strict=True)
+        for name, value in measure(image, truth).items()
+    }
+
+
+def _write_pictures(
+    folder: Path,
+    name: str,
+    rainy: np.ndarray,
+    clean: np.ndarray | None,
+    derained: np.ndarray,
+    mask: np.ndarray,
+) -> None:
+    heat = heat_map(mask)
+    compared = [image for image in (rainy, derained, clean, heat) if image is not None]
+    pictures = {"derained": derained, "mask": heat, "compare": strip(compared)}
+    for kind, picture in pictures.items():
+        path = folder / kind / f"{name}.png"
+        write_atomically(path, encode_png(picture, str(path)))
+
+
+def _tell(
+    settings: Settings, derainer: Derainer, rows: list[Row], device: str, seconds: float
+) -> None:
+    """Write summary and page, and print where results lie and what their means are."""
+    folder, scored = Path(settings.result_dir), bool(rows[0].scores)
+    means = means_of(rows) if scored else {}
+    facts = {
+        "model": str(derainer.path),
+        "step": derainer.step,
+        "direction_attention": derainer.direction_attention,
+        "self_ensemble": settings.self_ensemble,
+        "tile": settings.tile,
+        "precision": settings.precision,
+        "list": settings.test_list,
+        "images": len(rows),
+        "device": str(derainer.device),
+        "torch": torch.__version__,
+        "seconds": round(seconds, 3),
+    }
+    write_summary(folder / "summary.json", facts, means)
+    content = page.scored_page(rows, means) if scored else page.plain_page(rows)
+    title = f"SPANet: {Path(settings.test_list).name}, derained by {derainer.path.name}"
+    page.write_page(folder, title, content, page.about(derainer.about(), device, seconds), settings)
+    print(f"results in {folder}: derained, mask, compare, summary.json" + ", metrics.csv" * scored)
+    print(f"open {folder / page.PAGE} to look at them")
+    _warn_of_constant_masks(derainer, rows)
+    if scored:
+        print_means(means, len(rows))
+
+
+def _warn_of_constant_masks(derainer: Derainer, rows: list[Row]) -> None:
+    deviations = [row.deviation for row in rows if row.width * row.height > 1]
+    if deviations and max(deviations) < CONSTANT_MASK:
+        print(
+            f"main.py: warning: the attention map of {derainer.path} is constant on "
+            "every image, so the network does not look for rain; train it again with a lower --lr "
+            "or another --seed",
+            file=sys.stderr,
+        )

@@ -1,0 +1,118 @@
+"""The action `train`: run the recipe (paper section 4) from where it stands."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+from engine.device import describe
+from engine.events import new_run
+from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, run_steps
+from engine.training_run import TrainingRun
+from media.lists import fingerprint, read_list
+from settings import Settings, UserError, checkpoint_path
+from system.files import lock, remove_unfinished, require_writable
+
+
+def train(settings: Settings) -> int:
+    """Run the steps that are left, saving checkpoints and events. Returns the exit status.
+
+    The run starts from checkpoint `-m NAME` and is saved to 'latest'. SIGINT or SIGTERM saves
+    'latest' after the step in hand; the status is then 128 + the signal's number.
+
+    Raises:
+        UserError: bad input; a loss that is not finite; a checkpoint that cannot be saved.
+    """
+    with closing(TrainingRun(settings)) as run:
+        return _train(run)
+
+
+def _train(run: TrainingRun) -> int:
+    settings = run.settings
+    _check_batch(settings, run.ranks.world_size)
+    pairs = read_list(settings.train_list, need_clean=True)
+    val_pairs = read_list(settings.val_list or settings.train_list, need_clean=True)
+    run.data = fingerprint(pairs, Path(settings.train_list).parent)
+    with _alone(run):
+        _load_start(run)
+        first, last = run.clock + 1, settings.num_steps - 1
+        if first > last:
+            _say(run, f"nothing to do: {checkpoint_path(settings)} holds step {run.clock}, "
+                 f"--num-steps ends at {last}")  # fmt: skip
+            return 0
+        _say(run, f"training on {describe(run.device, run.ranks)}, {settings.precision}: "
+             f"{len(pairs)} pairs, steps {first} to {last}, {last + 1 - first} left")  # fmt: skip
+        number = run_steps(run, pairs, val_pairs, first, last)
+    by = f" ({signal.Signals(number).name})" if number else ""
+    done, count = run.clock + 1, settings.num_steps
+    _say(run, f"{run.path(LATEST)} holds step {run.clock}: {done} of {count} steps are done{by}")
+    return 128 + number if number else 0
+
+
+def _check_batch(settings: Settings, world_size: int) -> None:
+    parts = world_size * settings.accumulate_steps
+    if settings.batch_size % parts:
+        raise UserError(
+            f"--batch-size: {settings.batch_size} is not a multiple of {parts} "
+            f"(ranks: {world_size}, --accumulate-steps: {settings.accumulate_steps})"
+        )
+
+
+@contextmanager
+def _alone(run: TrainingRun) -> Iterator[None]:
+    """Be the only run that trains in the model folder, for as long as this process lives."""
+    if not run.ranks.first:
+        yield
+        return
+    folder = Path(run.settings.model_dir)
+    require_writable(folder)
+    with lock(folder / ".training"):
+        for name in (LATEST, BEST, "step_*"):
+            remove_unfinished(folder, name)
+        yield
+
+
+def _load_start(run: TrainingRun) -> None:
+    """Load the checkpoint to go on from; a new run where `-m latest` is not there yet."""
+    settings, start, latest = run.settings, checkpoint_path(run.settings), run.path(LATEST)
+    other = start.resolve() != latest.resolve()
+    # The first rank may save while another still looks.
+    there = run.ranks.exchange(latest.exists())[0]
+    if settings.init_from and other:
+        raise UserError(
+            f"--init-from and -m {settings.model} both say where to start; expected one of them"
+        )
+    if other:
+        run.resume(start)
+        if there:
+            raise UserError(
+                f"{latest} is there and would be overwritten by a run from {settings.model}; "
+                "move it away, or give another --model-dir"
+            )
+        run.run = new_run()  # its own events, beside those of the run it comes from
+    elif there:
+        run.resume(latest)
+        if settings.init_from:
+            _say(run, f"{latest} is there: going on from it, not from {settings.init_from}")
+        run.forget_later_events(EVENTS, VAL_EVENTS)
+    elif settings.init_from:
+        path = Path(settings.init_from)
+        path = path if path.exists() else run.path(settings.init_from)  # a name, as -m takes it
+        run.load_weights(path)
+        _say(run, f"a new run from the weights of {path}")
+    if not there:
+        run.save(LATEST)  # from here on a restart is a resume
+    if run.ranks.first and (run.clock < 0 or not there):
+        run.events(EVENTS).hparams(_record(settings))
+
+
+def _record(settings: Settings) -> dict[str, float | str | bool]:
+    """The settings of a run's hparams record: its recipe and its list."""
+    recipe = {f.name: getattr(settings, f.name) for f in fields(settings) if f.metadata["recipe"]}
+    return recipe | {"train_list": settings.train_list, "init_from": settings.init_from}
+
+
+def _say(run: TrainingRun, line: str) -> None:
+    if run.ranks.first:
+        print(line, flush=True)

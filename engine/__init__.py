@@ -1,0 +1,2 @@
+"""What runs the network: training, deraining, checkpoints, ranks, events. Only actions/, hubconf.py
+and the benchmarks import it."""

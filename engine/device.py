@@ -1,0 +1,95 @@
+"""What computes: the device of a run, its threads and arithmetic, and the memory that is free."""
+
+import torch
+
+from engine.ranks import Ranks
+from irnn_cuda import require_cupy
+from settings import Settings, UserError
+from system import machine
+
+
+def prepare(settings: Settings, ranks: Ranks) -> torch.device:
+    """Choose the device, set torch up by the settings, and meet the other ranks.
+
+    Raises:
+        UserError: the device asked for is not there or cannot run the IRNN for want of CuPy, or
+            cannot compute in the precision asked for.
+    """
+    device = choose(settings.device, settings.precision, ranks.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.set_num_threads(settings.num_threads or _threads(ranks))
+    # By default off: its 10-bit products would show in the metrics.
+    torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
+    ranks.join(device)
+    return device
+
+
+def choose(name: str, precision: str, local_rank: int = 0) -> torch.device:
+    """The device of that name; of several GPUs, the one of this rank on this machine.
+
+    Raises:
+        UserError: it is not there, cannot compute in that precision, or cannot run the IRNN for
+            want of CuPy.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        build = torch.version.cuda
+        reason = f"torch {torch.__version__} finds no GPU" if build else "torch is a CPU build"
+        raise UserError(f"--device: cuda asked for, but {reason}; expected auto or cpu")
+    if name != "cuda" and precision == "tf32":
+        raise UserError("--precision: tf32 needs a GPU; expected fp32 or bf16")
+    if name == "cuda" and torch.version.hip is None:
+        try:
+            require_cupy()
+        except ImportError as error:
+            raise UserError(f"--device: {error}; or choose --device cpu") from None
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {local_rank} on this machine: no GPU {local_rank}, it has "
+                f"{torch.cuda.device_count()}; expected --nproc-per-node of at most as many"
+            )
+        return torch.device("cuda", local_rank)
+    return torch.device(name)
+
+
+def _threads(ranks: Ranks) -> int:
+    if ranks.several:  # torchrun sets OMP_NUM_THREADS to 1 where it is not set
+        return max(1, machine.cores() // ranks.local_size)
+    # torch heeds OMP_NUM_THREADS, but not the quota of a container.
+    return min(torch.get_num_threads(), machine.cores())
+
+
+def describe(device: torch.device, ranks: Ranks | None = None) -> str:
+    """The device in words, for people."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        count = torch.get_num_threads()
+        name = f"{machine.processor()}, {count} thread{'s' if count > 1 else ''}"
+    return f"{ranks.world_size} ranks, each on {name}" if ranks and ranks.several else name
+
+
+def free_memory(device: torch.device, sharing: int = 1) -> int:
+    """Bytes that this process can still take on the device.
+
+    Args:
+        sharing: processes of this machine that take of its memory at the same time.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return machine.free_memory() // sharing
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB that this process has taken at most, of the GPU where it computes on one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return machine.peak_memory()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)

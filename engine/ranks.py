@@ -1,0 +1,129 @@
+"""Ranks: the processes of one run, which torchrun starts, on one machine or several.
+
+Without torchrun there is one rank, 0 of 1, and nothing here communicates.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from settings import UserError
+
+# Longer than a rank may be at work alone, as when it scores the largest image of its share.
+PATIENCE = timedelta(minutes=30)
+
+
+class Ranks:
+    """This process's place among the ranks.
+
+    Attributes:
+        rank: 0 is the one that writes files.
+        world_size: number of ranks.
+        local_rank, local_size: the same on this machine alone.
+    """
+
+    def __init__(self) -> None:
+        self.rank = _number("RANK", 0)
+        self.world_size = _number("WORLD_SIZE", 1)
+        self.local_rank = _number("LOCAL_RANK", 0)
+        self.local_size = _number("LOCAL_WORLD_SIZE", 1)
+        self._device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        return self.world_size > 1
+
+    def join(self, device: torch.device) -> None:
+        """Meet the other ranks: nccl between GPUs, gloo between CPUs."""
+        if not self.several or dist.is_initialized():
+            return
+        self._device = device
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            if self.local_size == self.world_size:
+                # torchrun keeps its store over a restart, with the addresses of the dead ranks.
+                # (Machines count restarts each on its own: there the number would not do.)
+                restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+                store = dist.PrefixStore(f"restart {restarts}", store)
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=PATIENCE,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"rank {self.rank}: cannot meet the other ranks: {error}") from None
+
+    def total(self, values: list[float]) -> list[float]:
+        """The sum of each value over the ranks, the same on every rank."""
+        if not self.several:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
+        with self.watched():
+            dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def exchange(self, item: Any) -> list[Any]:
+        """The items of all ranks, in their order."""
+        if not self.several:
+            return [item]
+        items: list[Any] = [None] * self.world_size
+        with self.watched():
+            dist.all_gather_object(items, item)
+        return items
+
+    def share(self, count: int, work: Callable[[int], Any]) -> Iterator[Any]:
+        """work(0), .. work(count-1), each done by one of the ranks and handed to all, in order.
+
+        What one of them raises as UserError, all of them raise.
+        """
+        for start in range(0, count, self.world_size):
+            result = None
+            try:
+                if start + self.rank < count:
+                    result = work(start + self.rank)
+            except UserError as error:
+                result = error
+            for found in self.exchange(result)[: count - start]:
+                if isinstance(found, UserError):
+                    raise found
+                yield found
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Tell in one line that another rank was lost while this one waited for it."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "NCCL")
+            if not self.several or not any(word in str(error) for word in lost):
+                raise
+            raise UserError(f"rank {self.rank}: stopped, another rank was lost") from None
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{name}: {text!r} is not a number; expected what torchrun sets")
+    return int(text)

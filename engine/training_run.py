@@ -1,0 +1,227 @@
+"""TrainingRun: what training holds and a checkpoint keeps. The network at work is a Derainer."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine import checkpoint
+from engine.derainer import Derainer
+from engine.device import prepare
+from engine.events import EventFile, forget_after, new_run
+from engine.ranks import Ranks
+from model import SPANet
+from settings import Settings, UserError, flag
+
+
+class TrainingRun:
+    """A run in training, the same on every rank: network, optimiser, clock, best score, events.
+
+    Attributes:
+        clock: index of the last completed step, -1 before the first.
+        best: the best score of --val-list so far ("psnr" of "step"), the step of the last one
+            ("scored") and a fingerprint of that list ("list"); or None.
+        run: a name of this run, resumed or not, which its event files bear.
+        data: a fingerprint of the training list, kept with the checkpoint.
+
+    Raises:
+        UserError: see device.prepare.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ranks = Ranks()
+        self.device = prepare(settings, self.ranks)
+        torch.manual_seed(settings.seed)
+        self.net = SPANet(settings.direction_attention, settings.checkpoint_activations)
+        self.net.to(self.device)
+        # Every parameter, in the network's order, used or not: as in a published checkpoint.
+        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
+        self.clock = -1
+        self.best: dict[str, Any] | None = None
+        self.run = new_run()
+        self.data = ""
+        self._events: dict[str, EventFile] = {}
+
+    def path(self, name: str) -> Path:
+        """Where the run saves the checkpoint of that name."""
+        return Path(self.settings.model_dir) / name
+
+    @property
+    def bf16(self) -> bool:
+        return self.settings.precision == "bf16"
+
+    def network(self) -> nn.Module:
+        """The network as training runs it: compiled if so set, gradients averaged over ranks."""
+        net: nn.Module = self.net
+        if self.settings.compile:
+            net = torch.compile(net, fullgraph=True)
+        if self.ranks.several:
+            with self.ranks.watched():
+                net = DistributedDataParallel(net)
+        return net
+
+    def save(self, name: str) -> None:
+        """Save the run as it stands, on the first rank.
+
+        Events written before outlast a power failure as the file does. Raises UserError; the file
+        of that name is then untouched.
+        """
+        if not self.ranks.first:
+            return
+        for file in self._events.values():
+            file.sync()
+        rng: dict[str, Any] = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        content = {
+            "net": self.net.state_dict(),
+            "clock": self.clock,
+            "opt": self.optimiser.state_dict(),
+            "settings": dataclasses.asdict(self.settings),
+            "rng": rng,
+            "best": self.best,
+            "data": self.data,
+            "run": self.run,
+        }
+        checkpoint.save(self.path(name), content)
+
+    def resume(self, path: Path) -> None:
+        """Load all that training needs to go on where a checkpoint stands.
+
+        Raises:
+            UserError: the file is bad (see checkpoint.load), is not of this network, or was
+                trained with another recipe or list.
+        """
+        content = self.load_weights(path)
+        self.clock = content["clock"]
+        self._check_recipe(path, content)
+        self._load_optimiser(path, content.get("opt"))
+        self._load_rng(path, content.get("rng", {}))
+        self._load_best(path, content.get("best"))
+        run = content.get("run", self.run)
+        if not isinstance(run, str) or not run.isalnum():
+            raise UserError(f"{path}: 'run' is {run!r}; expected letters and digits")
+        self.run = run
+
+    def load_weights(self, path: Path) -> dict[str, Any]:
+        """Load the weights of a checkpoint alone; returns its content. Raises as resume."""
+        content = checkpoint.load(path)
+        _check_attention(path, content, self.settings.direction_attention)
+        checkpoint.check_tensors(path, content["net"], self.net.state_dict())
+        self.net.load_state_dict(content["net"])
+        return content
+
+    def derainer(self) -> Derainer:
+        """The network as it stands, at work."""
+        settings = self.settings
+        return Derainer(
+            self.net,
+            self.device,
+            precision=settings.precision,
+            views=settings.self_ensemble,
+            tile=settings.tile,
+            sharing=self.ranks.local_size,
+        )
+
+    def _check_recipe(self, path: Path, content: dict[str, Any]) -> None:
+        saved = content.get("settings")
+        found = changes(saved if isinstance(saved, dict) else {}, self.settings)
+        if content.get("data") not in (None, "", self.data):
+            found.append("the training list names other pairs")
+        if found and self.settings.allow_changed_settings:
+            if self.ranks.first:
+                print(f"{path}: going on with changes: {'; '.join(found)}")
+        elif found:
+            raise UserError(
+                f"{path}: was trained with other settings: {'; '.join(found)}; expected the same, "
+                "or --allow-changed-settings"
+            )
+
+    def _load_best(self, path: Path, best: Any) -> None:
+        kinds = {"psnr": float, "step": int, "scored": int, "list": str}
+        if best is not None and not (
+            isinstance(best, dict)
+            and all(isinstance(best.get(key), kind) for key, kind in kinds.items())
+        ):
+            raise UserError(f"{path}: 'best' is {best!r}; expected a score of --val-list")
+        self.best = best
+
+    def _load_optimiser(self, path: Path, state: Any) -> None:
+        if state is None:
+            raise UserError(
+                f"{path}: holds only weights, and no optimiser state to resume training from"
+            )
+        try:
+            self.optimiser.load_state_dict(_own_groups(state, self.optimiser.state_dict()))
+            for parameter, moments in self.optimiser.state.items():
+                for key in ("exp_avg", "exp_avg_sq"):
+                    if moments[key].shape != parameter.shape or not moments[key].isfinite().all():
+                        raise ValueError(f"{key} of {tuple(moments[key].shape)}, or not finite")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: its optimiser state is not that of this network: {error}"
+            ) from None
+
+    def _load_rng(self, path: Path, state: Any) -> None:
+        try:
+            if "torch" in state:
+                torch.set_rng_state(state["torch"])
+            if "cuda" in state and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+        except (TypeError, RuntimeError) as error:
+            raise UserError(f"{path}: its random state is damaged: {error}") from None
+
+    def events(self, name: str) -> EventFile:
+        """The event file of that name under the log folder, made when first asked for."""
+        if name not in self._events:
+            self._events[name] = EventFile(Path(self.settings.log_dir) / name, self.run)
+        return self._events[name]
+
+    def forget_later_events(self, *names: str) -> None:
+        """Cut off this run's events of steps after the clock, which a resume writes anew."""
+        if self.ranks.first:
+            for name in names:
+                forget_after(Path(self.settings.log_dir) / name, self.run, self.clock)
+
+    def close(self) -> None:
+        for file in self._events.values():
+            file.close()
+        self.ranks.leave()
+
+
+def _own_groups(found: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """The moments of a saved optimiser with this one's own settings: those are of the run."""
+    (saved,) = found["param_groups"]
+    (group,) = own["param_groups"]
+    pairs = zip(group["params"], saved["params"], strict=True)
+    state = {ours: found["state"][theirs] for ours, theirs in pairs if theirs in found["state"]}
+    return {"state": state, "param_groups": [group]}
+
+
+def _check_attention(path: Path, content: dict[str, Any], wanted: bool) -> None:
+    found = checkpoint.direction_attention(content)
+    if found != wanted:
+        words = ("without", "with")
+        option = "--direction-attention" if found else "--no-direction-attention"
+        raise UserError(
+            f"{path}: trained {words[found]} direction attention, this run is {words[wanted]}; "
+            f"expected {option}"
+        )
+
+
+def changes(saved: dict[str, Any], settings: Settings) -> list[str]:
+    """What of the recipe differs from saved settings, as `--lr is 0.1, was 0.2`.
+
+    A published checkpoint saved none: nothing differs. A setting that an older one lacks counts as
+    today's default.
+    """
+    found = []
+    for f in dataclasses.fields(Settings) if saved else ():
+        value, former = getattr(settings, f.name), saved.get(f.name, f.default)
+        if f.metadata["recipe"] and former != value:
+            found.append(f"{flag(f.name)} is {value}, was {former}")
+    return found

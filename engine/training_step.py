@@ -1,0 +1,154 @@
+"""One training step: the losses of the recipe (paper section 4), their gradient, the optimiser."""
+
+import math
+import operator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cal_ssim import SSIM
+from model import CONSTANT_MASK
+from settings import Settings
+
+PATIENCE = 20  # steps in a row with a constant mask after which it is told
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Learning rate of a step: a function of the step alone."""
+    return settings.lr * (settings.lr_decay if step >= settings.lr_decay_step else 1)
+
+
+@dataclass
+class Outcome:
+    """What the network made of a batch, and what it should have: what a term of the loss looks at.
+
+    Attributes:
+        mask: (N,1,H,W) float32 in 0..1; label: (N,H,W) of 0 and 1.
+        output, clean: (N,3,H,W) float32; clean in 0..1.
+        ssim: the similarity of two batches, as a module (its window is on the device).
+    """
+
+    mask: Tensor
+    label: Tensor
+    output: Tensor
+    clean: Tensor
+    ssim: SSIM
+
+
+def _l1(found: Outcome) -> tuple[Tensor, Tensor]:
+    error = F.l1_loss(found.output, found.clean)
+    return error, error
+
+
+def _ssim(found: Outcome) -> tuple[Tensor, Tensor]:
+    similarity = found.ssim(found.output, found.clean)
+    return similarity, 1 - similarity
+
+
+def _mask(found: Outcome) -> tuple[Tensor, Tensor]:
+    error = F.mse_loss(found.mask[:, 0], found.label)
+    return error, error
+
+
+# The terms of the recipe's loss (paper section 4), means throughout. Each gives the value that is
+# shown under its name, and the value that is added to the loss. A term that is put in here is
+# trained on, shown as progress, written to the events and validated.
+TERMS = {"l1": _l1, "ssim": _ssim, "mask": _mask}
+
+
+def loss_names() -> list[str]:
+    """What is shown of a batch: the loss, then its terms."""
+    return ["loss", *TERMS]
+
+
+def losses_of(
+    net: nn.Module, ssim: SSIM, rainy: Tensor, clean: Tensor, label: Tensor, bf16: bool = False
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The recipe's losses of a batch.
+
+    Args:
+        rainy, clean: (N,3,H,W) float in 0..1.
+        label: mask label, (N,H,W) of 0 and 1.
+        bf16: run the network under autocast. Losses are float32 all the same.
+
+    Returns:
+        A scalar tensor for each of loss_names(), then the network's mask and clean image.
+    """
+    with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
+        mask, output = net(rainy)
+    found = Outcome(mask.float(), label, output.float(), clean, ssim)
+    terms = {name: term(found) for name, term in TERMS.items()}
+    loss = reduce(operator.add, (added for _, added in terms.values()))
+    losses = {"loss": loss} | {name: shown for name, (shown, _) in terms.items()}
+    return losses, found.mask, found.output
+
+
+def train_one_step(
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    ssim: SSIM,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    lr: float,
+    parts: int = 1,
+    bf16: bool = False,
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
+
+    Returns:
+        As numbers: the losses, "mask_mean" and "mask_square" (means over the parts, of the mask and
+        of its square), and "grad_norm", the norm of the gradient; then the network's mask and clean
+        image of the first part.
+
+    Raises:
+        NotFinite: the loss or its gradient is not; neither network nor optimiser has changed.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.zero_grad(set_to_none=True)
+    values = dict.fromkeys([*loss_names(), "mask_mean", "mask_square"], 0.0)
+    shown = None
+    for index, part in enumerate(zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)):
+        # Ranks average their gradients once, in the last part.
+        wait = nullcontext() if index == parts - 1 else getattr(net, "no_sync", nullcontext)()
+        with wait:
+            losses, mask, output = losses_of(net, ssim, *part, bf16)
+            (losses["loss"] / parts).backward()
+        exact = mask.detach().double()  # in single precision a small deviation would be rounding
+        losses |= {"mask_mean": exact.mean(), "mask_square": exact.square().mean()}
+        for name, value in losses.items():
+            values[name] += value.item() / parts
+        shown = shown or (mask.detach(), output.detach())
+    if not math.isfinite(values["loss"]):
+        raise NotFinite(f"the loss is {values['loss']}")
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    values["grad_norm"] = nn.utils.get_total_norm(gradients).item()
+    if not math.isfinite(values["grad_norm"]):
+        raise NotFinite(f"the norm of the gradient is {values['grad_norm']}")
+    optimiser.step()
+    return values, *shown
+
+
+class DeadMask:
+    """Watches for an attention map that no longer learns, which no loss would show.
+
+    It begins anew each time the program starts.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0  # in a row whose mask was constant
+
+    def found(self, deviation: float) -> bool:
+        """Take note of a step's deviation of the mask; True once, when the map is dead."""
+        if deviation < CONSTANT_MASK:
+            self.steps += 1
+        elif self.steps < PATIENCE:
+            self.steps = 0
+        return deviation < CONSTANT_MASK and self.steps == PATIENCE
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a gradient that is infinite or no number."""

@@ -1,0 +1,192 @@
+"""From a list file to images: what a line names, read and checked."""
+
+import contextlib
+import hashlib
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from settings import UserError
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
+
+BLANKS = " \t"  # what separates names; other white space, such as U+3000, belongs to a name
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a list; clean is None where the list names rainy images alone."""
+
+    rainy: Path
+    clean: Path | None
+    where: str  # "list file:line number", for messages
+
+
+def read_list(path: str, need_clean: bool = False) -> list[Pair]:
+    """The pairs of a list file, every file checked to exist.
+
+    A line holds `rainy clean`, or `rainy` alone; TABs separate where a name holds spaces.
+    Names are tried as given, against the list's folder, and without a leading `./` or `/`
+    against both; what finds the first image is used for the whole list.
+
+    Raises:
+        UserError: the list or an image is missing, the list is empty, not UTF-8, or a line has
+            more names or fewer than the first; or need_clean is set and there are no clean images.
+    """
+    try:
+        # Opened as text, LF, CRLF and CR have become LF; nothing else ends a line.
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the list: {error.strerror}; "
+            "Train_Dataset_README.md describes lists"
+        ) from None
+    entries = [
+        (number, _names(line, f"{path}:{number}"))
+        for number, line in enumerate(lines, 1)
+        if line.strip(BLANKS) and not line.lstrip(BLANKS).startswith("#")
+    ]
+    if not entries:
+        raise UserError(f"{path}: the list is empty; expected a line `rainy clean` for each pair")
+    width = len(entries[0][1])
+    if need_clean and width == 1:
+        raise UserError(
+            f"{path}:{entries[0][0]}: expected `rainy clean`, got one name: {entries[0][1][0]}"
+        )
+    resolve = _resolver(path, entries[0])
+    pairs = []
+    for number, names in entries:
+        where = f"{path}:{number}"
+        if len(names) != width:
+            raise UserError(
+                f"{where}: {_count(names)}, where the first line has {width}; "
+                "a list holds pairs or rainy images, not both"
+            )
+        files = [resolve(name) for name in names]
+        for name, file in zip(names, files, strict=True):
+            if not _is_file(file):
+                raise UserError(f"{where}: no such image: {name} (looked for {file})")
+        pairs.append(Pair(files[0], files[1] if width == 2 else None, where))
+    return pairs
+
+
+def _count(names: list[str]) -> str:
+    return f"{len(names)} name{'s' if len(names) > 1 else ''}"
+
+
+def _names(line: str, where: str) -> list[str]:
+    names = [name.strip(BLANKS) for name in line.split("\t" if "\t" in line else " ")]
+    names = [name for name in names if name]
+    if len(names) > 2 or "\0" in line:
+        raise UserError(
+            f"{where}: {_count(names)}; expected `rainy clean` "
+            "(separate the two by a TAB where a name holds spaces)"
+        )
+    return names
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
+
+
+def _resolver(path: str, first_entry: tuple[int, list[str]]) -> Any:
+    """The function from name to file that finds the first image of a list."""
+    folder = Path(path).parent
+
+    def bare(name: str) -> str:
+        return name.removeprefix(".").lstrip("/") if name.startswith(("./", "/")) else name
+
+    ways = [
+        lambda name: Path(name),
+        lambda name: folder / name,
+        lambda name: Path(bare(name)),
+        lambda name: folder / bare(name),
+    ]
+    number, names = first_entry
+    for way in ways:
+        if _is_file(way(names[0])):
+            return way
+    tried = ", ".join(dict.fromkeys(str(way(names[0])) for way in ways))
+    raise UserError(f"{path}:{number}: no such image: {names[0]} (looked for {tried})")
+
+
+def fingerprint(pairs: list[Pair], folder: Path) -> str:
+    """What a list of pairs names, wherever its folder is and whatever its comments say."""
+    names = (os.path.relpath(file, folder) for pair in pairs for file in (pair.rainy, pair.clean))
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_image(path: Path, where: str) -> np.ndarray:
+    """An image file as (H,W,3) uint8, BGR; greyscale is spread over the channels.
+
+    Raises:
+        UserError: the file is missing, not a whole image, has more than 8 bits a channel, or has
+            transparent pixels. `where` begins the message.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}: {path}: {error.strerror}") from None
+    image = None
+    # libpng would print lines of its own about a damaged file.
+    if data and not (data.startswith(PNG_SIGNATURE) and not _is_whole_png(data)):
+        jpeg = data.startswith(b"\xff\xd8")  # the only kind whose orientation tag is common
+        flags = cv2.IMREAD_COLOR if jpeg else cv2.IMREAD_UNCHANGED
+        with contextlib.suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None:
+        raise UserError(f"{where}: {path}: not an image, or cut short ({len(data)} bytes)")
+    if image.dtype != np.uint8:
+        raise UserError(
+            f"{where}: {path}: {image.dtype} values; expected 8 bits a channel: convert it first"
+        )
+    if image.ndim == 2 or image.shape[2] == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if image.shape[2] == 4:
+        if (image[..., 3] != 255).any():
+            raise UserError(f"{where}: {path}: has transparent pixels; expected an opaque image")
+        return np.ascontiguousarray(image[..., :3])
+    return image
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether the chunks of a PNG file are all there, with their checksums, to the last."""
+    view, at = memoryview(data), len(PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if (
+            end > len(data)
+            or zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]
+        ):
+            return False
+        if kind == b"IEND":
+            return True
+        at = end
+    return False
+
+
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both images of a pair, (H,W,3) uint8 BGR. Raises UserError, also where their sizes differ."""
+    rainy = read_image(pair.rainy, pair.where)
+    if pair.clean is None:
+        return rainy, None
+    clean = read_image(pair.clean, pair.where)
+    if rainy.shape != clean.shape:
+        raise UserError(
+            f"{pair.where}: the images of a pair differ in size: {pair.rainy} is "
+            f"{rainy.shape[1]}x{rainy.shape[0]}, {pair.clean} is {clean.shape[1]}x{clean.shape[0]}"
+        )
+    return rainy, clean

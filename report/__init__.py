@@ -1,0 +1,2 @@
+"""What is told: metrics, pictures of results, and the page. Engine and actions import it; it knows
+nothing of the network."""

@@ -1,0 +1,135 @@
+"""The rows of results: what is known of each picture, their means, and metrics.csv."""
+
+import csv
+import json
+import math
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from report.metrics import MEASURES, PROTOCOLS
+from settings import UserError
+from system.files import write_atomically
+
+SIDES = ("output", "input")
+SCORES = [f"{side}_{p}_{m}" for side in SIDES for p in PROTOCOLS for m in MEASURES]
+COLUMNS = ["name", "rainy", "clean", "width", "height", *SCORES]
+
+
+@dataclass
+class Row:
+    """What is told of one picture, or of the frame in the middle of a video.
+
+    Attributes:
+        index: the number of its pictures on the page.
+        name: what it is called.
+        file: a link from the page to what was written.
+        width, height: pixels.
+        attention, deviation: mean and standard deviation of the attention map, which is in 0..1.
+        change: mean difference between before and after, in grey levels of 255.
+        seconds: what deraining it took.
+        frames: how many frames a video has.
+        note: what a person should know of it, told once for all rows.
+        rainy, clean: the files of its pair.
+        scores: a number for each of SCORES, where the clean image is known. Of equal images PSNR is
+            inf; of images smaller than its window SSIM is nan.
+    """
+
+    index: int
+    name: str
+    file: str
+    width: int
+    height: int
+    attention: float
+    deviation: float
+    change: float
+    seconds: float = 0.0
+    frames: int = 1
+    note: str = ""
+    rainy: str = ""
+    clean: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        index: int,
+        name: str,
+        file: str,
+        before: np.ndarray,
+        after: np.ndarray,
+        mask: np.ndarray,
+    ) -> "Row":
+        """The row of a picture: before and after (H,W,3) of one whole type, mask (H,W) in 0..1."""
+        height, width = before.shape[:2]
+        change = cv2.absdiff(before, after).mean() * 255 / np.iinfo(before.dtype).max
+        attention, deviation = float(mask.mean()), float(mask.std(dtype=np.float64))
+        return cls(index, name, file, width, height, attention, deviation, float(change))
+
+
+class Table:
+    """metrics.csv, written row by row so that an interrupted run keeps what it measured.
+
+    Args:
+        path: the file, or None to write nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __enter__(self) -> "Table":
+        if self.path:
+            self.file = self.path.open("w", newline="", encoding="utf-8")
+            self.writer = csv.writer(self.file)
+            self.writer.writerow(COLUMNS)
+        return self
+
+    def add(self, row: Row) -> None:
+        """Write a row. Raises UserError."""
+        if not self.path:
+            return
+        # An image smaller than its window has no SSIM: an empty cell.
+        scores = ["" if math.isnan(row.scores[name]) else row.scores[name] for name in SCORES]
+        try:
+            self.writer.writerow([row.name, row.rainy, row.clean, row.width, row.height, *scores])
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    def __exit__(self, *_: object) -> None:
+        if self.path:
+            with suppress(OSError):  # what is left to write failed before, and was told then
+                self.file.close()
+
+
+def means_of(rows: list[Row]) -> dict[str, float]:
+    """Mean of each score over the images that have it; nan where none has."""
+    means = {}
+    for name in SCORES:
+        values = [row.scores[name] for row in rows if not math.isnan(row.scores[name])]
+        means[name] = float(np.mean(values)) if values else math.nan
+    return means
+
+
+def write_summary(path: Path, facts: dict[str, str | int | float | bool], means: dict[str, float]):
+    """Write what was run and the means as JSON. Raises UserError."""
+    # JSON has no infinity (equal images) and no NaN (no image large enough).
+    told = {key: value if math.isfinite(value) else str(value) for key, value in means.items()}
+    text = json.dumps(facts | {"means": told}, indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def print_means(means: dict[str, float], count: int) -> None:
+    images = f"{count} image{'s' if count > 1 else ''}"
+    print("protocol  PSNR rainy -> derained  SSIM rainy -> derained")
+    for protocol in PROTOCOLS:
+        psnr, ssim = (
+            " -> ".join(f"{means[f'{side}_{protocol}_{m}']:.4f}" for side in ("input", "output"))
+            for m in MEASURES
+        )
+        print(f"{protocol:9} {psnr:24} {ssim}")
+    psnr, ssim = means["output_released_psnr"], means["output_released_ssim"]
+    print(f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, {images})")

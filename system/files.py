@@ -1,0 +1,118 @@
+"""Files that are whole or not there, whatever happens while they are written.
+
+Needs Python alone: `make weights` runs before anything is installed.
+"""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from settings import UserError
+
+UNFINISHED = ".writing-"  # how the name of an unfinished file begins
+
+
+def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
+    """Put data into path, which holds either its old content or all of the new at any instant.
+
+    Args:
+        lasting: outlast a power failure, which takes a moment a file.
+
+    Raises:
+        UserError: the file cannot be written; path is as it was, and nothing unfinished is left.
+    """
+    unfinished = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not the whole of a long name: with more to it, it could be too long.
+        handle, unfinished = tempfile.mkstemp(
+            dir=path.parent, prefix=f"{UNFINISHED}{path.name[:40]}-"
+        )
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(unfinished, 0o666 & ~_umask())
+        os.replace(unfinished, path)
+    except OSError as error:
+        if unfinished is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    except BaseException:
+        if unfinished is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+        raise
+    if lasting:
+        _sync_folder(path.parent)
+
+
+def shown(path: Path) -> str:
+    """A path as text, whatever bytes its names are made of."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def require_writable(folder: Path) -> None:
+    """Make folder where it is missing, and try a file in it. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+
+
+def lock(path: Path) -> BinaryIO:
+    """Lock path for this process, until the returned file is closed or the process ends, somehow.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    import portalocker  # here, as all else in this file needs Python alone
+    from portalocker import portalocker as lockers
+
+    # Not its default, flock, where there is a choice: the processes that load data would inherit
+    # that lock, and can outlive their parent. lockf's, and that of Windows, are a process's own.
+    take = lockers.LockfLocker().lock if hasattr(lockers, "LockfLocker") else portalocker.lock
+    try:
+        take(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+    except portalocker.LockException as error:
+        file.close()
+        if isinstance(error, portalocker.AlreadyLocked):
+            raise UserError(
+                f"{path}: another run is training here; expected one at a time"
+            ) from None
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise UserError(f"{path}: cannot be locked: {reason}") from None
+    return file
+
+
+def remove_unfinished(folder: Path, names: str) -> None:
+    """Remove what a killed process left unfinished in folder, of files whose name fits `names`."""
+    for unfinished in folder.glob(f"{UNFINISHED}{names}-*"):
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in folder last through a power loss, where the system can."""
+    with contextlib.suppress(OSError):  # as on Windows, where a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

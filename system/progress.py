@@ -1,0 +1,97 @@
+"""Progress of a long loop: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from datetime import timedelta
+from typing import TextIO
+
+import progressbar
+
+QUIET_SECONDS = 10.0
+
+
+class Progress:
+    """A context manager round a loop over steps first..last-1, shown with values, rate and ETA.
+
+    Args:
+        unit: what a step is called in plain lines, "step" or "image".
+        first, last: the range of steps; a resumed run does not begin at 0.
+        names: names of the values shown.
+        every: steps between plain lines; the last step has one always. None: a line in ten seconds.
+        silent: show nothing, as on all ranks but one.
+        after: seconds before anything is shown.
+    """
+
+    def __init__(
+        self,
+        unit: str,
+        first: int,
+        last: int,
+        names: list[str],
+        every: int | None = None,
+        silent: bool = False,
+        after: float = 0.0,
+    ) -> None:
+        self.unit, self.first, self.last, self.names, self.every = unit, first, last, names, every
+        self.silent, self.after = silent, after
+        self.bar = _bar(first, last, names) if sys.stdout.isatty() and not silent else None
+
+    def __enter__(self) -> "Progress":
+        self.start = self.told = time.monotonic()
+        self.done = self.first
+        if self.bar and not self.after:
+            self.bar.start()
+        return self
+
+    def advance(self, count: int) -> None:
+        """Tell that as many more steps are done, where there are no values to show."""
+        self.done += count
+        self.update(self.done - 1, {})
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Tell that `step` is done, with the values of the names."""
+        done = step + 1
+        now = time.monotonic()
+        if now - self.start < self.after:
+            return
+        rate = (done - self.first) / max(now - self.start, 1e-9)
+        if self.bar:
+            if self.bar.start_time is None:
+                self.bar.start()
+            self.bar.update(done, rate=rate, **{name: values[name] for name in self.names})
+        elif self._is_due(step, now):
+            left = timedelta(seconds=round((self.last - done) / rate))
+            shown = "".join(f"  {name} {values[name]:.4g}" for name in self.names)
+            counter = f"{done}/{self.last} {self.unit}s"
+            print(f"{counter}{shown}  {rate:.3g} {self.unit}s/s  ETA {left}", flush=True)
+
+    def say(self, line: str, file: TextIO | None = None) -> None:
+        """Print a line, to standard output if not to file, and not into the bar."""
+        if self.bar and self.bar.start_time is not None:
+            print("\r\033[K", end="", flush=True)  # the bar is drawn again at the next step
+        print(line, file=file or sys.stdout, flush=True)
+
+    def _is_due(self, step: int, now: float) -> bool:
+        if self.silent:
+            return False
+        if self.every is not None:
+            return step % self.every == 0 or step + 1 == self.last
+        due = now - self.told >= QUIET_SECONDS
+        self.told = now if due else self.told
+        return due
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.bar and self.bar.start_time is not None:
+            self.bar.finish(dirty=kind is not None)
+
+
+def _bar(first: int, last: int, names: list[str]) -> progressbar.ProgressBar:
+    def value(name: str, form: str) -> progressbar.Variable:
+        return progressbar.Variable(name, format=form, width=5, precision=3)
+
+    widgets: list = [progressbar.SimpleProgress(format="%(value_s)s/%(max_value_s)s"), " "]
+    for name in names:
+        widgets += [value(name, "{name} {formatted_value} ")]
+    widgets += [value("rate", "{formatted_value}/s "), progressbar.Bar(), " "]
+    widgets += [progressbar.AdaptiveETA(format="ETA %(eta)s")]
+    return progressbar.ProgressBar(min_value=first, max_value=last, widgets=widgets, fd=sys.stdout)

@@ -1,0 +1,225 @@
+"""Testing: results, metrics, names of results, lists without ground truth, released figures."""
+
+import csv
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import command, shell, write_pairs
+from test_train import events
+
+from actions.test import output_names
+from engine.derainer import Derainer
+from engine.training_run import TrainingRun
+from media.pixels import to_uint8
+from report.metrics import measure
+from settings import Settings
+
+
+def rows() -> list[dict[str, str]]:
+    with open("results/metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def tree(folder: str) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*.*"))
+
+
+def test_pairs_are_scored_and_written(run, pairs, model):
+    status, out, err = run("-a", "test", "-m", "latest", "--test-list", pairs, "--device", "cpu")
+    assert (status, err) == (0, "")
+    expected = [f"{kind}/pair{i}.png" for kind in ("compare", "derained", "mask") for i in range(5)]
+    kinds = ("after", "before", "clean", "mask", "thumb")
+    expected += [f"index_files/{i:06d}-{kind}.jpg" for kind in kinds for i in range(5)]
+    assert tree("results") == sorted([*expected, "index.html", "metrics.csv", "summary.json"])
+
+    found = rows()
+    assert [row["name"] for row in found] == [f"pair{i}" for i in range(5)]
+    assert (found[1]["width"], found[1]["height"]) == ("31", "24")
+    derainer = Derainer.load(Path("model/latest"), torch.device("cpu"))
+    for row in found:
+        rainy, clean = cv2.imread(row["rainy"]), cv2.imread(row["clean"])
+        output, _ = derainer(rainy)
+        assert output.shape == rainy.shape
+        assert np.array_equal(cv2.imread(f"results/derained/{row['name']}.png"), to_uint8(output))
+        assert cv2.imread(f"results/mask/{row['name']}.png").shape == rainy.shape
+        strip = cv2.imread(f"results/compare/{row['name']}.png")
+        assert strip.shape == (rainy.shape[0], 4 * rainy.shape[1] + 3 * 4, 3)
+        assert np.array_equal(strip[:, : rainy.shape[1]], rainy)
+        truth = clean.astype(np.float32) / 255
+        for side, image in (("output", output), ("input", rainy.astype(np.float32) / 255)):
+            for name, value in measure(image, truth).items():
+                assert float(row[f"{side}_{name}"]) == pytest.approx(value, abs=1e-9)
+
+    summary = json.loads(Path("results/summary.json").read_text())
+    assert (summary["images"], summary["step"], summary["device"]) == (5, 4, "cpu")
+    scores = events("logdir/test_derain")
+    for name, value in summary["means"].items():
+        assert value == pytest.approx(np.mean([float(row[name]) for row in found]))
+        assert scores[f"mean/{name}"][4] == pytest.approx(value, rel=1e-6)
+        assert list(scores[f"image/{name}"]) == list(range(5))
+    psnr, ssim = (summary["means"][f"output_released_{m}"] for m in ("psnr", "ssim"))
+    last = f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, 5 images)"
+    assert out.rstrip().splitlines()[-1] == last
+
+
+def test_released_figures(run, shared):
+    status, out, _ = run(
+        *("-a", "test", "-m", "latest", "--device", "cpu", "--model-dir", shared / "released"),
+        *("--test-list", shared / "rain" / "spa_test.txt"),
+    )
+    assert status == 0
+    assert out.rstrip().endswith("(released protocol, 1 image)")
+    (row,) = rows()
+    assert float(row["output_released_psnr"]) == pytest.approx(37.3429, abs=2e-4)
+    assert float(row["output_released_ssim"]) == pytest.approx(0.9878, abs=2e-4)
+    assert float(row["input_released_psnr"]) == pytest.approx(22.4140, abs=2e-4)
+    assert float(row["input_released_ssim"]) == pytest.approx(0.8672, abs=2e-4)
+
+
+def test_list_without_truth_gives_pictures_only(run, pairs, model):
+    names = [f"rain/pair{i}.png" for i in range(3)]
+    (pairs.parent / "rainy.txt").write_text("\n".join(names))
+    run("-a", "test", "--test-list", pairs, "--device", "cpu")  # whose metrics must not stay
+    status, out, err = run(
+        "-a", "test", "--test-list", pairs.parent / "rainy.txt", "--device", "cpu"
+    )
+    assert (status, err) == (0, "")
+    assert "no clean images: pictures only, no metrics" in out
+    assert "PSNR" not in out
+    assert not Path("results/metrics.csv").exists()
+    assert json.loads(Path("results/summary.json").read_text())["means"] == {}
+    width = cv2.imread("results/derained/pair0.png").shape[1]
+    assert cv2.imread("results/compare/pair0.png").shape[1] == 3 * width + 2 * 4
+
+
+def test_one_pixel_and_equal_images(run, model):
+    for name in ("dot", "line"):
+        cv2.imwrite(f"{name}.png", np.full((1, 1 if name == "dot" else 9, 3), 7, np.uint8))
+    Path("list.txt").write_text("dot.png dot.png\nline.png line.png\n")
+    status, out, err = run("-a", "test", "--test-list", "list.txt", "--device", "cpu")
+    assert (status, err) == (0, "")
+    assert out.rstrip().endswith("SSIM nan  (released protocol, 2 images)")
+    first, _ = rows()
+    assert first["input_released_psnr"] == "inf"
+    assert first["output_released_ssim"] == ""
+    means = json.loads(Path("results/summary.json").read_text())["means"]
+    assert means["input_released_psnr"] == "inf"
+    assert means["output_released_ssim"] == "nan"
+    assert isinstance(means["output_released_psnr"], float)
+
+
+def test_names_of_results():
+    names = ["a/x.png", "b/x.jpg", "x-2.png", "c/x.png", "X.png", "y.tar.png", "../../z.png"]
+    found = output_names([Path(name) for name in names])
+    assert found == ["x", "x-3", "x-2", "x-4", "X-5", "y.tar", "z"]
+    assert len({name.casefold() for name in found}) == len(names)
+    many = output_names([Path(f"{i}/rain.png") for i in range(5000)])
+    assert (many[0], many[4999], len(set(many))) == ("rain", "rain-5000", 5000)
+
+
+def test_nothing_is_written_outside_the_result_folder(run, model, tmp_path):
+    outside = tmp_path / "elsewhere" / "deep"
+    outside.mkdir(parents=True)
+    image = np.full((9, 9, 3), 90, np.uint8)
+    for name in ("..png", "-rf.png", "a b.png"):
+        cv2.imwrite(str(outside / name), image)
+    Path("list.txt").write_text(
+        f"{outside}/..png\t\nelsewhere/deep/../deep/-rf.png\t\n{outside}/a b.png\t\n"
+    )
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    result = tmp_path / "out" / "results"
+    status, _, err = run(
+        *("-a", "test", "--test-list", "list.txt", "--device", "cpu"),
+        *("--result-dir", result, "--log-dir", result / "log"),
+    )
+    assert (status, err) == (0, "")
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert len([path for path in new if path.suffix == ".png"]) == 9
+    assert all(path.is_relative_to(result) for path in new)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_keeps_the_results_before_it(pairs, model, workers):
+    (pairs.parent / "rain" / "pair2.png").write_bytes(b"\x89PNG cut")
+    # In a process of its own: workers left alone would keep it from ending.
+    line = command("-a", "test", "--test-list", pairs, "--device", "cpu", "--num-workers", workers)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=100)
+    status, err = done.returncode, done.stderr
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "list.txt:3: " in err
+    assert [row["name"] for row in rows()] == ["pair0", "pair1"]
+    assert not Path("results/summary.json").exists()
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path, model):
+    path = write_pairs(tmp_path / "data", [(64, 64)])
+    run = command("-a", "test", "--test-list", path, "--device", "cpu")
+    done = shell(f"ulimit -f 1; exec {shlex.join(run)}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("main.py: results/")
+    assert done.stderr.endswith(".png: cannot be written: File too large\n")
+    assert done.stderr.count("\n") == 1
+    assert tree("results") == ["metrics.csv"]
+
+
+def test_out_of_memory_is_one_line(run, pairs, model, monkeypatch):
+    def fail(self, image):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("model.SPANet.forward", fail)
+    status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
+    assert status == 2
+    assert ".txt:1: " in err
+    assert "pair0.png: 24x24 pixels need about " in err
+    assert err.endswith(" are free; expected a smaller image\n")
+
+
+def test_results_do_not_depend_on_the_other_images_or_workers(run, tmp_path, model):
+    first = write_pairs(tmp_path / "a", [(20, 24), (33, 17)])
+    second = write_pairs(tmp_path / "b", [(20, 24)])
+    run("-a", "test", "--test-list", first, "--device", "cpu", "--num-workers", 2)
+    expected = rows()[0]
+    run("-a", "test", "--test-list", second, "--device", "cpu", "--num-workers", 0)
+    (found,) = rows()
+    keys = [key for key in found if key.startswith(("output", "input"))]
+    assert [found[key] for key in keys] == [expected[key] for key in keys]
+
+
+def test_a_constant_attention_map_is_told(run, pairs, model):
+    cv2.imwrite("pixel.png", np.zeros((1, 1, 3), np.uint8))  # any map of it is constant
+    Path("pixel.txt").write_text("pixel.png\n")
+    content = torch.load("model/latest", weights_only=True)
+    content["net"]["SAM1.conv_out.weight"].zero_()
+    torch.save(content, "model/dead")
+    for name, images, told in (
+        ("dead", pairs, True),
+        ("dead", "pixel.txt", False),
+        ("latest", pairs, False),
+    ):
+        status, _, err = run("-a", "test", "-m", name, "--test-list", images, "--device", "cpu")
+        assert status == 0
+        expected = f"main.py: warning: the attention map of model/{name} is constant on every image"
+        assert err.startswith(expected) == told
+        assert err.count("\n") == told
+
+
+def test_direction_attention_is_read_from_the_checkpoint(run, pairs):
+    training = TrainingRun(Settings("train", device="cpu", direction_attention=True))
+    training.clock = 0
+    training.save("latest")
+    status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
+    assert (status, err) == (0, "")
+    assert json.loads(Path("results/summary.json").read_text())["direction_attention"] is True
+    (rainy,) = (cv2.imread(row["rainy"]) for row in rows()[:1])
+    x = torch.from_numpy(rainy).permute(2, 0, 1)[None].float() / 255
+    with torch.inference_mode():
+        expected = training.net(x)[1][0].permute(1, 2, 0).clamp(0, 1).numpy()
+    assert np.array_equal(cv2.imread("results/derained/pair0.png"), to_uint8(expected))
+    assert torch.load("model/latest", weights_only=True)["settings"]["direction_attention"]
