@@ -108,6 +108,11 @@ class Settings:
     precision: Literal["fp32", "tf32", "bf16"] = option(
         "fp32", DERAINING, "number format the network computes in; tf32 needs a GPU", recipe=True
     )
+    deterministic: bool = option(
+        False,
+        TRAIN,
+        "on a GPU, train by the same bits every time, and more slowly; a CPU always does",
+    )
     compile: bool = option(False, TRAIN, "train with the network compiled by torch.compile")
     num_workers: int = option(
         2,

@@ -3,10 +3,10 @@
 The plain port is naive.py; on a GPU the IRNN is held against the published scheme instead
 (rescan.cu). Ours and the baseline run by turns in one process, and so does a float32 matrix product
 (or a copy of memory): `share` is a fraction of the machine's own rate in it. The products counted
-are those of the convolutions, three times a forward pass for a step. In the group onnx, ONNX
-Runtime takes the baseline's place; tiles holds blended tiles against the whole image, by the
-weights of --weights. Memory is the peak over the start, in a process for each case. The work is
-done by cases.py.
+are those of the convolutions, three times a forward pass for a step. In the group onnx, which is
+for a CPU alone, ONNX Runtime takes the baseline's place; tiles holds blended tiles against the
+whole image, by the weights of --weights. Memory is the peak over the start, in a process for each
+case. The work is done by cases.py.
 """
 
 import argparse
@@ -50,15 +50,17 @@ def describe(device: str) -> str:
     return f"{machine.processor()}, {machine.cores()} cores"
 
 
-def show_times(rows: list[dict]) -> None:
-    print(f"{'case':<48}{'ours':>11}{'plain port':>12}{'ratio':>8}  share")
+def show_times(rows: list[dict], heading: bool) -> None:
+    if heading:
+        print(f"{'case':<48}{'ours':>11}{'plain port':>12}{'ratio':>8}  share")
     for row in rows:
         share = f"{row['share']:.0%} of {row['of']}" if "share" in row else ""
         if row.get("of") == "matrix":
             share += f" ({row['matrix_gflops']:.0f} GFLOP/s)"
         ours, baseline = row["ours"] * 1e3, row["baseline"] * 1e3
         ratio = f"{baseline / ours:.1f}x"
-        print(f"{row['case']:<48}{ours:>8.1f} ms{baseline:>9.1f} ms{ratio:>8}  {share}")
+        line = f"{row['case']:<48}{ours:>8.1f} ms{baseline:>9.1f} ms{ratio:>8}  {share}"
+        print(line, flush=True)  # each group as it ends: a later one may fail
 
 
 def show_memory(rows: list[dict]) -> None:
@@ -86,16 +88,16 @@ def main() -> int:
     common += ["--weights", options.weights] if options.weights else []
     name = describe(options.device)
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    times = []
+    times, blended, peaks = [], [], []
     for group in GROUPS:
-        if group in chosen:
-            times += run(group, *common, "--seconds", str(options.seconds))
-    if times:
-        show_times(times)
-    blended = run("tiles", *common) if "tiles" in chosen else []
-    for row in blended:
-        print(f"\nin tiles of {row['tile']}: {row['psnr']:.1f} dB from the whole image")
-    peaks = []
+        if group in chosen and not (group == "onnx" and options.device == "cuda"):
+            found = run(group, *common, "--seconds", str(options.seconds))
+            show_times(found, heading=not times)
+            times += found
+    if "tiles" in chosen:
+        blended = run("tiles", *common)
+        for row in blended:
+            print(f"\nin tiles of {row['tile']}: {row['psnr']:.1f} dB from the whole image")
     if "memory" in chosen:
         for case, kind in MEMORY:
             peaks += run("memory", *common, "--case", case, "--kind", kind)

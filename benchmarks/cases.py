@@ -124,7 +124,8 @@ def step(options: argparse.Namespace) -> list[dict]:
     kinds = ("ours", "recomputed", "baseline")
     calls = {kind: stepper(kind, 256, options) for kind in kinds}
     losses = {kind: torch.tensor(call()) for kind, call in calls.items()}
-    agree("step", losses["ours"], losses["baseline"], 1e-5)
+    # The two sum in different orders, and cuDNN in yet another.
+    agree("step", losses["ours"], losses["baseline"], 1e-4 if options.device == "cuda" else 1e-5)
     agree("step", losses["recomputed"], losses["ours"], 1e-6)
     # What glibc settles at by itself, but for the leaner way, which takes its own.
     before = dict.fromkeys(kinds, lambda: machine.keep_blocks(1 << 25))
@@ -265,6 +266,7 @@ def main() -> int:
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     options = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False  # as in training: float32 is float32
     if options.group == "memory":
         found = memory(options)
     elif options.group == "irnn":

@@ -157,13 +157,15 @@ class Derainer:
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
         """Within it, the precision is this derainer's, whatever the process computes in."""
-        before = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+        cudnn = torch.backends.cudnn
+        before = cudnn.allow_tf32, cudnn.benchmark
+        # Images differ in size: trying cuDNN's ways for each would take longer than the work.
+        cudnn.allow_tf32, cudnn.benchmark = self.precision == "tf32", False
         try:
             with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
                 yield
         finally:
-            torch.backends.cudnn.allow_tf32 = before
+            cudnn.allow_tf32, cudnn.benchmark = before
 
     @torch.inference_mode()
     def tile_note(self, image: np.ndarray) -> str:

@@ -3,9 +3,16 @@
 import torch
 
 from engine.ranks import Ranks
-from irnn_cuda import require_cupy
+from irnn_cuda import irnn, require_cupy
 from settings import Settings, UserError
 from system import machine
+
+INSTALL = "`pip install -r requirements-cuda.txt` installs what it needs"
+# How the several libraries tell of it: torch on a CPU, and on a GPU by another kind of error too;
+# CuPy's driver.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"
+)  # fmt: skip
 
 
 def prepare(settings: Settings, ranks: Ranks) -> torch.device:
@@ -45,13 +52,36 @@ def choose(name: str, precision: str, local_rank: int = 0) -> torch.device:
             require_cupy()
         except ImportError as error:
             raise UserError(f"--device: {error}; or choose --device cpu") from None
+    if name == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"rank {local_rank} on this machine: no GPU {local_rank}, it has "
                 f"{torch.cuda.device_count()}; expected --nproc-per-node of at most as many"
             )
-        return torch.device("cuda", local_rank)
+        device = torch.device("cuda", local_rank)
+        _try_kernels(device)
+        return device
     return torch.device(name)
+
+
+def _try_kernels(device: torch.device) -> None:
+    """Run the IRNN there and back on one pixel: what its kernels lack is told before any work."""
+    try:
+        _run_once(device)
+    except Exception as error:  # of torch, CuPy, its compiler or the driver: each has its own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        cure = "update the NVIDIA driver" if "driver" in reason.lower() else INSTALL
+        raise UserError(
+            f"--device: the IRNN does not run on GPU {device.index}: {reason}; {cure}, or choose "
+            "--device cpu"
+        ) from None
+
+
+def _run_once(device: torch.device) -> None:
+    x = torch.ones(1, 1, 1, 1, device=device, requires_grad=True)
+    weight, bias = torch.ones(2, 4, 1, device=device)
+    irnn(x, weight, bias).sum().backward()
+    torch.cuda.synchronize(device)
 
 
 def _threads(ranks: Ranks) -> int:
@@ -91,5 +121,6 @@ def peak_memory(device: torch.device) -> float:
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on the CPU or on a GPU."""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -16,6 +16,8 @@ from settings import UserError
 
 # Longer than a rank may be at work alone, as when it scores the largest image of its share.
 PATIENCE = timedelta(minutes=30)
+# How gloo and NCCL tell that another rank is gone.
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "remote process exited")
 
 
 class Ranks:
@@ -106,10 +108,13 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            lost = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "NCCL")
-            if not self.several or not any(word in str(error) for word in lost):
-                raise
-            raise UserError(f"rank {self.rank}: stopped, another rank was lost") from None
+            text = str(error)
+            if self.several and any(word in text for word in LOST):
+                raise UserError(f"rank {self.rank}: stopped, another rank was lost") from None
+            if self.several and "NCCL" in text:  # two ranks on one GPU, /dev/shm too small, ...
+                last = text.strip().splitlines()[-1][:200]
+                raise UserError(f"rank {self.rank}: NCCL cannot go on: {last}") from None
+            raise
 
     def __enter__(self) -> "Ranks":
         return self

@@ -36,6 +36,8 @@ from system.progress import Progress
 
 LATEST, BEST = "latest", "best"
 EVENTS, VAL_EVENTS = "train_derain", "val_derain"
+# Of Inductor on a CPU, and of Triton on a GPU.
+NO_COMPILER = ("No working C++ compiler", "Failed to find C compiler", "Python.h")
 WARM = 5  # steps until all is compiled and in place, and steps whose rate is then told
 
 
@@ -134,9 +136,10 @@ def _train_batch(
                 f"{settings.accumulate_steps} part(s); expected more --accumulate-steps, or "
                 "--checkpoint-activations"
             ) from None
-        if "No working C++ compiler" in str(error):
+        if any(words in str(error) for words in NO_COMPILER):
             raise UserError(
-                "--compile: torch finds no C++ compiler; expected g++ or clang++"
+                "--compile: torch finds no compiler, or not Python's headers; expected g++ or "
+                "clang++, and Python.h (on Debian and Ubuntu: apt install g++ python3-dev)"
             ) from None
         raise
     norm = losses.pop("grad_norm")

@@ -36,6 +36,10 @@ class TrainingRun:
         self.ranks = Ranks()
         self.device = prepare(settings, self.ranks)
         torch.manual_seed(settings.seed)
+        # Crops have one size: cuDNN may try its ways and keep the quickest. Some of them give the
+        # gradient of a convolution's weights other last bits from run to run.
+        torch.backends.cudnn.benchmark = not settings.deterministic
+        torch.backends.cudnn.deterministic = settings.deterministic
         self.net = SPANet(settings.direction_attention, settings.checkpoint_activations)
         self.net.to(self.device)
         # Every parameter, in the network's order, used or not: as in a published checkpoint.

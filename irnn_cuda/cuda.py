@@ -5,6 +5,9 @@ is current in torch for the tensor's device at that moment, so it is ordered wit
 around it, whichever thread of autograd makes it, and is captured by CUDA graphs once compiled.
 """
 
+import os
+import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +32,9 @@ _compiling = threading.Lock()
 
 
 def require_cupy() -> ModuleType:
-    """CuPy, imported after torch. Raises ImportError that says how to install it."""
+    """CuPy, imported after torch. Raises ImportError that says what it lacks, and how to get it."""
+    if "cupy" not in sys.modules:
+        _provide_cache()
     try:
         import cupy
     except ImportError as error:
@@ -38,6 +43,21 @@ def require_cupy() -> ModuleType:
             f"the IRNN on a GPU needs CuPy ({error}); `pip install cupy-cuda{major}x` adds it"
         ) from None
     return cupy
+
+
+def _provide_cache() -> None:
+    """See to a folder that CuPy can keep compiled kernels in: it cannot be imported without one."""
+    chosen = os.environ.get("CUPY_CACHE_DIR")
+    folder = Path(chosen) if chosen else Path("~/.cupy/kernel_cache").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except (OSError, RuntimeError) as error:  # the latter: there is no home
+        if chosen:
+            raise ImportError(f"CUPY_CACHE_DIR={chosen} cannot be written: {error}") from None
+    # Made for this process alone: a name that others can guess, they could fill beforehand.
+    os.environ["CUPY_CACHE_DIR"] = tempfile.mkdtemp(prefix="spanet-cupy-")
 
 
 def _kernel(cupy: ModuleType, index: int, name: str) -> Any:

@@ -178,5 +178,6 @@ def test_without_a_compiler_compile_is_one_line(pairs):
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "main.py: --compile: torch finds no C++ compiler; expected g++ or clang++"
+        "main.py: --compile: torch finds no compiler, or not Python's headers; expected g++ or "
+        "clang++, and Python.h (on Debian and Ubuntu: apt install g++ python3-dev)"
     )

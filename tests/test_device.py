@@ -1,0 +1,181 @@
+"""The device of a run: what a GPU lacks is one line with its cure, shown here without one."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from fake_cupy import SOURCE
+
+from engine import device
+from engine.derainer import Derainer
+from engine.ranks import Ranks
+from engine.training_run import TrainingRun
+from settings import Settings, UserError
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """As if there were a GPU, with CuPy; its name by rank is asked for and no more."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(device, "require_cupy", lambda: None)
+
+
+@pytest.mark.parametrize("hip", [None, "6.3"])
+def test_the_kernels_are_tried_before_any_work(monkeypatch, one_gpu, hip):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    tried = []
+    monkeypatch.setattr(device, "_run_once", tried.append)
+    for name in ("cuda", "auto"):
+        assert device.choose(name, "fp32") == torch.device("cuda", 0)
+    assert tried == [torch.device("cuda", 0)] * 2
+    with pytest.raises(UserError, match="rank 1 on this machine: no GPU 1, it has 1"):
+        device.choose("cuda", "fp32", local_rank=1)
+    assert device.choose("cpu", "fp32") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "cure"),
+    [
+        (RuntimeError("Failed to find CUDA headers. Please\ninstall"), "Failed to find", "pip"),
+        (OSError("libnvrtc.so.13: cannot open shared object file"), "libnvrtc.so.13", "pip"),
+        (RuntimeError("CUDA driver version is insufficient"), "CUDA driver", "NVIDIA driver"),
+        (AssertionError(), "AssertionError", "pip"),
+        (ValueError("x" * 5000), "x" * 200, "pip"),
+    ],
+)
+def test_what_the_kernels_lack_is_one_line(monkeypatch, one_gpu, error, told, cure):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(device, "_run_once", fail)
+    with pytest.raises(UserError) as caught:
+        device.choose("cuda", "fp32")
+    message = str(caught.value)
+    assert message.startswith(f"--device: the IRNN does not run on GPU 0: {told}")
+    assert cure in message
+    assert message.endswith("or choose --device cpu")
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("x"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),  # torch.AcceleratorError
+        RuntimeError("cudaErrorMemoryAllocation: out of memory"),  # CuPy's runtime
+        RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"),  # CuPy's driver
+    ],
+)
+def test_every_way_to_say_that_memory_ran_out_is_known(error):
+    assert device.is_out_of_memory(error)
+    assert not device.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("NCCL error: remote process exited or there was a network error", "another rank was lost"),
+        ("Timed out waiting 1800000ms for recv", "another rank was lost"),
+        (
+            "NCCL error in: init.cpp:77, invalid usage\nLast error:\nDuplicate GPU detected : "
+            "rank 0 and rank 1 both on CUDA device 1000",
+            "NCCL cannot go on: Duplicate GPU detected : rank 0 and rank 1 both on CUDA device "
+            "1000",
+        ),
+        (
+            "NCCL error: unhandled system error\nError while creating shared memory segment "
+            "/dev/shm/nccl-a (size 9637888)",
+            "NCCL cannot go on: Error while creating shared memory segment /dev/shm/nccl-a (size "
+            "9637888)",
+        ),
+    ],
+)
+def test_what_nccl_says_is_told_apart_from_a_lost_rank(monkeypatch, text, told):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError) as caught, Ranks().watched():
+        raise RuntimeError(text)
+    assert str(caught.value).endswith(told)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(RuntimeError, match=text[:9]), Ranks().watched():
+        raise RuntimeError(text)
+
+
+# Compiled by what requirements-cuda.txt installs, without a toolkit on the machine.
+
+ASSEMBLE = """
+import sys, torch
+from irnn_cuda import require_cupy
+cupy = require_cupy()
+from cupy._core import core
+from cupy.cuda import nvrtc
+options = core.assemble_cupy_compiler_options(("-std=c++17",))
+program = nvrtc.createProgram(open(sys.argv[1]).read(), "irnn.cu", [], [])
+nvrtc.compileProgram(program, [*options, "--gpu-architecture=sm_90"])
+print(len(nvrtc.getCUBIN(program)), *[o.removeprefix("-I") for o in options if o.startswith("-I")])
+"""
+
+
+def run_python(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("CUDA")}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env=kept | environment,
+    )  # fmt: skip
+
+
+def test_the_wheels_compile_the_kernels_without_a_toolkit():
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    done = run_python(ASSEMBLE, str(SOURCE), PATH="/usr/bin:/bin")
+    assert done.returncode == 0, done.stderr[-2000:]
+    size, *folders = done.stdout.split()
+    assert int(size) > 10_000
+    # Every header comes from the environment, so that a toolkit on this machine hides nothing.
+    packages = Path(sysconfig.get_paths()["purelib"]).resolve()
+    assert folders
+    assert all(packages in Path(folder).resolve().parents for folder in folders), folders
+
+
+CACHE = "import os; from irnn_cuda import require_cupy; require_cupy(); "
+CACHE += "print(os.environ.get('CUPY_CACHE_DIR', ''))"
+
+
+def test_a_home_that_cannot_be_written_does_not_stop_cupy(tmp_path):
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    done = run_python(CACHE, HOME="/proc/nowhere", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Path(done.stdout.strip()).parent == tmp_path
+    done = run_python(CACHE, HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "\n")
+    done = run_python(CACHE, CUPY_CACHE_DIR="/proc/nowhere")
+    assert done.stderr.splitlines()[-1].startswith(
+        "ImportError: CUPY_CACHE_DIR=/proc/nowhere cannot be written: "
+    )
+
+
+def test_training_chooses_among_cudnns_ways_and_deraining_leaves_them(monkeypatch):
+    seen = []
+    cudnn = torch.backends.cudnn
+
+    def net(image):
+        seen.append((cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32))
+        return image[:, :1], image
+
+    for name in ("benchmark", "deterministic", "allow_tf32"):
+        monkeypatch.setattr(cudnn, name, getattr(cudnn, name))  # put back after the test
+    for deterministic in (False, True):
+        run = TrainingRun(Settings("train", device="cpu", deterministic=deterministic))
+        assert (cudnn.benchmark, cudnn.deterministic) == (not deterministic, deterministic)
+        cudnn.allow_tf32 = True
+        Derainer(net, run.device)(np.zeros((4, 4, 3), np.uint8))
+        assert seen.pop() == (False, deterministic, False)
+        assert (cudnn.benchmark, cudnn.allow_tf32) == (not deterministic, True)
