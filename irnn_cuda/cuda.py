@@ -27,7 +27,13 @@ ARITHMETIC = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
 }
-_loaded: dict[int, dict[str, Any]] = {}  # device index -> its kernels by name
+_NAMES = {
+    (way, dtype): f"irnn_{way}_{str(dtype).removeprefix('torch.')}"
+    for way in ("forward", "backward")
+    for dtype in ARITHMETIC
+}
+_Words = tuple[np.uint64 | np.int32, ...]
+_loaded: dict[int | None, dict[str, Any]] = {}  # device index -> its kernels by name
 _compiling = threading.Lock()
 
 
@@ -60,37 +66,40 @@ def _provide_cache() -> None:
     os.environ["CUPY_CACHE_DIR"] = tempfile.mkdtemp(prefix="spanet-cupy-")
 
 
-def _kernel(cupy: ModuleType, index: int, name: str) -> Any:
+def _kernel(cupy: ModuleType, index: int | None, name: str) -> Any:
     """A kernel on the current device, whose index that is. All are loaded when the first is asked
     for, since a stream that is being captured in a CUDA graph allows no loading.
     """
-    with _compiling:
-        if index not in _loaded:
-            module = cupy.RawModule(code=_SOURCE.read_text(), options=("-std=c++17",))
-            module.compile()
-            names = [_name(way, dtype) for way in ("forward", "backward") for dtype in ARITHMETIC]
-            _loaded[index] = {known: module.get_function(known) for known in names}
-        return _loaded[index][name]
+    kernels = _loaded.get(index)
+    if kernels is None:
+        with _compiling:
+            if index not in _loaded:
+                module = cupy.RawModule(code=_SOURCE.read_text(), options=("-std=c++17",))
+                module.compile()
+                _loaded[index] = {known: module.get_function(known) for known in _NAMES.values()}
+            kernels = _loaded[index]
+    return kernels[name]
 
 
-def _launch(name: str, grid: tuple[int, ...], *arguments: Tensor | int) -> None:
-    """Launch a kernel beside its first argument, a tensor. Others are tensors and int32 scalars."""
-    tensor = arguments[0]
-    device = tensor.device
+def _launch(
+    name: str, device: torch.device, launches: list[tuple[tuple[int, ...], _Words]]
+) -> None:
+    """Launch a kernel on the device, on its current stream, once for each (grid, words) in turn."""
     cupy = require_cupy()
-    words = tuple(
-        np.uint64(word.data_ptr()) if isinstance(word, Tensor) else np.int32(word)
-        for word in arguments
-    )
     # Both libraries keep a current device; the stream is made where it is already the right one.
     with torch.cuda.device(device), cupy.cuda.Device(device.index):
         kernel = _kernel(cupy, device.index, name)
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
-            kernel(grid, (_THREADS,), words)
+            for grid, words in launches:
+                kernel(grid, (_THREADS,), words)
 
 
-def _name(way: str, dtype: torch.dtype) -> str:
-    return f"irnn_{way}_{str(dtype).removeprefix('torch.')}"
+def _words(*arguments: Tensor | int) -> _Words:
+    """What a kernel takes: the addresses of tensors, and int32 scalars."""
+    return tuple(
+        np.uint64(word.data_ptr()) if isinstance(word, Tensor) else np.int32(word)
+        for word in arguments
+    )
 
 
 def _blocks(lines: int, channels: int) -> int:
@@ -115,7 +124,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
         tensor.detach().to(ARITHMETIC[x.dtype]).contiguous() for tensor in (weight, bias)
     )
     grid = (_blocks(n * max(h, w), c), 4)
-    _launch(_name("forward", x.dtype), grid, _pixels(x), weight, bias, _pixels(y), n, h, w, c)
+    # Named, so that the memory of copies lasts until the kernel is on its stream.
+    tensors = (_pixels(x), weight, bias, _pixels(y))
+    _launch(_NAMES["forward", x.dtype], x.device, [(grid, _words(*tensors, n, h, w, c))])
 
 
 def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,11 +148,12 @@ def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[T
         weight.detach().to(arithmetic).contiguous(),
         _pixels(grad_x),
     )
-    name = _name("backward", y.dtype)
+    shared = _words(*tensors, sums, n, h, w, c, lines)
     # The first launch writes grad_x; each of the others adds to it, one after the other.
+    launches = []
     for order, direction in enumerate((_RIGHT, _LEFT, _DOWN, _UP)):
-        count = n * (h if direction in (_RIGHT, _LEFT) else w)
-        grid = (_blocks(count, c),)
-        _launch(name, grid, *tensors, sums, n, h, w, c, lines, direction, int(order > 0))
+        grid = (_blocks(n * (h if direction in (_RIGHT, _LEFT) else w), c),)
+        launches.append((grid, (*shared, np.int32(direction), np.int32(order > 0))))
+    _launch(_NAMES["backward", y.dtype], grad.device, launches)
     total = sums.sum(2).to(weight.dtype)
     return total[:, 0].contiguous(), total[:, 1].contiguous()
