@@ -89,7 +89,7 @@ def run_steps(
             progress.update(step, values)
             if step == first + WARM:
                 start = time.monotonic()
-            elif step == first + 2 * WARM < last:
+            elif step == first + 2 * WARM < last and ranks.first:
                 progress.say(_hours_left(time.monotonic() - start, WARM, last - step))
             if number:
                 break

@@ -44,6 +44,7 @@ def test_two_ranks_follow_the_curve_of_one_and_resume_as_one(run, pairs):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": 5 pairs, steps 0 to 19, 20 left") == 1
     assert done.stdout.count("two/model/latest holds step 19") == 1
+    assert done.stdout.count("steps a second: about ") == 1
     for kind in ("train_derain", "val_derain"):
         found, expected = (events(f"{folder}/log/{kind}") for folder in ("two", "one"))
         assert found.keys() == expected.keys()
