@@ -71,8 +71,8 @@ def about(given: argparse.Namespace) -> Lines:
 
 def tests(given: argparse.Namespace) -> Lines:
     # One after the other: several processes would not fit into a small card's memory.
-    printed = ended("-m", "pytest", "-n", 0, "tests/test_irnn_gpu.py")
-    yield "tests/test_irnn_gpu.py", printed.strip().splitlines()[-1]
+    for file in ("tests/test_irnn_gpu.py", "tests/test_gpu.py"):
+        yield file, ended("-m", "pytest", "-n", 0, file).strip().splitlines()[-1]
 
 
 def bench(given: argparse.Namespace, folder: Path) -> Lines:

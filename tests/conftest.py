@@ -24,6 +24,11 @@ SHARED = os.environ.get("SPANET_SHARED")
 SHARED = Path(SHARED).resolve() if SHARED else None
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process a GPU, whose memory several would not share; elsewhere pytest's own choice."""
+    return torch.cuda.device_count() or None
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -24,8 +24,8 @@ def test_every_part_has_its_line_in_the_table():
     assert (head, rule) == ("| what | figure |", "|---|---|")
     table = dict(line.strip("| ").split(" | ") for line in lines)
     assert list(table) == [
-        "processor", "versions", "tests/test_irnn_gpu.py", "training, fp32, 2 workers",
-        "training, fp32, 8 workers", "deraining a clip of 64x48",
+        "processor", "versions", "tests/test_irnn_gpu.py", "tests/test_gpu.py",
+        "training, fp32, 2 workers", "training, fp32, 8 workers", "deraining a clip of 64x48",
     ]  # fmt: skip
     assert torch.__version__ in table["versions"]
     assert (
