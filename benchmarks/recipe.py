@@ -2,7 +2,7 @@
 
 Trains three times on the same batches: by the defaults; at the learning rate of the released
 main.py, 5e-3; and from biases of the IRNN drawn from -1 to 1, as today's PyTorch would draw them.
-Crops are small, so that a CPU gets through in an hour or two. For some steps of each run it prints
+Crops are small, so that a CPU gets through in some hours. For some steps of each run it prints
 the loss, mean and deviation of the mask (over the batches of the last steps up to it) and the
 correlation of the mask with its label (over every pixel of the list's whole images). A run goes on
 where it was stopped: start the same command again.
