@@ -1,7 +1,7 @@
 """From pairs of images to batches: the deterministic stream of training crops.
 
-The stream makes the batch of step s from
-(seed, s) alone, so neither the number of workers nor an interruption changes what is trained on.
+The stream makes the batch of step s from (seed, s) alone, so neither the number of workers nor an
+interruption changes what is trained on.
 """
 
 import signal

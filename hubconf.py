@@ -34,7 +34,7 @@ Image = np.ndarray
 
 
 def spanet(weights: str | Path | None = None, direction_attention: bool = False) -> SPANet:
-    """The network as a module of PyTorch, on the CPU, in training mode (which here is any mode).
+    """The network as a module of PyTorch, on the CPU. train() and eval() make no difference to it.
 
     It takes (N,3,H,W) float32 in 0..1, in **BGR** order, and returns the mask (N,1,H,W) in 0..1 and
     the clean image (N,3,H,W), BGR, not clamped.

@@ -316,7 +316,8 @@ def _advise(path: Path, level: int) -> None:
     differ, rain = np.mean(shares, 0)
     if differ > NOISY:
         print(
-            f"train with --mask-threshold {level}: rainy and clean differ on {differ:.0%} of the "
-            f"pixels, by more than {level} grey levels on {rain:.0%}; the rest is noise of the "
-            "camera or of its compression, which the attention would take for rain"
+            f"train with --mask-threshold {level}: in a sample of {len(shares)} pairs, rainy and "
+            f"clean differ on {differ:.0%} of the pixels, by more than {level} grey levels on "
+            f"{rain:.0%}; the rest is noise of the camera or of its compression, which the "
+            "attention would take for rain"
         )

@@ -8,8 +8,7 @@ from settings import Settings, UserError
 from system import machine
 
 INSTALL = "`pip install -r requirements-cuda.txt` installs what it needs"
-# How the several libraries tell of it: torch on a CPU, and on a GPU by another kind of error too;
-# CuPy's driver.
+# The words of torch on a CPU, and of torch and CuPy on a GPU.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator", "out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"
 )  # fmt: skip
@@ -91,14 +90,14 @@ def _threads(ranks: Ranks) -> int:
     return min(torch.get_num_threads(), machine.cores())
 
 
-def describe(device: torch.device, ranks: Ranks | None = None) -> str:
+def describe(device: torch.device, ranks: Ranks) -> str:
     """The device in words, for people."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         count = torch.get_num_threads()
         name = f"{machine.processor()}, {count} thread{'s' if count > 1 else ''}"
-    return f"{ranks.world_size} ranks, each on {name}" if ranks and ranks.several else name
+    return f"{ranks.world_size} ranks, each on {name}" if ranks.several else name
 
 
 def free_memory(device: torch.device, sharing: int = 1) -> int:

@@ -50,3 +50,29 @@ def test_what_is_soon_done_shows_nothing():
     assert os.read(ours, 100) == b"end"
     for handle in (ours, its):
         os.close(handle)
+
+
+SAYS = """
+from system.progress import Progress
+with Progress("step", 0, 3, []) as progress:
+    progress.update(0, {})
+    progress.say("a line of its own")
+    progress.update(1, {})
+    progress.update(2, {})
+"""
+
+
+def test_a_line_is_not_printed_into_the_bar():
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["a line of its own"]
+    ours, its = pty.openpty()
+    subprocess.run([sys.executable, "-c", SAYS], cwd=ROOT, stdout=its, stderr=its, check=True)
+    os.close(its)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    before, after = text.split("a line of its own")
+    assert before.endswith("\r\033[K")  # what stood of the bar is wiped
+    assert after.startswith("\r\n")
+    assert "3/3" in after
