@@ -29,10 +29,12 @@ ARITHMETIC = {
 }
 _NAMES = {
     (way, dtype): f"irnn_{way}_{str(dtype).removeprefix('torch.')}"
-    for way in ("forward", "backward")
+    for way in ("forward", "write", "add", "apart", "sum")
     for dtype in ARITHMETIC
 }
+_FEW_BLOCKS = 128  # of a direction: as many leave a GPU idle, so that all four run at once
 _Words = tuple[np.uint64 | np.int32, ...]
+_Launches = list[tuple[str, tuple[int, ...], _Words]]  # kernel, grid and what it takes
 _loaded: dict[int | None, dict[str, Any]] = {}  # device index -> its kernels by name
 _compiling = threading.Lock()
 
@@ -66,9 +68,9 @@ def _provide_cache() -> None:
     os.environ["CUPY_CACHE_DIR"] = tempfile.mkdtemp(prefix="spanet-cupy-")
 
 
-def _kernel(cupy: ModuleType, index: int | None, name: str) -> Any:
-    """A kernel on the current device, whose index that is. All are loaded when the first is asked
-    for, since a stream that is being captured in a CUDA graph allows no loading.
+def _kernels(cupy: ModuleType, index: int | None) -> dict[str, Any]:
+    """The kernels by name on the current device, whose index that is. All are loaded when first
+    asked for, since a stream that is being captured in a CUDA graph allows no loading.
     """
     kernels = _loaded.get(index)
     if kernels is None:
@@ -78,20 +80,18 @@ def _kernel(cupy: ModuleType, index: int | None, name: str) -> Any:
                 module.compile()
                 _loaded[index] = {known: module.get_function(known) for known in _NAMES.values()}
             kernels = _loaded[index]
-    return kernels[name]
+    return kernels
 
 
-def _launch(
-    name: str, device: torch.device, launches: list[tuple[tuple[int, ...], _Words]]
-) -> None:
-    """Launch a kernel on the device, on its current stream, once for each (grid, words) in turn."""
+def _launch(device: torch.device, launches: _Launches) -> None:
+    """Launch kernels one after the other on the device, on its current stream."""
     cupy = require_cupy()
     # Both libraries keep a current device; the stream is made where it is already the right one.
     with torch.cuda.device(device), cupy.cuda.Device(device.index):
-        kernel = _kernel(cupy, device.index, name)
+        kernels = _kernels(cupy, device.index)
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
-            for grid, words in launches:
-                kernel(grid, (_THREADS,), words)
+            for name, grid, words in launches:
+                kernels[name](grid, (_THREADS,), words)
 
 
 def _words(*arguments: Tensor | int) -> _Words:
@@ -126,7 +126,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
     grid = (_blocks(n * max(h, w), c), 4)
     # Named, so that the memory of copies lasts until the kernel is on its stream.
     tensors = (_pixels(x), weight, bias, _pixels(y))
-    _launch(_NAMES["forward", x.dtype], x.device, [(grid, _words(*tensors, n, h, w, c))])
+    name = _NAMES["forward", x.dtype]
+    _launch(x.device, [(name, grid, _words(*tensors, n, h, w, c))])
 
 
 def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,18 +143,22 @@ def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[T
     arithmetic = ARITHMETIC[y.dtype]
     # A line's own partial sums, added up below: no atomics, the same bits every time.
     sums = torch.zeros(4, 2, lines, c, dtype=arithmetic, device=grad.device)
-    tensors = (
-        _pixels(grad),
-        _pixels(y),
-        weight.detach().to(arithmetic).contiguous(),
-        _pixels(grad_x),
-    )
-    shared = _words(*tensors, sums, n, h, w, c, lines)
-    # The first launch writes grad_x; each of the others adds to it, one after the other.
-    launches = []
-    for order, direction in enumerate((_RIGHT, _LEFT, _DOWN, _UP)):
-        grid = (_blocks(n * (h if direction in (_RIGHT, _LEFT) else w), c),)
-        launches.append((grid, (*shared, np.int32(direction), np.int32(order > 0))))
-    _launch(_NAMES["backward", y.dtype], grad.device, launches)
+    read = _pixels(grad), _pixels(y), weight.detach().to(arithmetic).contiguous()
+    target, sizes = _pixels(grad_x), (n, h, w, c, lines)
+    launches: _Launches = []
+    if _blocks(lines, c) <= _FEW_BLOCKS:
+        # Too few to fill a GPU one direction after another: all at once, and then their sum.
+        parts = torch.empty(n, h, w, 4 * c, dtype=arithmetic, device=grad.device)
+        words = _words(*read, parts, sums, *sizes, 0)
+        launches.append((_NAMES["apart", y.dtype], (_blocks(lines, c), 4), words))
+        words = _words(parts, target, n * h * w, c)
+        launches.append((_NAMES["sum", y.dtype], (_blocks(n * h * w, c),), words))
+    else:
+        # The first writes the gradient of x; each of the others adds to it.
+        for direction in (_RIGHT, _LEFT, _DOWN, _UP):
+            name = _NAMES["add" if launches else "write", y.dtype]
+            grid = (_blocks(n * (h if direction in (_RIGHT, _LEFT) else w), c),)
+            launches.append((name, grid, _words(*read, target, sums, *sizes, direction)))
+    _launch(grad.device, launches)
     total = sums.sum(2).to(weight.dtype)
     return total[:, 0].contiguous(), total[:, 1].contiguous()

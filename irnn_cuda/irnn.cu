@@ -9,7 +9,11 @@
 using Offset = long long;  // tensors that fit into a GPU can pass 2^31 elements
 enum Direction { UP, RIGHT, DOWN, LEFT };  // rows of weight and bias, blocks of channels of y
 constexpr int THREADS = 128;  // a block
-constexpr int AHEAD = 8;  // elements asked for together: one wait for memory serves as many steps
+constexpr int RESIDENT = 4;  // blocks at once on a multiprocessor, or more: 128 registers a thread
+// Elements that a thread asks for together: one wait for memory serves as many steps. Of float64 only
+// so many fit into its registers.
+template <typename T>
+constexpr int AHEAD = sizeof(T) == 8 ? 4 : 16;
 
 #ifdef __CUDACC__
 __device__ unsigned short half_bits(float value) {
@@ -27,12 +31,14 @@ __device__ float half_value(unsigned short bits) {
 
 struct Half {
     unsigned short bits;
+    Half() = default;
     __device__ explicit Half(float value) : bits(half_bits(value)) {}
     __device__ explicit operator float() const { return half_value(bits); }
 };
 
 struct BFloat {  // the upper half of a float32, rounded to nearest, ties to even
     unsigned short bits;
+    BFloat() = default;
     __device__ explicit BFloat(float value) {
         const unsigned wide = __float_as_uint(value);
         const unsigned rounded = wide + 0x7fffu + ((wide >> 16) & 1u);
@@ -71,7 +77,34 @@ __device__ A relu(A value) {
     return value <= A{0} ? A{0} : value;  // NaN stays NaN, as in torch.relu
 }
 
-// T is the type in memory, A that of the arithmetic. Grid: (blocks of lines and channels, 4).
+// A line's elements, one after the other, AHEAD at a time; past its end the last one again, since a
+// branch between two reads would wait for the first.
+template <typename T>
+struct Reader {
+    const T* place;
+    Offset step;
+    int left;  // elements that come after the one at place
+
+    template <int COUNT>
+    __device__ void read(T (&values)[COUNT]) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i, --left) {
+            values[i] = *place;
+            place += left > 0 ? step : 0;
+        }
+    }
+};
+
+template <typename T, int COUNT>
+__device__ void copy(const T (&from)[COUNT], T (&to)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) to[i] = from[i];
+}
+
+// In both scans T is the type in memory and A that of the arithmetic, and a block of elements is
+// asked for before the one before it is worked on.
+
+// Grid: (blocks of lines and channels, 4).
 template <typename T, typename A>
 __device__ void forward(const T* __restrict__ x, const A* __restrict__ weight,
                         const A* __restrict__ bias, T* __restrict__ y, int images, int height,
@@ -81,59 +114,70 @@ __device__ void forward(const T* __restrict__ x, const A* __restrict__ weight,
     if (!line.exists) return;
     const Offset column = Offset{direction} * channels + line.channel, step = line.stride * channels;
     const A w = weight[column], b = bias[column];
-    x += line.first * channels + line.channel;
+    Reader<T> reader{x + line.first * channels + line.channel, step, line.length - 1};
     y += line.first * channels * 4 + column;
+    T next[AHEAD<T>];
+    reader.read(next);
     A value = 0;
-    for (int begin = 0; begin < line.length; begin += AHEAD) {
-        A input[AHEAD];
+    for (int begin = 0; begin < line.length; begin += AHEAD<T>) {
+        T input[AHEAD<T>];
+        copy(next, input);
+        reader.read(next);
 #pragma unroll
-        for (int i = 0; i < AHEAD; ++i, x += step) {
-            if (begin + i < line.length) input[i] = static_cast<A>(*x);
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i, y += step * 4) {
+        for (int i = 0; i < AHEAD<T>; ++i, y += step * 4) {
             const int t = begin + i;
-            if (t >= line.length) continue;
-            value = relu(t == 0 ? input[i] : w * value + b + input[i]);
-            *y = static_cast<T>(value);
+            const A own = static_cast<A>(input[i]);
+            value = relu(t == 0 ? own : w * value + b + own);
+            if (t < line.length) *y = static_cast<T>(value);
         }
     }
 }
 
-// Gradient of one direction: writes grad_x, or adds to it what earlier launches left there.
+// Where the gradient of a direction goes: into target (N,H,W,C), alone or on top of what an earlier
+// launch left there, or to a block of its own in target (N,H,W,4C).
+enum Way { WRITE, ADD, APART };
+
+// Gradient of one direction.
 // sums (4,2,lines,C) receives each line's own share of the gradients of weight and of bias.
-template <typename T, typename A>
+template <Way WAY, typename T, typename A, typename Target>
 __device__ void backward(const T* __restrict__ grad, const T* __restrict__ y,
-                         const A* __restrict__ weight, T* __restrict__ grad_x,
+                         const A* __restrict__ weight, Target* __restrict__ target,
                          A* __restrict__ sums, int images, int height, int width, int channels,
-                         int lines, int direction, int add) {
+                         int lines, int direction) {
     const Line line = own_line(direction, images, height, width, channels);
     if (!line.exists) return;
     const Offset column = Offset{direction} * channels + line.channel, step = line.stride * channels;
+    const Offset last = line.first + (line.length - 1) * line.stride;
+    const Offset wide = last * channels * 4 + column, narrow = last * channels + line.channel;
     const A w = weight[column];
-    grad += line.first * channels * 4 + column;
-    y += line.first * channels * 4 + column;
-    grad_x += line.first * channels + line.channel;
+    target += WAY == APART ? wide : narrow;
+    const int more = line.length - 1;
+    Reader<T> uppers{grad + wide, -step * 4, more};
+    Reader<T> befores{y + wide - (more ? step * 4 : 0), -step * 4, more ? more - 1 : 0};
+    Reader<Target> totals{target, -step, more};
+    T value = y[wide], next_upper[AHEAD<T>], next_before[AHEAD<T>];
+    Target next_total[AHEAD<T>];
+    uppers.read(next_upper);
+    befores.read(next_before);
+    if (WAY == ADD) totals.read(next_total);
     A delta = 0, sum_weight = 0, sum_bias = 0;
-    A value = static_cast<A>(y[(line.length - 1) * step * 4]);
-    for (int end = line.length - 1; end >= 0; end -= AHEAD) {
-        A upper[AHEAD], before[AHEAD], total[AHEAD];
+    for (int end = line.length - 1; end >= 0; end -= AHEAD<T>) {
+        T upper[AHEAD<T>], before[AHEAD<T>];
+        Target total[AHEAD<T>];
+        copy(next_upper, upper);
+        copy(next_before, before);
+        copy(next_total, total);
+        uppers.read(next_upper);
+        befores.read(next_before);
+        if (WAY == ADD) totals.read(next_total);
 #pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
+        for (int i = 0; i < AHEAD<T>; ++i, target -= WAY == APART ? step * 4 : step) {
             const int t = end - i;
-            if (t < 0) continue;
-            upper[i] = static_cast<A>(grad[t * step * 4]);
-            before[i] = t > 0 ? static_cast<A>(y[(t - 1) * step * 4]) : A{0};
-            total[i] = add ? static_cast<A>(grad_x[t * step]) : A{0};
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
-            const int t = end - i;
-            if (t < 0) continue;
-            delta = value <= A{0} ? A{0} : upper[i] + w * delta;
-            grad_x[t * step] = static_cast<T>(total[i] + delta);
+            delta = static_cast<A>(value) <= A{0} ? A{0} : static_cast<A>(upper[i]) + w * delta;
+            const A sum = WAY == ADD ? static_cast<A>(total[i]) + delta : delta;
+            if (t >= 0) *target = static_cast<Target>(sum);
             if (t > 0) {  // the first element takes neither weight nor bias
-                sum_weight += delta * before[i];
+                sum_weight += delta * static_cast<A>(before[i]);
                 sum_bias += delta;
             }
             value = before[i];
@@ -144,17 +188,40 @@ __device__ void backward(const T* __restrict__ grad, const T* __restrict__ y,
     sums[own + Offset{lines} * channels] = sum_bias;
 }
 
+// Sum of the four directions' gradients, parts (pixels,4C), in the order and with the roundings of
+// four launches one after the other.
+template <typename T, typename A>
+__device__ void sum(const A* __restrict__ parts, T* __restrict__ grad_x, int pixels, int channels) {
+    const Offset thread = Offset{blockIdx.x} * THREADS + threadIdx.x;
+    if (thread >= Offset{pixels} * channels) return;
+    parts += thread / channels * channels * 4 + thread % channels;
+    T total = static_cast<T>(parts[RIGHT * channels]);
+    total = static_cast<T>(static_cast<A>(total) + parts[LEFT * channels]);
+    total = static_cast<T>(static_cast<A>(total) + parts[DOWN * channels]);
+    total = static_cast<T>(static_cast<A>(total) + parts[UP * channels]);
+    grad_x[thread] = total;
+}
+
+#define BACKWARD(KERNEL, WAY, TARGET, T, A)                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) KERNEL(                       \
+        const T* grad, const T* y, const A* weight, TARGET* target, A* sums, int images,          \
+        int height, int width, int channels, int lines, int direction) {                          \
+        backward<WAY, T, A>(grad, y, weight, target, sums, images, height, width, channels,       \
+                            lines, direction + static_cast<int>(blockIdx.y));                     \
+    }
+
 #define KERNELS(NAME, T, A)                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS) irnn_forward_##NAME(                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) irnn_forward_##NAME(          \
         const T* x, const A* weight, const A* bias, T* y, int images, int height, int width,      \
         int channels) {                                                                           \
         forward<T, A>(x, weight, bias, y, images, height, width, channels);                       \
     }                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS) irnn_backward_##NAME(                   \
-        const T* grad, const T* y, const A* weight, T* grad_x, A* sums, int images, int height,   \
-        int width, int channels, int lines, int direction, int add) {                             \
-        backward<T, A>(grad, y, weight, grad_x, sums, images, height, width, channels, lines,     \
-                       direction, add);                                                           \
+    BACKWARD(irnn_write_##NAME, WRITE, T, T, A)                                                   \
+    BACKWARD(irnn_add_##NAME, ADD, T, T, A)                                                       \
+    BACKWARD(irnn_apart_##NAME, APART, A, T, A)                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) irnn_sum_##NAME(              \
+        const A* parts, T* grad_x, int pixels, int channels) {                                    \
+        sum<T, A>(parts, grad_x, pixels, channels);                                               \
     }
 
 KERNELS(float32, float, float)

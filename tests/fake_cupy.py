@@ -45,6 +45,9 @@ def signatures() -> dict[str, list[type]]:
     """Kernel -> the NumPy types its parameters must be passed as, read from the source."""
     found = {}
     text = SOURCE.read_text().replace("\\\n", "")
+    # The three kernels of one macro have one signature.
+    (backward,) = re.findall(r"KERNEL\(\s*const([^)]*)\)", text)
+    text += "".join(f"{name}({backward})" for name in re.findall(r"BACKWARD\((\w+##NAME)", text))
     for name, parameters in re.findall(r"(irnn_\w+)_##NAME\(([^)]*)\)", text):
         kinds = [np.uint64 if "*" in word else np.int32 for word in parameters.split(",")]
         assert all("*" in word or word.split()[0] == "int" for word in parameters.split(","))

@@ -8,7 +8,7 @@
 
 #define __global__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index {
     unsigned x, y;
@@ -75,14 +75,16 @@ extern "C" int launch(const char* name, const unsigned* grid, unsigned threads, 
                       void** words) {
 #define KERNEL(NAME) \
     if (!std::strcmp(name, #NAME)) return run(NAME, grid, threads, reversed, words);
-    KERNEL(irnn_forward_float32)
-    KERNEL(irnn_forward_float64)
-    KERNEL(irnn_forward_float16)
-    KERNEL(irnn_forward_bfloat16)
-    KERNEL(irnn_backward_float32)
-    KERNEL(irnn_backward_float64)
-    KERNEL(irnn_backward_float16)
-    KERNEL(irnn_backward_bfloat16)
+#define OF_TYPE(NAME)            \
+    KERNEL(irnn_forward_##NAME)  \
+    KERNEL(irnn_write_##NAME)    \
+    KERNEL(irnn_add_##NAME)      \
+    KERNEL(irnn_apart_##NAME)    \
+    KERNEL(irnn_sum_##NAME)
+    OF_TYPE(float32)
+    OF_TYPE(float64)
+    OF_TYPE(float16)
+    OF_TYPE(bfloat16)
     KERNEL(rescan_forward)
     KERNEL(rescan_grad_x)
     KERNEL(rescan_products)

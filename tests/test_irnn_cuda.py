@@ -46,11 +46,17 @@ def in_float32(x, weight, bias):
 @needs_gxx
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernel_equals_reference(gpu, shape, dtype):
+def test_kernel_equals_reference(gpu, monkeypatch, shape, dtype):
+    """Both ways of the backward pass, which have the same bits."""
     arguments = inputs(shape, dtype)
-    found = results(irnn, *arguments)
-    assert_same(found, results(irnn_reference, *arguments), dtype)
-    assert len(gpu.launches) == (5 if shape[0] else 0)
+    expected, found = results(irnn_reference, *arguments), {}
+    for few, count in ((cuda._FEW_BLOCKS, 3), (0, 5)):
+        gpu.launches.clear()
+        monkeypatch.setattr(cuda, "_FEW_BLOCKS", few)
+        found[few] = results(irnn, *arguments)
+        assert_same(found[few], expected, dtype)
+        assert len(gpu.launches) == (count if shape[0] else 0)
+    assert all(torch.equal(a, b) for a, b in zip(*found.values(), strict=True))
 
 
 @needs_gxx
@@ -79,7 +85,7 @@ def test_golden(gpu):
     arguments, expected = golden_case(golden("irnn"))
     for found, wanted in zip(results(irnn, *arguments), expected, strict=True):
         assert (found - wanted).abs().max() <= 1e-5
-    assert len(gpu.launches) == 5
+    assert len(gpu.launches) == 3
 
 
 @needs_gxx
@@ -90,9 +96,11 @@ def test_gradcheck(gpu):
 
 
 @needs_gxx
+@pytest.mark.parametrize("few", [0, cuda._FEW_BLOCKS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_same_bits_whatever_the_order_of_threads(gpu, shape, dtype):
+def test_same_bits_whatever_the_order_of_threads(gpu, monkeypatch, shape, dtype, few):
+    monkeypatch.setattr(cuda, "_FEW_BLOCKS", few)
     arguments = inputs(shape, dtype)
     forwards = results(irnn, *arguments)
     gpu.reversed = True
@@ -139,10 +147,12 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> tuple[to
 
 
 @needs_gxx
+@pytest.mark.parametrize("few", [0, cuda._FEW_BLOCKS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_nothing_is_read_or_written_outside(gpu, shape, dtype):
+def test_nothing_is_read_or_written_outside(gpu, monkeypatch, shape, dtype, few):
     """Inputs lie among NaNs, which would show in the results; outputs lie among sentinels."""
+    monkeypatch.setattr(cuda, "_FEW_BLOCKS", few)
     n, c, h, w = shape
     arguments = [tensor.detach() for tensor in inputs(shape, dtype)]
     arguments[1:3] = [tensor.to(cuda.ARITHMETIC[dtype]) for tensor in arguments[1:3]]
@@ -183,9 +193,10 @@ from fake_cupy import FakeCupy
 from irnn_cases import SHAPES, inputs, results
 from irnn_cuda import cuda, irnn
 gpu = FakeCupy({str(library)!r}).install(pytest.MonkeyPatch())
-for shape in SHAPES:
-    for dtype in cuda.ARITHMETIC:
-        results(irnn, *inputs(shape, dtype))
+for cuda._FEW_BLOCKS in (0, cuda._FEW_BLOCKS):
+    for shape in SHAPES:
+        for dtype in cuda.ARITHMETIC:
+            results(irnn, *inputs(shape, dtype))
 print(len(gpu.launches), "launches", flush=True)
 if "misuse" in sys.argv:
     x, weight, bias, _ = inputs((1, 32, 8, 8), torch.float32)
@@ -198,7 +209,7 @@ if "misuse" in sys.argv:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "160 launches" in done.stdout
+    assert "256 launches" in done.stdout
     done = subprocess.run(
         [*command, "misuse"], capture_output=True, text=True, env=environment, timeout=240
     )
@@ -259,8 +270,8 @@ def test_tensors_past_2_to_the_31_elements(gpu):
         tensors = [np.uint64(tensor.data_ptr()) for tensor in (x, weight, bias, y)]
         gpu.run("irnn_forward_float32", (lines - 1, lines, 4), c, tensors + sizes)
         tensors = [np.uint64(tensor.data_ptr()) for tensor in (grad, y, weight, grad_x, sums)]
-        rest = [np.int32(number) for number in (max(h, w), direction, 0)]
-        gpu.run("irnn_backward_float32", (lines - 1, lines, 1), c, tensors + sizes + rest)
+        rest = [np.int32(number) for number in (max(h, w), direction)]
+        gpu.run("irnn_write_float32", (lines - 1, lines, 1), c, tensors + sizes + rest)
 
         shape = (1, length, 1, c) if vertical else (1, 1, length, c)
         image = line.view(shape).permute(0, 3, 1, 2).requires_grad_()

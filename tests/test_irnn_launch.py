@@ -50,33 +50,76 @@ def test_forward_launch(recorder, dtype):
     assert launch.stream == "stream of cuda:1"
 
 
-def test_backward_launches(recorder, monkeypatch):
-    made = []
-    zeros = torch.zeros
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[torch.Tensor, torch.device]]:
+    """What the wrapper makes on the device, by the function that makes it."""
+    found = {}
+    for function in (torch.zeros, torch.empty):
 
-    def on_device(*shape, device, **options):
-        made.append((zeros(*shape, **options), device))
-        return made[-1][0]
+        def on_device(*shape, device, function=function, **options):
+            found[function.__name__] = (function(*shape, **options), device)
+            return found[function.__name__][0]
 
-    monkeypatch.setattr(torch, "zeros", on_device)
-    grad, y = (second_gpu(2, 11, 3, 128).permute(0, 3, 1, 2) for _ in range(2))
-    grad_x = second_gpu(2, 11, 3, 32).permute(0, 3, 1, 2)
-    weight = second_gpu(4, 32)
+        monkeypatch.setattr(torch, function.__name__, on_device)
+    return found
+
+
+def backward(height: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Launches a backward pass; the gradient of y, y, weight and the gradient of x."""
+    size = (2, height, width)
+    grad, y = (second_gpu(*size, 128, dtype=dtype).permute(0, 3, 1, 2) for _ in range(2))
+    grad_x = second_gpu(*size, 32, dtype=dtype).permute(0, 3, 1, 2)
+    weight = second_gpu(4, 32, dtype=cuda.ARITHMETIC[dtype])
     sums = cuda.backward(grad, y, weight, grad_x)
     assert [tuple(total.shape) for total in sums] == [(4, 32), (4, 32)]
-    ((partial, device),) = made
-    assert partial.shape == (4, 2, 2 * 11, 32)
+    return [grad, y, weight, grad_x]
+
+
+def assert_placed(launch, grid: tuple[int, ...]) -> None:
+    assert (launch.grid, launch.block) == (grid, (128,))
+    assert (launch.device, launch.torch_device) == (1, torch.device("cuda:1"))
+    assert launch.stream == "stream of cuda:1"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_launches_of_a_large_image(recorder, made, monkeypatch, dtype):
+    monkeypatch.setattr(cuda, "_FEW_BLOCKS", 5)
+    *read, grad_x = backward(11, 3, dtype)
+    partial, device = made.pop("zeros")
+    assert (partial.shape, partial.dtype) == ((4, 2, 2 * 11, 32), cuda.ARITHMETIC[dtype])
     assert device == torch.device("cuda:1")
-    pointers = [tensor.data_ptr() for tensor in (grad, y, weight, grad_x, partial)]
+    assert not made
+    pointers = [tensor.data_ptr() for tensor in (*read, grad_x, partial)]
     rows, columns = -(-2 * 11 * 32 // 128), -(-2 * 3 * 32 // 128)
-    for launch, direction, add, blocks in zip(
-        recorder.launches, (1, 3, 2, 0), (0, 1, 1, 1), (rows, rows, columns, columns), strict=True
+    assert rows == 6
+    for launch, direction, way, blocks in zip(
+        recorder.launches,
+        (1, 3, 2, 0),
+        ("write", "add", "add", "add"),
+        (rows, rows, columns, columns),
+        strict=True,
     ):
-        assert launch.name == "irnn_backward_float32"
-        assert list(launch.words) == [*pointers, 2, 11, 3, 32, 22, direction, add]
-        assert (launch.grid, launch.block) == ((blocks,), (128,))
-        assert (launch.device, launch.torch_device) == (1, torch.device("cuda:1"))
-        assert launch.stream == "stream of cuda:1"
+        assert launch.name == f"irnn_{way}_{str(dtype).removeprefix('torch.')}"
+        assert list(launch.words) == [*pointers, 2, 11, 3, 32, 22, direction]
+        assert_placed(launch, (blocks,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_launches_of_a_small_image(recorder, made, monkeypatch, dtype):
+    monkeypatch.setattr(cuda, "_FEW_BLOCKS", 6)
+    *read, grad_x = backward(11, 3, dtype)
+    partial, _ = made["zeros"]
+    parts, device = made["empty"]
+    assert (parts.shape, parts.dtype) == ((2, 11, 3, 128), cuda.ARITHMETIC[dtype])
+    assert device == torch.device("cuda:1")
+    apart, together = recorder.launches
+    name = str(dtype).removeprefix("torch.")
+    assert (apart.name, together.name) == (f"irnn_apart_{name}", f"irnn_sum_{name}")
+    pointers = [tensor.data_ptr() for tensor in (*read, parts, partial)]
+    assert list(apart.words) == [*pointers, 2, 11, 3, 32, 22, 0]
+    assert_placed(apart, (6, 4))
+    assert list(together.words) == [parts.data_ptr(), grad_x.data_ptr(), 2 * 11 * 3, 32]
+    assert_placed(together, (-(-2 * 11 * 3 * 32 // 128),))
 
 
 def test_stream_is_asked_for_at_each_launch(recorder, monkeypatch):
