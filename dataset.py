@@ -52,8 +52,10 @@ class Batch:
         self, device: torch.device, mask_threshold: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """rainy, clean (N,3,H,W) float32 in 0..1 and mask label (N,H,W), on the device."""
-        rainy = torch.from_numpy(self.rainy).to(device)
-        clean = torch.from_numpy(self.clean).to(device)
+        rainy, clean = (torch.from_numpy(images) for images in (self.rainy, self.clean))
+        if device.type == "cuda":  # from pinned memory it copies while the step before still runs
+            rainy, clean = rainy.pin_memory(), clean.pin_memory()
+        rainy, clean = (images.to(device, non_blocking=True) for images in (rainy, clean))
         return to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
 
 

@@ -4,7 +4,9 @@ import math
 import signal
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from engine.training_run import TrainingRun
 from engine.training_step import (
     PATIENCE,
     DeadMask,
+    Measured,
     NotFinite,
     learning_rate,
     loss_names,
@@ -73,8 +76,8 @@ def run_steps(
         net.train()
         if _score_is_due(run) and scored < run.clock:  # a signal had come before it
             _score(run, derainer, val_pairs, val_data, progress)
-        for step, batch in zip(steps, stream, strict=True):
-            values, number = _train_batch(run, net, ssim, step, batch, interrupt)
+        batches = zip(steps, stream, strict=True)
+        for step, values, number in _trained(run, net, ssim, batches, last, interrupt):
             if dead_mask.found(values["mask/std"]) and ranks.first:
                 progress.say(_told_of_dead_mask(step, settings), sys.stderr)
             if step % every == 0:
@@ -103,32 +106,111 @@ def _hours_left(seconds: float, steps: int, left: int) -> str:
     return f"{rate:.3g} steps a second: about {timedelta(seconds=round(left / rate))} left"
 
 
-def _train_batch(
+@dataclass
+class _Started:
+    """A step under way: what it was made from and what came of it, and when it began."""
+
+    step: int
+    batch: Batch
+    lr: float
+    began: float
+    measured: Measured
+    mask: Tensor
+    output: Tensor
+
+
+def _trained(
     run: TrainingRun,
     net: nn.Module,
     ssim: SSIM,
-    step: int,
-    batch: Batch,
+    batches: Iterable[tuple[int, Batch]],
+    last: int,
     interrupt: Interrupt,
-) -> tuple[dict[str, float], int]:
-    """Train on a batch, advance the clock, write the events.
+) -> Iterator[tuple[int, dict[str, float], int]]:
+    """Train on the batches: each step's number and what _finish returns of it, in order.
 
-    Returns the losses, "lr", "mask/mean" and "mask/std" (mean and deviation of the mask), and the
-    number of a signal that any rank has received.
+    A GPU is given a step before the last one is read, so that it need not wait for its next batch;
+    not so where something is due after a step, or a signal ends the run with it: the network must
+    then be as that step left it.
     """
-    settings, ranks = run.settings, run.ranks
-    start = time.monotonic()
+    before: _Started | None = None
+    ended = 0.0
+    for step, batch in batches:
+        started = _start(run, net, ssim, step, batch)
+        number = 0
+        if before:
+            values, number = _finish(run, before, ended, interrupt)
+            ended = time.monotonic()
+            yield before.step, values, 0
+        before = started
+        if number or not run.runs_ahead or _is_due(run.settings, step, last):
+            values, number = _finish(run, started, ended, interrupt)
+            ended, before = time.monotonic(), None
+            yield step, values, number
+
+
+def _is_due(settings: Settings, step: int, last: int) -> bool:
+    """Whether a step ends with more than its losses: a save, a score, validation or a picture."""
+    cadences = [settings.val_batch_every, settings.latest_every, settings.checkpoint_every]
+    cadences += [settings.picture_every, *[settings.val_every] * bool(settings.val_list)]
+    return step == last or any(step % every == 0 for every in cadences)
+
+
+def _start(run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: Batch) -> _Started:
+    """Train on a batch; on a GPU the step is then still under way."""
+    settings, began = run.settings, time.monotonic()
     lr = learning_rate(settings, step)
-    tensors = batch.tensors(run.device, settings.mask_threshold)
+    with _explained(run, step, batch):
+        tensors = batch.tensors(run.device, settings.mask_threshold)
+        results = train_one_step(
+            net, run.optimiser, ssim, tensors, lr, settings.accumulate_steps, run.bf16
+        )
+    return _Started(step, batch, lr, began, *results)
+
+
+def _finish(
+    run: TrainingRun, started: _Started, ended: float, interrupt: Interrupt
+) -> tuple[dict[str, float], int]:
+    """Read what a step came to, advance the clock, write the events.
+
+    Args:
+        ended: when the step before it had been read.
+
+    Returns:
+        The losses, "lr", "mask/mean" and "mask/std" (mean and deviation of the mask), and the
+        number of a signal that any rank has received.
+    """
+    settings, ranks, step = run.settings, run.ranks, started.step
+    with _explained(run, step, started.batch):
+        losses = started.measured.read()
+    norm = losses.pop("grad_norm")
+    *sums, number = ranks.total([*losses.values(), interrupt.signal])
+    losses = {name: value / ranks.world_size for name, value in zip(losses, sums, strict=True)}
+    mean, square = losses.pop("mask_mean"), losses.pop("mask_square")
+    deviation = math.sqrt(max(square - mean**2, 0.0))
+    run.clock = step
+    values = {**losses, "lr": started.lr, "mask/mean": mean, "mask/std": deviation}
+    if ranks.first:
+        speed = settings.batch_size / (time.monotonic() - max(started.began, ended))
+        watched = {"grad_norm": norm, "images_per_second": speed}
+        watched |= {"memory_MiB": peak_memory(run.device)}
+        run.events(EVENTS).scalars(values | watched, run.clock)
+        _write_picture_if_due(run, EVENTS, started.batch, started.mask, started.output)
+    # Ranks may have received different signals, or one of them several.
+    return values, 0 if not number else interrupt.signal or signal.SIGTERM
+
+
+@contextmanager
+def _explained(run: TrainingRun, step: int, batch: Batch) -> Iterator[None]:
+    """Within it, what can go wrong in a step is told as a user can mend it. Raises UserError."""
+    settings = run.settings
     try:
-        with ranks.watched():
-            losses, mask, output = train_one_step(
-                net, run.optimiser, ssim, tensors, lr, settings.accumulate_steps, run.bf16
-            )
+        with run.ranks.watched():
+            yield
     except NotFinite as error:
         files = ", ".join(dict.fromkeys(batch.files))
         raise UserError(f"step {step}: {error}; the batch is of {files}") from None
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(
                 f"step {step}: not enough memory on {run.device} for {len(batch.files)} crops "
@@ -142,21 +224,6 @@ def _train_batch(
                 "clang++, and Python.h (on Debian and Ubuntu: apt install g++ python3-dev)"
             ) from None
         raise
-    norm = losses.pop("grad_norm")
-    *sums, number = ranks.total([*losses.values(), interrupt.signal])
-    losses = {name: value / ranks.world_size for name, value in zip(losses, sums, strict=True)}
-    mean, square = losses.pop("mask_mean"), losses.pop("mask_square")
-    deviation = math.sqrt(max(square - mean**2, 0.0))
-    run.clock = step
-    values = {**losses, "lr": lr, "mask/mean": mean, "mask/std": deviation}
-    if ranks.first:
-        speed = settings.batch_size / (time.monotonic() - start)
-        watched = {"grad_norm": norm, "images_per_second": speed}
-        watched |= {"memory_MiB": peak_memory(run.device)}
-        run.events(EVENTS).scalars(values | watched, run.clock)
-        _write_picture_if_due(run, EVENTS, batch, mask, output)
-    # Ranks may have received different signals, or one of them several.
-    return values, 0 if not number else interrupt.signal or signal.SIGTERM
 
 
 def _told_of_dead_mask(step: int, settings: Settings) -> str:
@@ -173,7 +240,7 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
     parts = settings.accumulate_steps
     sums = dict.fromkeys(loss_names(), 0.0)
     shown = None
-    with torch.no_grad():
+    with torch.no_grad(), _explained(run, run.clock, batch):
         tensors = batch.tensors(run.device, settings.mask_threshold)
         for part in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
             losses, mask, output = losses_of(run.net, ssim, *part, run.bf16)

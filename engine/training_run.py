@@ -42,13 +42,20 @@ class TrainingRun:
         torch.backends.cudnn.deterministic = settings.deterministic
         self.net = SPANet(settings.direction_attention, settings.checkpoint_activations)
         self.net.to(self.device)
-        # Every parameter, in the network's order, used or not: as in a published checkpoint.
-        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
+        # Every parameter, in the network's order, used or not: as in a published checkpoint. The
+        # fused kernels of a GPU need not be waited for.
+        fused = self.device.type == "cuda"
+        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr, fused=fused)
         self.clock = -1
         self.best: dict[str, Any] | None = None
         self.run = new_run()
         self.data = ""
         self._events: dict[str, EventFile] = {}
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step can be under way before the one before it has been read."""
+        return self.optimiser.defaults["fused"]
 
     def path(self, name: str) -> Path:
         """Where the run saves the checkpoint of that name."""

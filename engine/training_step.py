@@ -87,6 +87,42 @@ def losses_of(
     return losses, found.mask, found.output
 
 
+class Measured:
+    """What a training step came to, still on the device: reading it waits for the step.
+
+    Args:
+        names: of the values.
+        parts: of each part of the batch, (parts, names) float64.
+        norm: the norm of the gradient, a scalar.
+    """
+
+    def __init__(self, names: list[str], parts: Tensor, norm: Tensor) -> None:
+        self._names, self._parts, self._norm = names, parts, norm
+
+    def finite(self) -> Tensor:
+        """Whether loss and gradient are, as a scalar tensor on the device."""
+        loss = self._parts[:, self._names.index("loss")]
+        return loss.isfinite().all() & self._norm.isfinite()
+
+    def read(self) -> dict[str, float]:
+        """The values as means over the parts, and "grad_norm", the norm of the gradient.
+
+        Raises:
+            NotFinite: the loss or its gradient is not.
+        """
+        rows = self._parts.tolist()
+        values = dict.fromkeys(self._names, 0.0)
+        for row in rows:
+            for name, value in zip(self._names, row, strict=True):
+                values[name] += value / len(rows)
+        if not math.isfinite(values["loss"]):
+            raise NotFinite(f"the loss is {values['loss']}")
+        values["grad_norm"] = self._norm.item()
+        if not math.isfinite(values["grad_norm"]):
+            raise NotFinite(f"the norm of the gradient is {values['grad_norm']}")
+        return values
+
+
 def train_one_step(
     net: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -95,13 +131,16 @@ def train_one_step(
     lr: float,
     parts: int = 1,
     bf16: bool = False,
-) -> tuple[dict[str, float], Tensor, Tensor]:
+) -> tuple[Measured, Tensor, Tensor]:
     """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
 
+    A fused optimiser (on a GPU) is not waited for: where the loss or its gradient is not finite, it
+    leaves network and moments alone in this step and in all after it, and reading the values says
+    so. Any other is not asked to step then.
+
     Returns:
-        As numbers: the losses, "mask_mean" and "mask_square" (means over the parts, of the mask and
-        of its square), and "grad_norm", the norm of the gradient; then the network's mask and clean
-        image of the first part.
+        The losses, "mask_mean" and "mask_square" (means of the mask and of its square) and
+        "grad_norm"; then the network's mask and clean image of the first part.
 
     Raises:
         NotFinite: the loss or its gradient is not; neither network nor optimiser has changed.
@@ -109,8 +148,7 @@ def train_one_step(
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
-    values = dict.fromkeys([*loss_names(), "mask_mean", "mask_square"], 0.0)
-    shown = None
+    rows, shown = [], None
     for index, part in enumerate(zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)):
         # Ranks average their gradients once, in the last part.
         wait = nullcontext() if index == parts - 1 else getattr(net, "no_sync", nullcontext)()
@@ -119,17 +157,20 @@ def train_one_step(
             (losses["loss"] / parts).backward()
         exact = mask.detach().double()  # in single precision a small deviation would be rounding
         losses |= {"mask_mean": exact.mean(), "mask_square": exact.square().mean()}
-        for name, value in losses.items():
-            values[name] += value.item() / parts
+        rows.append(torch.stack([value.detach().double() for value in losses.values()]))
         shown = shown or (mask.detach(), output.detach())
-    if not math.isfinite(values["loss"]):
-        raise NotFinite(f"the loss is {values['loss']}")
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    values["grad_norm"] = nn.utils.get_total_norm(gradients).item()
-    if not math.isfinite(values["grad_norm"]):
-        raise NotFinite(f"the norm of the gradient is {values['grad_norm']}")
+    norm = nn.utils.get_total_norm(gradients)
+    measured = Measured(list(losses), torch.stack(rows), norm)
+    if optimiser.defaults.get("fused"):
+        bad = (~measured.finite()).float()
+        # As torch's own gradient scaler tells it. Once bad, always bad: the next step may be under
+        # way before this one has been read.
+        optimiser.found_inf = torch.maximum(getattr(optimiser, "found_inf", bad), bad)
+    else:
+        measured.read()
     optimiser.step()
-    return values, *shown
+    return measured, *shown
 
 
 class DeadMask:

@@ -128,9 +128,9 @@ def test_a_batch_in_parts_has_the_same_gradients():
     for parts in (1, 2, 4):
         net = recipe_weights(SPANet())
         optimiser = torch.optim.Adam(net.parameters())
-        values, mask, output = train_one_step(net, optimiser, SSIM(), tensors, 0.0, parts)
+        measured, mask, output = train_one_step(net, optimiser, SSIM(), tensors, 0.0, parts)
         assert len(mask) == len(output) == 4 // parts
-        found.append((values, [p.grad for p in net.parameters() if p.grad is not None]))
+        found.append((measured.read(), [p.grad for p in net.parameters() if p.grad is not None]))
     (whole, gradients), *others = found
     for values, in_parts in others:
         assert values == pytest.approx(whole, rel=1e-5)
