@@ -24,7 +24,6 @@ import torch
 
 from engine.derainer import Derainer
 from engine.device import choose
-from media.pixels import to_uint8
 from model import SPANet
 from settings import Settings, UserError
 
@@ -95,9 +94,9 @@ def derainer(
             raise ValueError(
                 f"derain: expected (H,W,3) uint8 in RGB order, got {rainy.shape} {rainy.dtype}"
             )
-        output, mask = work(np.ascontiguousarray(rainy[..., ::-1]))
-        clean = np.ascontiguousarray(to_uint8(output)[..., ::-1])
-        return (clean, mask) if return_mask else clean
+        found = work.derained(np.ascontiguousarray(rainy[..., ::-1]))
+        clean = np.ascontiguousarray(found.pixels[..., ::-1])
+        return (clean, found.mask) if return_mask else clean
 
     return derain
 

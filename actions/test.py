@@ -8,6 +8,7 @@ image), summary.json (the means, and what was run) and index.html (all of it, to
 import sys
 import time
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from engine.events import EventFile, new_run
 from engine.ranks import Ranks
 from engine.scoring import shared_out
 from media.lists import Pair, read_list
-from media.pixels import to_uint8
 from model import CONSTANT_MASK
 from report import page
 from report.metrics import MEASURES, measure
@@ -89,6 +89,26 @@ def _clear(folder: Path, ranks: Ranks) -> None:
     ranks.exchange(None)  # none writes a picture of the new page before
 
 
+@dataclass
+class _Worked:
+    """An image of the list that was derained, and what its results are made from.
+
+    Attributes:
+        rainy, clean, derained: (H,W,3) uint8 BGR.
+        output: derained as the network gave it, (H,W,3) float32, where it is to be scored.
+        mask: (H,W) float32.
+    """
+
+    index: int
+    rainy: np.ndarray
+    clean: np.ndarray | None
+    derained: np.ndarray
+    output: np.ndarray | None
+    mask: np.ndarray
+    seconds: float
+    note: str
+
+
 def _derain_list(
     settings: Settings, ranks: Ranks, derainer: Derainer, pairs: list[Pair]
 ) -> list[Row]:
@@ -96,35 +116,43 @@ def _derain_list(
     folder, scored = Path(settings.result_dir), pairs[0].clean is not None
     names = output_names([pair.rainy for pair in pairs])
 
-    def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> Row:
-        pair, name, start = pairs[index], names[index], time.monotonic()
-        output, mask = derainer(rainy, f"{pair.where}: {pair.rainy}")
+    def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> _Worked:
+        start = time.monotonic()
+        found = derainer.derained(rainy, f"{pairs[index].where}: {pairs[index].rainy}")
+        output = found.colours if scored else None
+        derained, mask = found.pixels, found.mask
         seconds = time.monotonic() - start
-        derained = to_uint8(output)
-        _write_pictures(folder, name, rainy, clean, derained, mask)
-        page.write_pictures(folder, index, rainy, derained, mask, clean)
+        note = derainer.tile_note(rainy)
+        return _Worked(index, rainy, clean, derained, output, mask, seconds, note)
+
+    def finish(done: _Worked) -> Row:
+        pair, name = pairs[done.index], names[done.index]
+        _write_pictures(folder, name, done)
+        page.write_pictures(folder, done.index, done.rainy, done.derained, done.mask, done.clean)
         file = page.address(Path(f"derained/{name}.png"))
-        row = Row.of(index, name, file, rainy, derained, mask)
-        row.seconds, row.note = seconds, derainer.tile_note(rainy)
+        row = Row.of(done.index, name, file, done.rainy, done.derained, done.mask)
+        row.seconds, row.note = done.seconds, done.note
         row.rainy, row.clean = str(pair.rainy), str(pair.clean or "")
-        if clean is not None:
-            row.scores = _scores(output, rainy, clean)
+        if done.clean is not None:
+            row.scores = _scores(done.output, done.rainy, done.clean)
         return row
 
     if not scored and ranks.first:
         print(f"{settings.test_list} has no clean images: pictures only, no metrics")
     told, rows = scored and ranks.first, []
+    done = shared_out(ranks, pairs, settings.num_workers, work, finish)
     log = EventFile(Path(settings.log_dir) / EVENTS, new_run()) if told else None
     with (
+        closing(done),
         closing(log) if log else nullcontext(),
         Table(folder / "metrics.csv" if told else None) as table,
         Progress("image", 0, len(pairs), list(MEASURES) if scored else [], settings.log_every,
                  silent=not ranks.first) as progress,
     ):  # fmt: skip
-        for index, row in enumerate(shared_out(ranks, pairs, settings.num_workers, work)):
+        for index, row in enumerate(done):
             if log:
                 log.scalars({f"image/{key}": value for key, value in row.scores.items()}, index)
-            if row.note and ranks.first and not any(done.note for done in rows):
+            if row.note and ranks.first and not any(earlier.note for earlier in rows):
                 progress.say(row.note)
             table.add(row)
             rows.append(row)
@@ -147,17 +175,11 @@ def _scores(output: np.ndarray, rainy: np.ndarray, clean: np.ndarray) -> dict[st
     }
 
 
-def _write_pictures(
-    folder: Path,
-    name: str,
-    rainy: np.ndarray,
-    clean: np.ndarray | None,
-    derained: np.ndarray,
-    mask: np.ndarray,
-) -> None:
-    heat = heat_map(mask)
-    compared = [image for image in (rainy, derained, clean, heat) if image is not None]
-    pictures = {"derained": derained, "mask": heat, "compare": strip(compared)}
+def _write_pictures(folder: Path, name: str, done: _Worked) -> None:
+    heat = heat_map(done.mask)
+    compared = [done.rainy, done.derained, done.clean, heat]
+    side_by_side = strip([image for image in compared if image is not None])
+    pictures = {"derained": done.derained, "mask": heat, "compare": side_by_side}
     for kind, picture in pictures.items():
         path = folder / kind / f"{name}.png"
         write_atomically(path, encode_png(picture, str(path)))

@@ -8,16 +8,39 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine import checkpoint, tiles
 from engine.device import free_memory, is_out_of_memory, prepare
 from engine.ranks import Ranks
-from media.pixels import to_float
+from media.pixels import to_float, to_levels
 from model import STAGES, SPANet
 from settings import Settings, UserError
 from system import machine
 
 Tick = Callable[[int], None]  # told how many parts of the work are done since the last call
+
+
+class Derained:
+    """A derained image on the device that made it; what is asked of it is fetched from there."""
+
+    def __init__(self, clean: Tensor, mask: Tensor) -> None:
+        self._clean, self._mask = clean, mask
+
+    @property
+    def colours(self) -> np.ndarray:
+        """The clean image (H,W,3) float32, BGR, in 0..1."""
+        return self._clean.cpu().numpy()
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The clean image (H,W,3) uint8, BGR."""
+        return to_levels(self._clean).cpu().numpy()
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The attention map (H,W) float32 in 0..1."""
+        return self._mask.cpu().numpy()
 
 
 class Derainer:
@@ -102,19 +125,27 @@ class Derainer:
         """Which weights these are, for people."""
         return f"{self.path}, step {self.step}, SHA-256 {self.digest}"
 
-    @torch.inference_mode()
     def __call__(
         self, image: np.ndarray, name: str = "image", tick: Tick | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Derain one image of any size.
+        """Derain one image, as `derained` does.
+
+        Returns:
+            The clean image (H,W,3) float32, BGR, clipped to 0..1, and the mask (H,W) in 0..1.
+        """
+        found = self.derained(image, name, tick)
+        return found.colours, found.mask
+
+    @torch.inference_mode()
+    def derained(
+        self, image: np.ndarray, name: str = "image", tick: Tick | None = None
+    ) -> Derained:
+        """Derain one image of any size. A GPU may still be at it on return.
 
         Args:
             image: (H,W,3) uint8 or uint16, BGR.
             name: how a message names it.
             tick: told of progress, in all as many parts as `parts` says.
-
-        Returns:
-            The clean image (H,W,3) float32, BGR, clipped to 0..1, and the mask (H,W) in 0..1.
 
         Raises:
             UserError: the image does not fit into memory.
@@ -133,8 +164,7 @@ class Derainer:
                 raise
             raise self._too_large(image, name, needed) from None
         self._fitted = max(self._fitted, needed)
-        clean = clean[0].permute(1, 2, 0).clamp_(0, 1)
-        return clean.cpu().numpy(), mask[0, 0].cpu().numpy()
+        return Derained(clean[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
 
     def parts(self, height: int, width: int) -> int:
         """How many parts of the work an image of that size has, for a tick."""

@@ -12,9 +12,10 @@ from engine.derainer import Derainer
 from engine.ranks import Ranks
 from media.lists import Pair
 from report.metrics import MEASURES, measure
+from system.overlap import behind, finishers
 from system.progress import QUIET_SECONDS
 
-T = TypeVar("T")
+T, U = TypeVar("T"), TypeVar("U")
 
 
 def score(
@@ -34,15 +35,21 @@ def score(
         UserError: a bad image.
     """
 
-    def work(_: int, rainy: np.ndarray, clean: np.ndarray) -> dict[str, float]:
-        return measure(derainer(rainy)[0], clean.astype(np.float32) / 255)
+    def work(_: int, rainy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return derainer.derained(rainy).colours, clean
+
+    def finish(images: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        output, clean = images
+        return measure(output, clean.astype(np.float32) / 255)
 
     sums, told = [0.0, 0.0], time.monotonic()
-    for index, values in enumerate(shared_out(ranks, pairs, workers, work)):
-        if ranks.first and time.monotonic() - told >= QUIET_SECONDS:
-            told = time.monotonic()
-            say(f"scoring: {index + 1} of {len(pairs)} images")
-        sums = [total + values[f"released_{m}"] for total, m in zip(sums, MEASURES, strict=True)]
+    with closing(shared_out(ranks, pairs, workers, work, finish)) as scores:
+        for index, values in enumerate(scores):
+            if ranks.first and time.monotonic() - told >= QUIET_SECONDS:
+                told = time.monotonic()
+                say(f"scoring: {index + 1} of {len(pairs)} images")
+            own = (values[f"released_{m}"] for m in MEASURES)
+            sums = [total + value for total, value in zip(sums, own, strict=True)]
     psnr, ssim = (total / len(pairs) for total in sums)
     return psnr, ssim
 
@@ -52,9 +59,14 @@ def shared_out(
     pairs: list[Pair],
     workers: int,
     work: Callable[[int, np.ndarray, np.ndarray | None], T],
-) -> Iterator[T]:
-    """work(index, rainy, clean) of each pair in turn, each done by one of the ranks."""
+    finish: Callable[[T], U],
+) -> Iterator[U]:
+    """finish(work(index, rainy, clean)) of each pair in turn, each done by one of the ranks.
+
+    The work is done here, one pair after the other; what finishes it runs beside it, in threads.
+    """
     own = range(ranks.rank, len(pairs), ranks.world_size)
     images = dataset.whole_images([pairs[index] for index in own], workers)
-    with closing(images):
-        yield from ranks.share(len(pairs), lambda index: work(index, *next(images)))
+    worked = (work(index, *pair) for index, pair in zip(own, images, strict=True))
+    with closing(images), closing(behind(worked, finish, finishers(ranks.local_size))) as results:
+        yield from ranks.share(len(pairs), lambda _: next(results))

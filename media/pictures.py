@@ -70,6 +70,11 @@ class Picture:
     profile: bytes | None
     exif: bytes | None
 
+    @property
+    def plain(self) -> bool:
+        """Whether its colours are 8 bits of three channels of their own."""
+        return self.colour.dtype == np.uint8 and not self.grey
+
     def preview(self) -> np.ndarray:
         """(H,W,3) uint8 BGR."""
         if self.colour.dtype == np.uint8:

@@ -17,6 +17,11 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
+def to_levels(image: Tensor) -> Tensor:
+    """to_uint8 of a tensor in 0..1 (not clipped), on its device."""
+    return image.mul(255).round_().to(torch.uint8)
+
+
 def luminance(image: np.ndarray) -> np.ndarray:
     """BT.601 luminance (H,W), float64 in 16..235, of the 8-bit version of a BGR image in 0..1."""
     return 16 + (to_uint8(image) / 255) @ _BGR_TO_Y

@@ -10,7 +10,7 @@ from av.video.reformatter import ColorRange
 
 from media.video import ACCURATE, Source, address
 from settings import UserError
-from system.files import UNFINISHED
+from system.files import begin
 
 # Encoder and its options by the suffix of the file to write: good enough to be looked at closely.
 X264 = ("libx264", {"crf": "14", "preset": "medium"})
@@ -39,9 +39,8 @@ class Sink:
 
     def __init__(self, path: Path, source: Source) -> None:
         self.path, self.source, self.written, self.silenced = path, source, 0, False
-        self.unfinished = path.with_name(f"{UNFINISHED}{path.stem[:40]}{path.suffix}")
         with self._told():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.unfinished = begin(path, path.suffix)
             try:
                 self._open(source.sound)
             except (av.error.FFmpegError, ValueError):
@@ -117,16 +116,17 @@ class Sink:
             self.unfinished.replace(self.path)
 
     def discard(self) -> None:
-        with contextlib.suppress(av.error.FFmpegError, OSError):
-            self.container.close()
-        self.unfinished.unlink(missing_ok=True)
+        if hasattr(self, "container"):
+            with contextlib.suppress(av.error.FFmpegError, OSError):
+                self.container.close()
+        if hasattr(self, "unfinished"):
+            self.unfinished.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            if hasattr(self, "container"):
-                self.discard()
+            self.discard()
             reason = getattr(error, "strerror", None) or error
             raise Unwritable(f"{self.path}: cannot be written: {reason}") from None

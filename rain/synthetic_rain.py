@@ -21,6 +21,7 @@ import numpy as np
 import skimage.data
 
 from settings import UserError
+from system.files import begin
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first video is opened
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
@@ -165,8 +166,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int])
     Raises:
         UserError: it cannot be written; then there is no file of that name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".writing-{path.name}")
+    unfinished = begin(path, path.suffix)
     try:
         code = cv2.VideoWriter.fourcc(*"FFV1")
         writer = cv2.VideoWriter(str(unfinished), cv2.CAP_FFMPEG, code, 25, size)

@@ -61,12 +61,17 @@ class Row:
         file: str,
         before: np.ndarray,
         after: np.ndarray,
-        mask: np.ndarray,
+        mask: np.ndarray | None,
     ) -> "Row":
-        """The row of a picture: before and after (H,W,3) of one whole type, mask (H,W) in 0..1."""
+        """The row of a picture: before and after (H,W,3) of one whole type, mask (H,W) in 0..1.
+
+        Without a mask nothing is told of it.
+        """
         height, width = before.shape[:2]
         change = cv2.absdiff(before, after).mean() * 255 / np.iinfo(before.dtype).max
-        attention, deviation = float(mask.mean()), float(mask.std(dtype=np.float64))
+        attention = deviation = math.nan
+        if mask is not None:
+            attention, deviation = float(mask.mean()), float(mask.std(dtype=np.float64))
         return cls(index, name, file, width, height, attention, deviation, float(change))
 
 

@@ -5,6 +5,7 @@ Needs Python alone: `make weights` runs before anything is installed.
 
 import contextlib
 import os
+import secrets
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
@@ -25,17 +26,12 @@ def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
     """
     unfinished = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not the whole of a long name: with more to it, it could be too long.
-        handle, unfinished = tempfile.mkstemp(
-            dir=path.parent, prefix=f"{UNFINISHED}{path.name[:40]}-"
-        )
-        with os.fdopen(handle, "wb") as file:
+        unfinished = begin(path)
+        with unfinished.open("wb") as file:
             file.write(data)
             if lasting:
                 file.flush()
                 os.fsync(file.fileno())
-        os.chmod(unfinished, 0o666 & ~_umask())
         os.replace(unfinished, path)
     except OSError as error:
         if unfinished is not None:
@@ -49,6 +45,25 @@ def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
         raise
     if lasting:
         _sync_folder(path.parent)
+
+
+def begin(path: Path, suffix: str = "") -> Path:
+    """Make an empty file beside path, in which its content can be written before it is renamed.
+
+    Its name is its own: no other process comes upon it, nor is anything there overwritten.
+
+    Args:
+        suffix: how the name must end.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        # Not the whole of a long name: with more to it, it could be too long.
+        name = f"{UNFINISHED}{path.name[:40]}-{secrets.token_hex(8)}{suffix}"
+        with contextlib.suppress(FileExistsError), path.with_name(name).open("xb"):
+            return path.with_name(name)
 
 
 def shown(path: Path) -> str:
@@ -100,12 +115,6 @@ def remove_unfinished(folder: Path, names: str) -> None:
     for unfinished in folder.glob(f"{UNFINISHED}{names}-*"):
         with contextlib.suppress(OSError):
             unfinished.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,11 @@ import progressbar
 QUIET_SECONDS = 10.0
 
 
+def complain(message: str) -> None:
+    """Tell a user what is not as it should be, and does not end the program."""
+    print(f"main.py: {message}", file=sys.stderr, flush=True)
+
+
 class Progress:
     """A context manager round a loop over steps first..last-1, shown with values, rate and ETA.
 

@@ -251,7 +251,7 @@ def test_read_only_folder_is_one_line(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     saved()
-    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(files, "begin", refuse)
     with pytest.raises(UserError, match=r"model/latest: cannot be written: Permission denied"):
         training_run().save("latest")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from test_ranks import finish, torchrun
 from test_videos import frames, write_video
 
-from actions import derain as derain_action
+from actions import derain_pictures
 from actions.derain import plan
 from engine.derainer import Derainer
 from media.pictures import read_picture
@@ -53,13 +53,13 @@ def test_the_demo_weights_are_told_to_know_synthetic_rain_alone(run, rainy):
 def test_a_single_picture_shows_progress_where_it_takes_long(
     run, model, rainy, monkeypatch, options, parts
 ):
-    monkeypatch.setattr(derain_action, "SOON", 0.0)
+    monkeypatch.setattr(derain_pictures, "SOON", 0.0)
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     cv2.imwrite("a.png", rainy)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     counts = [f"{n}/{parts} parts" for n in range(1, parts + 1)]
     assert [line.split("  ")[0] for line in out.splitlines() if " parts " in line] == counts
-    monkeypatch.setattr(derain_action, "SOON", 1000.0)
+    monkeypatch.setattr(derain_pictures, "SOON", 1000.0)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     assert "parts" not in out
 

@@ -1,0 +1,170 @@
+"""Videos of the action `derain`: decoded ahead of the network, encoded behind it."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from engine.derainer import Derained, Derainer
+from engine.ranks import Ranks
+from media.jobs import Job
+from media.video import Source
+from media.video_writer import Sink, Unwritable
+from report import page
+from report.table import Row
+from settings import UserError
+from system.overlap import ahead, behind
+from system.progress import Progress, complain
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def derain_videos(
+    derainer: Derainer, ranks: Ranks, jobs: list[Job], folder: Path | None, rows: dict[int, Row]
+) -> int:
+    """Derain the videos of the jobs, into the rows of the page. Returns how many were bad."""
+    bad = 0
+    for number, job in enumerate(jobs):
+        if not job.is_video:
+            continue
+        try:
+            with closing(Source(job.source)) as source:
+                row = _derain_video(derainer, ranks, number, job, source, folder)
+            if row:
+                rows[number] = row
+        except UserError as error:
+            # What cannot be written, one rank knows alone; the others would wait for it.
+            if len(jobs) == 1 or isinstance(error, Unwritable):
+                raise
+            bad += 1
+            if ranks.first:
+                complain(str(error))
+    return bad
+
+
+def _derain_video(
+    derainer: Derainer, ranks: Ranks, number: int, job: Job, source: Source, folder: Path | None
+) -> Row | None:
+    """Derain a video; its row, on the first rank, shows the frame in the middle.
+
+    What ends it early, of whatever kind, leaves the frames so far in a file that can be played.
+    """
+    start = time.monotonic()
+    sink = Sink(job.target, source) if ranks.first else None
+    try:
+        shown = _derain_frames(derainer, ranks, job, source, sink)
+    except BaseException:
+        # A file that cannot be written is gone already.
+        if sink and sink.written and sink.unfinished.exists():
+            _close(sink)
+            print(f"\n{job.target}: ends early, holds the first {sink.written} frames")
+        elif sink:
+            sink.discard()
+        raise
+    if not sink:
+        return None
+    if not shown:
+        sink.discard()
+        raise UserError(f"{job.source}: no frame of it can be read")
+    for warning in (*source.warnings(), *sink.warnings()):
+        complain(f"warning: {warning}")
+    _close(sink)
+    if folder:
+        page.write_pictures(folder, number, *shown)
+    file = page.address(job.target.relative_to(folder)) if folder else ""
+    row = Row.of(number, job.name, file, *shown)
+    row.seconds, row.frames = time.monotonic() - start, sink.written
+    return row
+
+
+def _close(sink: Sink) -> None:
+    """Finish a file; a second signal must not cut that short."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        sink.close()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Round:
+    """A frame for each rank, or fewer at the end; this rank's own as pixels, (H,W,3) uint8 BGR."""
+
+    frames: list[av.VideoFrame]
+    own: np.ndarray | None
+
+
+def _derain_frames(
+    derainer: Derainer, ranks: Ranks, job: Job, source: Source, sink: Sink | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Derain each frame into the sink. Returns before, after and mask of a frame in the middle.
+
+    Frames are decoded ahead of the network and encoded behind it, each by a thread.
+    """
+    count, done = max(source.count, 1), 0
+    middle: tuple[np.ndarray, Derained] | None = None
+
+    def work(round_: _Round) -> np.ndarray:
+        nonlocal middle
+        found = derainer.derained(round_.own, str(job.source))
+        if not middle or done + ranks.rank <= count // 2:
+            middle = round_.own, found  # its mask stays where it is until it is shown
+        note = derainer.tile_note(round_.own) if ranks.first else ""
+        if note:
+            progress.say(note)
+        return found.pixels
+
+    def worked() -> Iterator[av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]]:
+        nonlocal done
+        for item in rounds:
+            if isinstance(item, _Round):
+                shared = ranks.share(len(item.frames), lambda _, item=item: work(item))
+                yield item.frames, list(shared)
+                done += len(item.frames)
+            else:
+                yield item
+
+    def finish(item: av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]) -> int:
+        if isinstance(item, av.Packet):
+            sink.sound_packet(item)
+            return 0
+        frames, images = item
+        for frame, image in zip(frames, images, strict=True):
+            if sink:
+                sink.frame(image, frame)
+        return len(frames)
+
+    rounds = ahead(_rounds(source, ranks, sound=sink is not None))
+    with (
+        closing(rounds),
+        closing(behind(worked(), finish, threads=1)) as finished,
+        Progress("frame", 0, count, [], silent=not ranks.first) as progress,
+    ):
+        written = 0
+        for frames in finished:
+            written += frames
+            if frames:
+                progress.update(min(written, count) - 1, {})
+    return (middle[0], middle[1].pixels, middle[1].mask) if middle else None
+
+
+def _rounds(source: Source, ranks: Ranks, sound: bool) -> Iterator[_Round | av.Packet]:
+    """The frames of a video, as many together as there are ranks, and the sound between them."""
+    together: list[av.VideoFrame] = []
+    for item in source.packets():
+        if isinstance(item, av.VideoFrame):
+            together.append(item)
+        elif sound:
+            yield item
+        if len(together) == ranks.world_size:
+            yield _Round(together, source.pixels(together[ranks.rank]))
+            together = []
+    if together:
+        own = together[ranks.rank] if ranks.rank < len(together) else None
+        yield _Round(together, None if own is None else source.pixels(own))

@@ -1,0 +1,85 @@
+"""Work before and behind a loop, in threads: what feeds it and what finishes its results.
+
+The loop itself stays in its own thread, and all is in order. What is held is bounded.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import TypeVar
+
+from system import machine
+
+T, U = TypeVar("T"), TypeVar("U")
+MOST_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, of which one is made in a thread while the one before it is used.
+
+    What making an item raises, asking for that item raises. Close it to end the thread; the items'
+    own `close`, where there is one, is called too.
+    """
+    done = object()
+    with _closing(items), _pool(1) as pool:
+        coming = pool.submit(next, items, done)
+        while (item := coming.result()) is not done:
+            coming = pool.submit(next, items, done)
+            yield item
+
+
+def finishers(sharing: int = 1) -> int:
+    """Threads for `behind`, where as many processes of this machine do the same."""
+    return max(1, min(MOST_THREADS, machine.cores() // sharing))
+
+
+def behind(items: Iterable[T], finish: Callable[[T], U], threads: int) -> Iterator[U]:
+    """finish(item) of each item in turn, in threads, while the next items are made.
+
+    Where making an item or finishing one raises, the results of those before it come first.
+
+    Args:
+        threads: how many, and so how many items wait at most. With one, items are finished one
+            after the other, in order.
+    """
+    waiting: deque[Future[U]] = deque()
+    source = iter(items)
+    with _closing(source), _pool(threads) as pool:
+        failure = None
+        while True:
+            try:
+                item = next(source)
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
+            waiting.append(pool.submit(finish, item))
+            del item
+            while len(waiting) > threads or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+        if failure:
+            raise failure
+
+
+@contextmanager
+def _closing(items: Iterator) -> Iterator[None]:
+    close = getattr(items, "close", None)
+    if close is None:
+        yield
+        return
+    with closing(items):
+        yield
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are ended when it is left; what has not begun by then never does."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="overlap")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,145 @@
+"""Threads before and behind a loop: order, bounds, and how they end."""
+
+import threading
+import time
+
+import pytest
+
+from system.overlap import ahead, behind, finishers
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("overlap") for thread in threading.enumerate())
+
+
+def until(condition) -> bool:
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_one_item_is_made_ahead_and_no_more():
+    made = []
+
+    def items():
+        for number in range(5):
+            made.append(number)
+            yield number
+
+    stream = ahead(items())
+    assert next(stream) == 0
+    assert until(lambda: made == [0, 1])
+    time.sleep(0.05)
+    assert made == [0, 1]
+    assert list(stream) == [1, 2, 3, 4]
+    assert threads() == 0
+
+
+def test_what_making_an_item_raises_comes_in_its_place():
+    def items():
+        yield 1
+        raise ValueError("bad")
+
+    stream = ahead(items())
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="bad"):
+        next(stream)
+    assert threads() == 0
+
+
+def test_closing_ends_the_thread_and_the_items():
+    closed = []
+
+    def items():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append(True)
+
+    stream = ahead(items())
+    next(stream)
+    stream.close()
+    assert closed == [True]
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_are_in_order_and_made_beside_the_loop(count):
+    here, seen = threading.get_ident(), []
+
+    def finish(number):
+        time.sleep(0.02 if number % 2 else 0)
+        seen.append(threading.get_ident())
+        return number * 10
+
+    def items():
+        for number in range(9):
+            assert threading.get_ident() == here
+            yield number
+
+    assert list(behind(items(), finish, count)) == [number * 10 for number in range(9)]
+    assert here not in seen
+    assert len(set(seen)) <= count
+    assert threads() == 0
+
+
+def test_no_more_waits_than_there_are_threads():
+    free, made = threading.Event(), []
+
+    def items():
+        for number in range(10):
+            made.append(number)
+            yield number
+
+    def finish(number):
+        free.wait(10)
+        return number
+
+    threading.Timer(0.2, lambda: (made.append("free"), free.set())).start()
+    assert list(behind(items(), finish, 2)) == list(range(10))
+    assert made.index("free") == 3  # two are being finished, one was made meanwhile
+
+
+@pytest.mark.parametrize("where", ["items", "finish"])
+def test_what_was_done_before_a_failure_comes_first(where):
+    def items():
+        yield from range(4)
+        if where == "items":
+            raise ValueError("bad")
+        yield from range(4, 8)
+
+    def finish(number):
+        if where == "finish" and number == 4:
+            raise ValueError("bad")
+        time.sleep(0.02)
+        return number
+
+    found = []
+    with pytest.raises(ValueError, match="bad"):
+        found.extend(behind(items(), finish, 2))
+    assert found == [0, 1, 2, 3]
+    assert threads() == 0
+
+
+def test_an_interrupt_waits_for_what_is_under_way():
+    done = []
+
+    def items():
+        yield from range(3)
+        raise KeyboardInterrupt
+
+    def finish(number):
+        time.sleep(0.1)
+        done.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(behind(items(), finish, 1))
+    assert done == [0, 1, 2]
+    assert threads() == 0
+
+
+def test_processes_that_share_a_machine_share_its_cores():
+    assert 1 <= finishers(sharing=2) <= finishers() <= 4
+    assert finishers(sharing=10**6) == 1
