@@ -88,21 +88,25 @@ def losses_of(
 
 
 class Measured:
-    """What a training step came to, still on the device: reading it waits for the step.
+    """What a training step came to. On a GPU, reading it waits for the step, but for none after it.
 
     Args:
         names: of the values.
         parts: of each part of the batch, (parts, names) float64.
         norm: the norm of the gradient, a scalar.
+
+    Attributes:
+        finite: whether loss and gradient are, as a scalar tensor on the device.
     """
 
     def __init__(self, names: list[str], parts: Tensor, norm: Tensor) -> None:
-        self._names, self._parts, self._norm = names, parts, norm
-
-    def finite(self) -> Tensor:
-        """Whether loss and gradient are, as a scalar tensor on the device."""
-        loss = self._parts[:, self._names.index("loss")]
-        return loss.isfinite().all() & self._norm.isfinite()
+        self._names = names
+        self.finite = parts[:, names.index("loss")].isfinite().all() & norm.isfinite()
+        # On its way to the host at once: asked for later, it would queue behind the next step.
+        self._parts, self._norm = (each.to("cpu", non_blocking=True) for each in (parts, norm))
+        self._arrived = torch.cuda.Event() if norm.is_cuda else None
+        if self._arrived:
+            self._arrived.record()
 
     def read(self) -> dict[str, float]:
         """The values as means over the parts, and "grad_norm", the norm of the gradient.
@@ -110,6 +114,8 @@ class Measured:
         Raises:
             NotFinite: the loss or its gradient is not.
         """
+        if self._arrived:
+            self._arrived.synchronize()
         rows = self._parts.tolist()
         values = dict.fromkeys(self._names, 0.0)
         for row in rows:
@@ -163,7 +169,7 @@ def train_one_step(
     norm = nn.utils.get_total_norm(gradients)
     measured = Measured(list(losses), torch.stack(rows), norm)
     if optimiser.defaults.get("fused"):
-        bad = (~measured.finite()).float()
+        bad = (~measured.finite).float()
         # As torch's own gradient scaler tells it. Once bad, always bad: the next step may be under
         # way before this one has been read.
         optimiser.found_inf = torch.maximum(getattr(optimiser, "found_inf", bad), bad)
