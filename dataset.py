@@ -52,11 +52,31 @@ class Batch:
         self, device: torch.device, mask_threshold: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """rainy, clean (N,3,H,W) float32 in 0..1 and mask label (N,H,W), on the device."""
-        rainy, clean = (torch.from_numpy(images) for images in (self.rainy, self.clean))
-        if device.type == "cuda":  # from pinned memory it copies while the step before still runs
-            rainy, clean = rainy.pin_memory(), clean.pin_memory()
-        rainy, clean = (images.to(device, non_blocking=True) for images in (rainy, clean))
+        rainy, clean = _moved([self.rainy, self.clean], device)
         return to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
+
+
+def _moved(images: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """The images as tensors on the device, without waiting for what a GPU still has to do.
+
+    A copy waits for the work before it on its own stream, which is why it has one of its own.
+    Pinning the memory of each batch took longer than the copy.
+    """
+    tensors = [torch.from_numpy(image) for image in images]
+    if device.type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
+    stream, current = _upload_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        tensors = [tensor.to(device) for tensor in tensors]
+    current.wait_stream(stream)
+    for tensor in tensors:
+        tensor.record_stream(current)
+    return tensors
+
+
+@lru_cache
+def _upload_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class CropStream(Dataset):
