@@ -10,7 +10,7 @@ import numpy as np
 from rain.clean_image import Clean, clean_image
 from rain.frames import Video, read_video
 from report.visualize import contact_sheet, encode_png
-from settings import Settings, UserError
+from settings import Settings, UserError, one_line
 from system.files import require_writable, write_atomically
 from system.progress import Progress
 
@@ -79,7 +79,7 @@ def open_video(path: str, start: int, frames: int) -> Video:
     with Progress("frame", 0, frames, []) as progress:
         video = read_video(path, start, frames, progress.advance)
     for warning in video.warnings:
-        print(f"main.py: warning: {warning}", file=sys.stderr)
+        print(f"main.py: {one_line(f'warning: {warning}')}", file=sys.stderr)
     return video
 
 

@@ -26,7 +26,7 @@ from media.video import Source
 from media.video_writer import Sink, Unwritable
 from report import page
 from report.table import Row
-from settings import Settings, UserError, checkpoint_path
+from settings import Settings, UserError, checkpoint_path, one_line
 from system.files import require_writable, write_atomically
 from system.progress import Progress
 
@@ -173,7 +173,7 @@ def _parts(derainer: Derainer, image: np.ndarray, shown: bool) -> Iterator[Tick 
 
 def _complain(ranks: Ranks, message: str) -> None:
     if ranks.first:
-        print(f"main.py: {message}", file=sys.stderr)
+        print(f"main.py: {one_line(message)}", file=sys.stderr)
 
 
 def _row(
