@@ -112,7 +112,8 @@ def _scenes(settings: Settings) -> list[Scene]:
     elif path.is_file():
         videos = [path]
     else:
-        raise UserError(f"{path}: no such video or folder")
+        there = "not a regular file" if path.exists() else "no such video or folder"
+        raise UserError(f"{path}: {there}")
     for file in videos:
         if file.name != file.name.encode(errors="replace").decode():
             raise UserError(f"{str(file)!r}: the name is not UTF-8 text; rename it")

@@ -22,9 +22,8 @@ from system.files import write_atomically
 from system.reading import open_regular
 
 FORMAT = 1
-ZIPPED = (
-    b"PK\3\4"  # how a file of today's kind begins; those of the published kind have no checksums
-)
+# How a file of today's kind begins; those of the published kind have no checksums.
+ZIPPED = b"PK\3\4"
 # How torch tells of what it does not load as it could run code, and names of pickle for the same.
 WORDS_OF_CODE = (
     "Unsupported global", "unsupported GLOBAL", "Unsupported class", "for unrecognized function",
@@ -112,19 +111,22 @@ def _holds_code(error: Exception, file: BinaryIO) -> bool:
         return True
     if "Unsupported operand" not in words:
         return False
-    # A pickle that torch does not write, which may call what it likes.
-    file.seek(0)
+    # A pickle of a kind that torch does not write, which may call what it likes.
     try:
-        with zipfile.ZipFile(file) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            data = archive.read(name)
-    except (zipfile.BadZipFile, ValueError):
-        file.seek(0)
-        data = file.read()
-    try:
-        return any(one.name in CALLS for one, _, _ in pickletools.genops(data))
+        return any(one.name in CALLS for one, _, _ in pickletools.genops(_pickle(file)))
     except Exception:  # damaged: it ends somewhere else than a pickle does
         return False
+
+
+def _pickle(file: BinaryIO) -> BinaryIO:
+    """The part of a checkpoint that says what the others are."""
+    file.seek(0)
+    if file.read(len(ZIPPED)) == ZIPPED:
+        archive = zipfile.ZipFile(file)
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        return io.BytesIO(archive.read(name))
+    file.seek(0)
+    return file
 
 
 def require(path: Path) -> None:

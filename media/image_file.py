@@ -64,7 +64,7 @@ def load(path: Path, name: str, decode: Callable[[bytes], T]) -> T:
         with _silence(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which is not the user's concern
             if data.startswith(PNG):
-                _require_chunks(data)
+                list(_chunks(data))  # which raises
             found = decode(data)
             if data.startswith(TIFF):  # last, as it takes as much memory as the decoding
                 _require_whole_tiff(data)
@@ -93,25 +93,21 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _require_chunks(data: bytes) -> None:
-    """Every chunk of a PNG with its checksum, to the last."""
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and content of each chunk of a PNG, to the last. Raises at a wrong checksum."""
     view, at, kind = memoryview(data), len(PNG), b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]:
             raise ValueError("a checksum of the file is wrong")
+        yield kind, view[at + 8 : end - 4]
         at = end
 
 
 def require_rows(data: bytes) -> None:
     """Raise ValueError unless a PNG holds as many rows as it declares; libpng looks, not Pillow."""
-    at, parts, kind = len(PNG), [], b""
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"IDAT":
-            parts.append(memoryview(data)[at + 8 : at + 8 + length])
-        at += 12 + length
+    parts = [content for kind, content in _chunks(data) if kind == b"IDAT"]
     width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     deep = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     needed = sum(h * (1 + (w * deep + 7) // 8) for w, h in _passes(width, height, interlaced))
