@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from settings import Settings, UserError
+from settings import Settings, UserError, one_line
 from system import machine
 from system.commandline import parse, short_help
 from system.compiled import limit_pool, use_threads
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     rank = os.environ.get("RANK", "0")
     who = "main.py" if rank == "0" else f"main.py, rank {rank}"
-    print(f"{who}: {message}", file=sys.stderr)
+    print(f"{who}: {one_line(message)}", file=sys.stderr)
     return 2
 
 

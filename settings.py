@@ -14,8 +14,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
+def one_line(text: str, longest: int = 300) -> str:
+    """text in printable characters (names of files hold any), its middle cut out if it is long."""
+    ends = text[:longest] + text[longest:][-longest:]
+    told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in ends)
+    if len(told) <= longest:
+        return told
+    return f"{told[: longest * 2 // 3 - 5]} ... {told[-longest // 3 :]}"
+
+
 class UserError(Exception):
     """What a user can mend, told in one line; main.py prints it and exits with status 2."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 # The actions that an option serves.
@@ -268,10 +280,7 @@ class Settings:
         4, TRAIN, "compute the losses of a validation batch every N steps", low=1
     )
     val_every: int = option(
-        400,
-        TRAIN,
-        "every N steps score the whole images of --val-list, and keep the best as 'best'",
-        low=1,
+        400, TRAIN, "score the images of --val-list every N steps; save the best as 'best'", low=1
     )
     latest_every: int = option(25, TRAIN, "save the checkpoint 'latest' every N steps", low=1)
     picture_every: int = option(
@@ -281,10 +290,7 @@ class Settings:
         400, TRAIN, "save a numbered checkpoint, such as 'step_400', every N steps", low=1
     )
     log_every: int = option(
-        25,
-        TRAIN + TEST,
-        "print a line every N steps (train) or images (test) when the output is not a terminal",
-        low=1,
+        25, TRAIN + TEST, "print a line every N steps or images if this is not a terminal", low=1
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,6 @@
 """The action `clean`: the clean image of a rain video, or candidates to choose from."""
 
 import os
-import sys
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,7 @@ from rain.frames import Video, read_video
 from report.visualize import contact_sheet, encode_png
 from settings import Settings, UserError
 from system.files import require_writable, write_atomically
-from system.progress import Progress
+from system.progress import Progress, complain
 
 
 def clean(settings: Settings) -> int:
@@ -79,7 +78,7 @@ def open_video(path: str, start: int, frames: int) -> Video:
     with Progress("frame", 0, frames, []) as progress:
         video = read_video(path, start, frames, progress.advance)
     for warning in video.warnings:
-        print(f"main.py: warning: {warning}", file=sys.stderr)
+        complain(f"warning: {warning}")
     return video
 
 

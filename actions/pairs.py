@@ -17,6 +17,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,6 +30,7 @@ from settings import Settings, UserError
 from system.files import require_writable, write_atomically
 from system.machine import cores
 from system.progress import Progress
+from system.reading import open_regular, read_bytes
 
 SUFFIXES = (
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
@@ -110,7 +112,8 @@ def _scenes(settings: Settings) -> list[Scene]:
     elif path.is_file():
         videos = [path]
     else:
-        raise UserError(f"{path}: no such video or folder")
+        there = "not a regular file" if path.exists() else "no such video or folder"
+        raise UserError(f"{path}: {there}")
     for file in videos:
         if file.name != file.name.encode(errors="replace").decode():
             raise UserError(f"{str(file)!r}: the name is not UTF-8 text; rename it")
@@ -136,7 +139,7 @@ def _digest(path: Path | None) -> str | None:
     if path is None:
         return None
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
@@ -154,12 +157,9 @@ def _settle(path: Path, settings: Settings, scenes: list[Scene]) -> None:
         }
         for scene in scenes
     ]
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            different = [name for name in wanted if found.get(name) != wanted[name]]
-        except (ValueError, AttributeError):
-            raise UserError(f"{path}: damaged; choose another -o") from None
+    if path.exists():
+        found = _read_record(path)
+        different = [name for name in wanted if found.get(name) != wanted[name]]
         if "videos" in different:
             raise UserError(
                 f"{path}: the set was made from other videos, or other clean images beside them; "
@@ -179,6 +179,18 @@ def _settle(path: Path, settings: Settings, scenes: list[Scene]) -> None:
                 if (path.parent / found).exists():
                     raise UserError(f"{path.parent / found}: is there already; choose another -o")
         write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_bytes(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):  # the latter: lists in lists in lists
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged; choose another -o")
+    return found
 
 
 def _make_scene(folder: Path, scene: Scene, settings: Settings) -> list[str]:
@@ -226,7 +238,7 @@ def _ending(count: int) -> str:
 
 def _read_part(path: Path) -> str:
     """The lines of a scene's pairs, all of them."""
-    text = path.read_bytes().decode(errors="replace")
+    text = read_bytes(path).decode(errors="replace")
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     if not lines or lines[-1] != _ending(len(lines) - 1):
         raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")
@@ -298,14 +310,14 @@ def _write_list(path: Path, parts: list[str]) -> None:
     if not count:
         print(f"{path}: not written, there are no pairs for it")
         return
-    if not path.is_file() or path.read_bytes() != text.encode():
+    if not path.is_file() or read_bytes(path) != text.encode():
         write_atomically(path, text.encode())
     print(f"{path}: {count} pairs")
 
 
 def _advise(path: Path, level: int) -> None:
     """Say how to train on the list where camera noise would pass for rain in the mask label."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = read_bytes(path).decode().splitlines() if path.is_file() else []
     shares = []  # of the pixels that differ at all, and by more than `level`
     for line in lines[:: -(-len(lines) // SAMPLE) or 1]:
         rainy, clean = (read_image(path.parent / name, str(path)) for name in line.split())

@@ -7,18 +7,33 @@ Run as a program, it copies a checkpoint without its optimiser: python -m engine
 """
 
 import io
-import pickle
+import os
+import pickletools
 import sys
 import warnings
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from settings import UserError
 from system.files import write_atomically
+from system.reading import open_regular
 
 FORMAT = 1
+# How a file of today's kind begins; those of the published kind have no checksums.
+ZIPPED = b"PK\3\4"
+# How torch tells of what it does not load as it could run code, and names of pickle for the same.
+WORDS_OF_CODE = (
+    "Unsupported global", "unsupported GLOBAL", "Unsupported class", "for unrecognized function",
+    "Can only create new object", "Can only build", "must be imported to load",
+    "TorchScript archives",
+)  # fmt: skip
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LAST_STEP = 10**12  # more than --num-steps can be
+ATTENTION = "direction_attention"
+CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD"}
 USUAL = {  # names that a first command has, and how to come by such a file
     "latest": "-a train makes it; -m demo takes the demo's weights, and -m published the published "
     "ones, once `make weights` has fetched them",
@@ -44,23 +59,74 @@ def load(path: Path) -> dict[str, Any]:
             executed, or is not a checkpoint of SPANet.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about a file is told below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            return _checked(path, _loaded(path, file))
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint{_neighbours(path.parent)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+
+
+def _loaded(path: Path, file: BinaryIO) -> Any:
+    """What a file holds, of whatever types. Raises UserError."""
+    try:
+        if file.read(len(ZIPPED)) == ZIPPED:
+            _require_whole(path, file)
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a file is told below
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        if _holds_code(error, file):
             raise UserError(
                 f"{path}: refused: it holds objects other than tensors and plain values, "
                 "which could run code when loaded"
             ) from None
         raise UserError(f"{path}: not a checkpoint, or cut short") from None
-    except Exception:  # a damaged file fails in as many ways as there are bytes
-        raise UserError(f"{path}: not a checkpoint, or cut short") from None
-    return _checked(path, content)
+
+
+def _require_whole(path: Path, file: BinaryIO) -> None:
+    """Hold a file of today's kind, a zip, against its own checksums, which torch does not look at.
+
+    Its parts are not compressed. If they claim to hold more than the file, they are not unpacked.
+    """
+    with zipfile.ZipFile(file) as archive:
+        claimed = sum(part.file_size for part in archive.infolist())
+        size = os.fstat(file.fileno()).st_size
+        if claimed > size:
+            raise UserError(
+                f"{path}: not a checkpoint: its parts claim {claimed} bytes, the file has {size}"
+            )
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(f"{path}: damaged: {damaged} in it does not have the checksum it should")
+
+
+def _holds_code(error: Exception, file: BinaryIO) -> bool:
+    """Whether loading failed at what could run code."""
+    words = str(error)
+    if any(told in words for told in WORDS_OF_CODE):
+        return True
+    if "Unsupported operand" not in words:
+        return False
+    # A pickle of a kind that torch does not write, which may call what it likes.
+    try:
+        return any(one.name in CALLS for one, _, _ in pickletools.genops(_pickle(file)))
+    except Exception:  # damaged: it ends somewhere else than a pickle does
+        return False
+
+
+def _pickle(file: BinaryIO) -> BinaryIO:
+    """The part of a checkpoint that says what the others are."""
+    file.seek(0)
+    if file.read(len(ZIPPED)) == ZIPPED:
+        archive = zipfile.ZipFile(file)
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        return io.BytesIO(archive.read(name))
+    file.seek(0)
+    return file
 
 
 def require(path: Path) -> None:
@@ -73,34 +139,67 @@ def require(path: Path) -> None:
 def _neighbours(folder: Path) -> str:
     try:
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError:
+    except FileNotFoundError:
         return f" (nor a folder {folder})"
+    except OSError as error:
+        return f"; {folder} cannot be looked into: {error.strerror}"
     return f"; {folder} holds {', '.join(names[:8])}" if names else f"; {folder} is empty"
 
 
 def _checked(path: Path, content: Any) -> dict[str, Any]:
+    """The content, the types and ranges of all that does not belong to the optimiser looked at."""
     if not isinstance(content, dict) or not isinstance(content.get("net"), dict):
         raise UserError(f"{path}: not a checkpoint of SPANet: expected a dictionary with 'net'")
-    if not all(_is_plain(value) for value in content["net"].values()):
+    net = content["net"]
+    if not all(isinstance(key, str) and is_plain(value) for key, value in net.items()):
         raise UserError(f"{path}: not a checkpoint of SPANet: 'net' holds more than plain tensors")
-    clock = content.get("clock")
-    if not isinstance(clock, int) or clock < -1:
-        raise UserError(f"{path}: 'clock' is {clock!r}; expected the index of a step")
+    if not is_number(content.get("clock"), -1, LAST_STEP):
+        told = described(content.get("clock"))
+        raise UserError(f"{path}: 'clock' is {told}; expected the index of a step")
     version = content.get("format", FORMAT)
-    if not isinstance(version, int) or version > FORMAT:
-        raise UserError(f"{path}: format {version!r} is newer than this program's, {FORMAT}")
-    net = {str(key).removeprefix("module."): value for key, value in content["net"].items()}
-    return {**content, "net": net}
+    if not is_number(version, 0, FORMAT):
+        told = described(version)
+        raise UserError(f"{path}: format {told} is newer than this program's, {FORMAT}")
+    settings = content.get("settings")
+    if not (
+        settings is None or (isinstance(settings, dict) and all(map(_is_setting, settings.items())))
+    ):
+        raise UserError(
+            f"{path}: 'settings' are {described(settings)}; expected plain values by name"
+        )
+    for key in ("data", "run"):
+        if not isinstance(content.get(key), str | None):
+            told = described(content[key])
+            raise UserError(f"{path}: {key!r} is {told}; expected letters and digits")
+    return {**content, "net": {key.removeprefix("module."): value for key, value in net.items()}}
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether value is a dense tensor of real numbers in memory."""
+def is_plain(value: Any, kinds: tuple[torch.dtype, ...] = FLOATS) -> bool:
+    """Whether value is a dense tensor in memory, of one of those types."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
+        and not value.is_nested
         and value.device.type == "cpu"
-        and value.is_floating_point()
+        and value.dtype in kinds
     )
+
+
+def is_number(value: Any, low: int, high: int) -> bool:
+    """Whether value is a whole number from low to high; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_setting(item: tuple[Any, Any]) -> bool:
+    key, value = item
+    plain = isinstance(value, str | float | bool) or is_number(value, -(2**63), 2**63)
+    return isinstance(key, str) and plain and (key != ATTENTION or isinstance(value, bool))
+
+
+def described(value: Any) -> str:
+    """A value for a message, where that is short and safe to print; else its type."""
+    short = isinstance(value, str | float | bool) or is_number(value, -(2**63), 2**63)
+    return repr(value) if short or value is None else f"a value of type {type(value).__name__}"
 
 
 def direction_attention(content: dict[str, Any]) -> bool:
@@ -108,14 +207,16 @@ def direction_attention(content: dict[str, Any]) -> bool:
 
     A published one, which holds no settings, was trained without.
     """
-    settings = content.get("settings")
-    return bool(settings.get("direction_attention")) if isinstance(settings, dict) else False
+    return (content.get("settings") or {}).get(ATTENTION, False)
 
 
 def check_tensors(
     path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 ) -> None:
-    """Raise UserError unless found has the keys and shapes of expected, with finite values."""
+    """Raise UserError unless found has the keys and shapes of expected, with finite values.
+
+    They are finite if they are so in the type of expected, which is what computes.
+    """
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
     if missing or extra:
@@ -126,7 +227,7 @@ def check_tensors(
             raise UserError(
                 f"{path}: {key} is {tuple(found[key].shape)}; expected {tuple(tensor.shape)}"
             )
-        if not found[key].isfinite().all():
+        if not found[key].to(tensor.dtype).isfinite().all():
             raise UserError(f"{path}: {key} holds values that are not finite")
 
 

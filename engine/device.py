@@ -68,7 +68,7 @@ def _try_kernels(device: torch.device) -> None:
     try:
         _run_once(device)
     except Exception as error:  # of torch, CuPy, its compiler or the driver: each has its own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         cure = "update the NVIDIA driver" if "driver" in reason.lower() else INSTALL
         raise UserError(
             f"--device: the IRNN does not run on GPU {device.index}: {reason}; {cure}, or choose "

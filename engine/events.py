@@ -21,6 +21,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from settings import UserError
+from system.reading import open_regular, read_bytes
 
 EVENTS = "events.out.tfevents.*"
 
@@ -70,12 +71,9 @@ class EventFile:
 
     def sync(self) -> None:
         """Have what was written outlast a power failure."""
-        with contextlib.suppress(OSError):  # the next write tells
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        # What fails here, the next write tells.
+        with contextlib.suppress(OSError), open_regular(self.path) as file:
+            os.fsync(file.fileno())
 
     def _write(self, summaries: list, step: int) -> None:
         if not self.path.exists():
@@ -108,7 +106,7 @@ def forget_after(folder: Path, run: str, clock: int) -> None:
     """
     for path in sorted(folder.glob(f"{EVENTS}.{run}")):
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
             end = 0
             for event, end_of_record in _records(data):
                 if event.step > clock:
@@ -124,7 +122,7 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     """The curves of a folder's event files: for each name, its value at each step."""
     curves: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob(EVENTS)):
-        for event, _ in _records(path.read_bytes()):
+        for event, _ in _records(read_bytes(path)):
             for value in event.summary.value:
                 if value.WhichOneof("value") == "simple_value":
                     curves.setdefault(value.tag, {})[event.step] = value.simple_value

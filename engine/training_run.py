@@ -13,6 +13,7 @@ from engine.derainer import Derainer
 from engine.device import prepare
 from engine.events import EventFile, forget_after, new_run
 from engine.ranks import Ranks
+from engine.resuming import best_score, optimiser_state, require_random_state, run_name
 from model import SPANet
 from settings import Settings, UserError, flag
 
@@ -110,13 +111,10 @@ class TrainingRun:
         content = self.load_weights(path)
         self.clock = content["clock"]
         self._check_recipe(path, content)
-        self._load_optimiser(path, content.get("opt"))
+        self.optimiser.load_state_dict(optimiser_state(path, content.get("opt"), self.optimiser))
         self._load_rng(path, content.get("rng", {}))
-        self._load_best(path, content.get("best"))
-        run = content.get("run", self.run)
-        if not isinstance(run, str) or not run.isalnum():
-            raise UserError(f"{path}: 'run' is {run!r}; expected letters and digits")
-        self.run = run
+        self.best = best_score(path, content.get("best"))
+        self.run = run_name(path, content.get("run"), self.run)
 
     def load_weights(self, path: Path) -> dict[str, Any]:
         """Load the weights of a checkpoint alone; returns its content. Raises as resume."""
@@ -139,8 +137,7 @@ class TrainingRun:
         )
 
     def _check_recipe(self, path: Path, content: dict[str, Any]) -> None:
-        saved = content.get("settings")
-        found = changes(saved if isinstance(saved, dict) else {}, self.settings)
+        found = changes(content.get("settings") or {}, self.settings)
         if content.get("data") not in (None, "", self.data):
             found.append("the training list names other pairs")
         if found and self.settings.allow_changed_settings:
@@ -152,32 +149,8 @@ class TrainingRun:
                 "or --allow-changed-settings"
             )
 
-    def _load_best(self, path: Path, best: Any) -> None:
-        kinds = {"psnr": float, "step": int, "scored": int, "list": str}
-        if best is not None and not (
-            isinstance(best, dict)
-            and all(isinstance(best.get(key), kind) for key, kind in kinds.items())
-        ):
-            raise UserError(f"{path}: 'best' is {best!r}; expected a score of --val-list")
-        self.best = best
-
-    def _load_optimiser(self, path: Path, state: Any) -> None:
-        if state is None:
-            raise UserError(
-                f"{path}: holds only weights, and no optimiser state to resume training from"
-            )
-        try:
-            self.optimiser.load_state_dict(_own_groups(state, self.optimiser.state_dict()))
-            for parameter, moments in self.optimiser.state.items():
-                for key in ("exp_avg", "exp_avg_sq"):
-                    if moments[key].shape != parameter.shape or not moments[key].isfinite().all():
-                        raise ValueError(f"{key} of {tuple(moments[key].shape)}, or not finite")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: its optimiser state is not that of this network: {error}"
-            ) from None
-
     def _load_rng(self, path: Path, state: Any) -> None:
+        require_random_state(path, state)
         try:
             if "torch" in state:
                 torch.set_rng_state(state["torch"])
@@ -202,15 +175,6 @@ class TrainingRun:
         for file in self._events.values():
             file.close()
         self.ranks.leave()
-
-
-def _own_groups(found: Any, own: dict[str, Any]) -> dict[str, Any]:
-    """The moments of a saved optimiser with this one's own settings: those are of the run."""
-    (saved,) = found["param_groups"]
-    (group,) = own["param_groups"]
-    pairs = zip(group["params"], saved["params"], strict=True)
-    state = {ours: found["state"][theirs] for ours, theirs in pairs if theirs in found["state"]}
-    return {"state": state, "param_groups": [group]}
 
 
 def _check_attention(path: Path, content: dict[str, Any], wanted: bool) -> None:

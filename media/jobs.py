@@ -81,6 +81,9 @@ def _plan_folder(
     unread: list[OSError] = []
     files = list(_walk(source, target, skip, unread))
     found = [file for file in files if file.suffix.lower() in KNOWN and file.is_file()]
+    complaints = [f"{error.filename}: cannot be read: {error.strerror}" for error in unread]
+    if complaints and not found:
+        raise UserError(complaints[0])
     if not found:
         raise UserError(
             f"{source}: none of its {len(files)} files is a picture or a video; expected "
@@ -90,7 +93,6 @@ def _plan_folder(
     note = (
         f"passed over, as of other kinds: {count} file{'s' if count > 1 else ''}" if count else ""
     )
-    complaints = [f"{error.filename}: cannot be read: {error.strerror}" for error in unread]
     names = [file.relative_to(source) for file in found]
     jobs = [
         Job(file, target / _video_name(name), shown(name))
@@ -101,7 +103,8 @@ def _plan_folder(
 
 def _plan_file(source: Path, target: Path, is_file: bool) -> Job:
     if not source.is_file():
-        raise UserError(f"-i: {source}: no such file or folder")
+        there = "not a regular file" if source.exists() else "no such file or folder"
+        raise UserError(f"-i: {source}: {there}")
     suffix = source.suffix.lower()
     if suffix not in KNOWN:
         raise UserError(f"-i: {source}: expected one of {', '.join(sorted(KNOWN))}")

@@ -1,10 +1,7 @@
 """From a list file to images: what a line names, read and checked."""
 
-import contextlib
 import hashlib
 import os
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +9,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from media import image_file
 from settings import UserError
-
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
+from system.reading import open_regular
 
 BLANKS = " \t"  # what separates names; other white space, such as U+3000, belongs to a name
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,8 @@ def read_list(path: str, need_clean: bool = False) -> list[Pair]:
     """
     try:
         # Opened as text, LF, CRLF and CR have become LF; nothing else ends a line.
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        with open_regular(path, "r", "utf-8-sig") as file:
+            lines = file.read().split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -135,47 +132,28 @@ def read_image(path: Path, where: str) -> np.ndarray:
         UserError: the file is missing, not a whole image, has more than 8 bits a channel, or has
             transparent pixels. `where` begins the message.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{where}: {path}: {error.strerror}") from None
-    image = None
-    # libpng would print lines of its own about a damaged file.
-    if data and not (data.startswith(PNG_SIGNATURE) and not _is_whole_png(data)):
-        jpeg = data.startswith(b"\xff\xd8")  # the only kind whose orientation tag is common
-        flags = cv2.IMREAD_COLOR if jpeg else cv2.IMREAD_UNCHANGED
-        with contextlib.suppress(cv2.error):
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    name = f"{where}: {path}"
+    return image_file.load(path, name, lambda data: _decode(data, name))
+
+
+def _decode(data: bytes, name: str) -> np.ndarray:
+    jpeg = data.startswith(image_file.JPEG)  # the only kind whose orientation tag is common
+    flags = cv2.IMREAD_COLOR if jpeg else cv2.IMREAD_UNCHANGED
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
-        raise UserError(f"{where}: {path}: not an image, or cut short ({len(data)} bytes)")
+        raise ValueError("not decoded")
     if image.dtype != np.uint8:
         raise UserError(
-            f"{where}: {path}: {image.dtype} values; expected 8 bits a channel: convert it first"
+            f"{name}: {image.dtype} values; expected 8 bits a channel: convert it first"
         )
     if image.ndim == 2 or image.shape[2] == 1:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     if image.shape[2] == 4:
         if (image[..., 3] != 255).any():
-            raise UserError(f"{where}: {path}: has transparent pixels; expected an opaque image")
+            raise UserError(f"{name}: has transparent pixels; expected an opaque image")
         return np.ascontiguousarray(image[..., :3])
+    image_file.require_filled(data, image)
     return image
-
-
-def _is_whole_png(data: bytes) -> bool:
-    """Whether the chunks of a PNG file are all there, with their checksums, to the last."""
-    view, at = memoryview(data), len(PNG_SIGNATURE)
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if (
-            end > len(data)
-            or zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]
-        ):
-            return False
-        if kind == b"IEND":
-            return True
-        at = end
-    return False
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:

@@ -6,7 +6,6 @@ OpenCV and tifffile.
 
 import io
 import struct
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from media import image_file
 from media.pixels import to_uint8
 from settings import UserError
 from system import machine
@@ -32,7 +32,6 @@ FORMATS = {
 }
 READABLE = {"PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP"}  # MPO: a JPEG that more is appended to
 WITH_EXIF = {"PNG", "JPEG", "MPO", "WEBP"}
-KINDS = "PNG, JPEG, WebP, TIFF or BMP"
 BYTES_TO_READ = 16  # a pixel: decoded, turned and split
 LONGEST_EXIF = 65000  # bytes that a JPEG can hold
 PNG_GREY_ALPHA = 4
@@ -48,8 +47,6 @@ _UPRIGHT: dict[int, Turn] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
-Image.MAX_IMAGE_PIXELS = None  # a user's own files; what memory holds is checked elsewhere
 
 
 @dataclass(frozen=True)
@@ -96,29 +93,13 @@ def read_picture(path: Path) -> Picture:
     Raises:
         UserError: not one image of a known kind, cut short, or larger than memory.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which is not the user's concern
-            return _decode(data, path)
-    except UserError:
-        raise
-    except MemoryError:
-        raise UserError(f"{path}: not enough memory to read it") from None
-    except Exception:  # what the decoders raise at damaged files is as good as anything
-        raise UserError(
-            f"{path}: not an image that can be read, or damaged ({len(data)} bytes); "
-            f"expected {KINDS}"
-        ) from None
+    return image_file.load(path, str(path), lambda data: _decode(data, path))
 
 
 def _decode(data: bytes, path: Path) -> Picture:
     image = Image.open(io.BytesIO(data))
     if image.format not in READABLE:
-        raise UserError(f"{path}: is {image.format}; expected {KINDS}")
+        raise UserError(f"{path}: is {image.format}; expected {image_file.KINDS}")
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format != "MPO":
         raise UserError(f"{path}: holds {count} images; expected one")
@@ -136,9 +117,12 @@ def _decode(data: bytes, path: Path) -> Picture:
     grey = image.mode in ("1", "L", "LA")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         profile = None  # of inks, not of the colours that they are turned into
+    if image.format == "PNG":
+        image_file.require_rows(data)
     # Through RGB: Pillow cannot turn every mode into every other.
     pixels = turn(np.asarray(image.convert("RGBA" if transparent else "RGB")))
     colour = np.ascontiguousarray(pixels[..., 2::-1])
+    image_file.require_filled(data, colour)
     alpha = pixels[..., 3].copy() if transparent else None
     return Picture(colour, alpha, grey, profile, _exif(image))
 

@@ -13,12 +13,31 @@ import av
 import numpy as np
 
 from settings import UserError
+from system.reading import open_regular
 
 UNTIMED = {"avi", "h264", "hevc", "mpegvideo"}  # formats that hold no times of frames
 # FFmpeg's quick conversions round downwards: a picture would darken by two grey levels. These are
 # its SWS_BICUBIC, SWS_ACCURATE_RND and SWS_FULL_CHR_H_INT; older PyAV names but the first.
 ACCURATE = 4 | 0x40000 | 0x2000
+# FFmpeg's formats whose files name others to play, wherever those lie, or reach for the network.
+SCRIPTS = {"concat", "dash", "hls", "imf", "image2", "rtsp", "sap", "sdp", "vobsub"}
 av.logging.set_level(av.logging.PANIC)  # what it would print, we tell in one line
+
+
+def require_own_frames(path: Path) -> None:
+    """Raise UserError unless path is a regular file, and no list of other files to play."""
+    formats = ",".join(av.formats_available - SCRIPTS)
+    try:
+        open_regular(path).close()
+        av.open(address(path), options={"format_whitelist": formats}).close()
+    except av.error.ArgumentError:  # said of a format that is not among those
+        raise UserError(
+            f"{path}: not a video that can be read: a list of other files; expected a video"
+        ) from None
+    except (av.error.FFmpegError, ValueError):
+        return  # the reader of the frames says what is wrong
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 class Source:
@@ -35,6 +54,7 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.path, self._damaged, self._scaled = path, 0, 0
+        require_own_frames(path)
         try:
             with av.open(address(path)) as container:
                 self.first = next(container.decode(video=0))
@@ -42,9 +62,8 @@ class Source:
             self.container = av.open(address(path))
             self.stream = self.container.streams.video[0]
             self.stream.thread_type = "AUTO"
-        except (av.error.FFmpegError, OSError, IndexError, StopIteration, ValueError) as error:
-            reason = error.strerror if isinstance(error, PermissionError) else "no frame in it"
-            raise UserError(f"{path}: not a video that can be read: {reason}") from None
+        except (av.error.FFmpegError, OSError, IndexError, StopIteration, ValueError):
+            raise UserError(f"{path}: not a video that can be read: no frame in it") from None
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         self.turns = self.first.rotation // 90 % 4
         sides = (self.first.width, self.first.height)

@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from media.video import require_own_frames
 from settings import UserError
+from system.reading import open_regular
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it would print, we tell in one line
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -31,6 +34,7 @@ class Video:
     def __init__(self, path: str, start: int, frames: int, tick: Tick | None = None) -> None:
         self.path, self.start, self.warnings = path, start, []
         self._held: np.ndarray | None = None
+        require_own_frames(Path(path))
         self.shape = self._first_pass(frames, tick or (lambda _: None))
         if self.shape[0] < frames:
             self.warnings.append(
@@ -41,7 +45,7 @@ class Video:
     def decode(self, frames: int) -> Iterator[np.ndarray]:
         """Frames one by one, (H,W,3) RGB, at most that many."""
         try:
-            open(self.path, "rb").close()
+            open_regular(self.path).close()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
         # A whole path: FFmpeg would take `12:30.mkv` for a protocol.

@@ -28,6 +28,7 @@ from report.table import Row
 from report.visualize import heat_map
 from settings import Settings, UserError
 from system.files import write_atomically
+from system.reading import open_regular
 
 PAGE, PICTURES = "index.html", "index_files"
 MARK = b'<meta name="generator" content="SPANet">'  # by which a page is known as ours
@@ -39,7 +40,14 @@ PACKAGES = ("torch", "numpy", "numba", "opencv-python-headless", "scikit-image")
 def require_own_page(folder: Path) -> None:
     """Raise UserError where the folder has an index.html that is not of this program."""
     page = folder / PAGE
-    if page.exists() and MARK not in page.read_bytes()[:4096]:
+    try:
+        with open_regular(page) as file:
+            own = MARK in file.read(4096)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{page}: cannot be read: {error.strerror}") from None
+    if not own:
         raise UserError(f"{page}: is not a page of results; expected a folder without one")
 
 

@@ -16,6 +16,7 @@ from system.files import write_atomically
 
 SIDES = ("output", "input")
 SCORES = [f"{side}_{p}_{m}" for side in SIDES for p in PROTOCOLS for m in MEASURES]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a text begins that spreadsheets compute, or run
 COLUMNS = ["name", "rainy", "clean", "width", "height", *SCORES]
 
 
@@ -98,8 +99,9 @@ class Table:
             return
         # An image smaller than its window has no SSIM: an empty cell.
         scores = ["" if math.isnan(row.scores[name]) else row.scores[name] for name in SCORES]
+        names = [_inert(text) for text in (row.name, row.rainy, row.clean)]
         try:
-            self.writer.writerow([row.name, row.rainy, row.clean, row.width, row.height, *scores])
+            self.writer.writerow([*names, row.width, row.height, *scores])
             self.file.flush()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
@@ -108,6 +110,11 @@ class Table:
         if self.path:
             with suppress(OSError):  # what is left to write failed before, and was told then
                 self.file.close()
+
+
+def _inert(text: str) -> str:
+    """A text for a cell, behind the mark by which spreadsheets leave it as it is."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def means_of(rows: list[Row]) -> dict[str, float]:

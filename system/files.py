@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from settings import UserError
+from system.reading import open_regular
 
 UNFINISHED = ".writing-"  # how the name of an unfinished file begins
 
@@ -88,7 +89,7 @@ def lock(path: Path) -> BinaryIO:
         UserError: another process holds it, or it cannot be made.
     """
     try:
-        file = path.open("a+b")
+        file = open_regular(path, "a+b")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     import portalocker  # here, as all else in this file needs Python alone

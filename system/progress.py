@@ -7,12 +7,14 @@ from typing import TextIO
 
 import progressbar
 
+from settings import one_line
+
 QUIET_SECONDS = 10.0
 
 
 def complain(message: str) -> None:
     """Tell a user what is not as it should be, and does not end the program."""
-    print(f"main.py: {message}", file=sys.stderr, flush=True)
+    print(f"main.py: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 class Progress:

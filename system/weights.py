@@ -12,6 +12,7 @@ from pathlib import Path
 
 from settings import UserError
 from system.files import require_writable, write_atomically
+from system.reading import read_bytes
 
 URL = "https://github.com/stevewongv/SPANet/raw/master/model/latest"
 SIZE = 3_450_077
@@ -49,7 +50,7 @@ def fetch(
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
             f"{url}: {_reason(error)}; {expected}; without a network, copy that file to {path}, or "
-            "name another address: make weights WEIGHTS_URL=..."
+            "`make weights WEIGHTS_URL=...`"
         ) from None
     if len(data) > size:
         raise UserError(f"{url}: sends too much: stopped after {size} bytes; {expected}")
@@ -65,7 +66,7 @@ def fetch(
 def _is_there(path: Path, size: int, digest: str) -> bool:
     """Whether path is the expected file. Raises UserError where something else is in its place."""
     try:
-        if path.stat().st_size == size and path.is_file() and _sha256(path.read_bytes()) == digest:
+        if path.stat().st_size == size and _sha256(read_bytes(path)) == digest:
             return True
     except FileNotFoundError:
         return False

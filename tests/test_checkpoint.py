@@ -1,6 +1,5 @@
 """Checkpoints: whole or not there, loaded without trust, refused with the reason."""
 
-import math
 import os
 import pickle
 import shlex
@@ -107,20 +106,26 @@ class Payload:
         return Path.touch, (Path("executed"),)
 
 
-@pytest.mark.parametrize("how", ["pickle 2", "pickle 4", "torch", "torch_legacy"])
-def test_pickle_payload_is_refused_and_does_not_run(how):
+class Command:
+    """One of a module that torch knows to be dangerous, which it tells in other words."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("kind", [Payload, Command])
+@pytest.mark.parametrize("how", ["pickle 2", "pickle 4", "torch", "torch 4", "torch_legacy"])
+def test_pickle_payload_is_refused_and_does_not_run(how, kind):
     Path("model").mkdir()
+    payload = {"net": kind()}
     if how.startswith("pickle"):
-        Path("model/latest").write_bytes(pickle.dumps(Payload(), protocol=int(how[-1])))
+        Path("model/latest").write_bytes(pickle.dumps(payload, protocol=int(how[-1])))
+    elif how == "torch 4":  # which torch writes where it is told to, and does not read
+        torch.save(payload, "model/latest", pickle_protocol=4)
     else:
-        zipped = how == "torch"
-        torch.save({"net": Payload()}, "model/latest", _use_new_zipfile_serialization=zipped)
-    message = refusal()
+        torch.save(payload, "model/latest", _use_new_zipfile_serialization=how == "torch")
+    assert "refused: it holds objects" in refusal()
     assert not Path("executed").exists()
-    if how == "pickle 4":  # which torch never writes
-        assert "not a checkpoint" in message
-    else:
-        assert "refused: it holds objects" in message
 
 
 def test_other_keys_are_named():
@@ -141,30 +146,6 @@ def test_other_shapes_and_values_are_named():
     assert "not finite" in refusal()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda c: c.pop("net"),
-        lambda c: c.update(net={"a": 3}),
-        lambda c: c.update(clock="many"),
-        lambda c: c.pop("clock"),
-        lambda c: c.update(format=99),
-        lambda c: c.update(opt={"state": {}, "param_groups": []}),
-        lambda c: c.update(opt=[1]),
-        lambda c: c["opt"]["param_groups"][0]["params"].pop(),
-        lambda c: c["net"].update({"conv_in.0.weight": torch.zeros(32, 3, 3, 3).to_sparse()}),
-        lambda c: c["net"].update({"conv_in.0.weight": torch.zeros(32, 3, 3, 3, device="meta")}),
-        lambda c: c["net"].update({"conv_in.0.weight": torch.zeros(32, 3, 3, 3).cfloat()}),
-        lambda c: c.update(rng=3),
-        lambda c: c.update(rng={"torch": torch.zeros(3)}),
-        lambda c: c.pop("opt"),
-    ],
-)
-def test_damaged_content_is_refused(change):
-    rewrite(saved(), change)
-    assert refusal().startswith("model/latest: ")
-
-
 def stepped() -> TrainingRun:
     """A run after one step of its optimiser."""
     one = training_run()
@@ -172,14 +153,6 @@ def stepped() -> TrainingRun:
     (mask.mean() + output.mean()).backward()
     one.optimiser.step()
     return one
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_moments_that_are_not_finite_are_refused(value):
-    one = stepped()
-    one.save("latest")
-    rewrite(one.path("latest"), lambda c: c["opt"]["state"][0]["exp_avg"].fill_(value))
-    assert "its optimiser state is not that of this network" in refusal()
 
 
 def test_settings_of_a_saved_optimiser_do_not_come_along():

@@ -167,7 +167,7 @@ def test_truncated_images_are_refused(tmp_path, capfd, suffix, share):
     data = path.read_bytes()
     assert lists.read_image(path, "x").shape == (64, 64, 3)
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match=r"x: .*whole\..*: not an image, or cut short"):
+    with pytest.raises(UserError, match=r"x: .*whole\..*: not an image that can be read"):
         lists.read_image(path, "x")
     assert capfd.readouterr().err == ""
 
@@ -179,14 +179,14 @@ def test_a_damaged_png_is_one_line_and_a_longer_one_is_read(tmp_path, capfd):
     assert lists.read_image(path, "x").shape == (64, 64, 3)
     middle = len(data) // 2
     path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
-    with pytest.raises(UserError, match="not an image, or cut short"):
+    with pytest.raises(UserError, match="not an image that can be read, or damaged"):
         lists.read_image(path, "x")
     assert capfd.readouterr().err == ""
 
 
 def test_text_is_no_image(tmp_path):
     (tmp_path / "a.png").write_text("hello")
-    with pytest.raises(UserError, match=r"a\.png: not an image"):
+    with pytest.raises(UserError, match=r"a\.png: not an image that can be read"):
         lists.read_image(tmp_path / "a.png", "x")
 
 

@@ -1,5 +1,6 @@
 """The page of a result folder, in a real browser without a window: Chromium, where it is there."""
 
+import csv
 import re
 import shutil
 import time
@@ -11,7 +12,7 @@ import pytest
 from conftest import write_pairs
 
 from report import page
-from report.table import Row
+from report.table import SCORES, Row, Table
 from settings import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -248,3 +249,18 @@ def test_figures_of_a_picture():
     row = Row.of(0, "", "", *deep, np.ones((2, 2), np.float32))
     assert row.change == pytest.approx(10)
     assert row.deviation == 0
+
+
+def test_no_name_is_a_formula(tmp_path):
+    names = ["=HYPERLINK(1)", "+1", "-1.png", "@a", "plain=", ""]
+    with Table(tmp_path / "metrics.csv") as table:
+        for name in names:
+            row = Row(0, name, "", 4, 4, 0.5, 0.1, 1.0, rainy=name, clean=name)
+            row.scores = dict.fromkeys(SCORES, -1.5)
+            table.add(row)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = ["'=HYPERLINK(1)", "'+1", "'-1.png", "'@a", "plain=", ""]
+    for column in ("name", "rainy", "clean"):
+        assert [row[column] for row in rows] == expected
+    assert {row[name] for row in rows for name in SCORES} == {"-1.5"}

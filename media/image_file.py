@@ -1,0 +1,191 @@
+"""The file of a picture: the one way in for every reader of pictures, whole or refused.
+
+Decoders differ in what they let pass: Pillow skips the checksums of a PNG, OpenCV those within a
+TIFF, and both make up the rows that a file declares and does not hold. What is damage is decided
+here, so that an image is as good, or as bad, for deraining as for testing and training.
+"""
+
+import contextlib
+import io
+import math
+import os
+import re
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from settings import UserError
+from system.reading import read_bytes
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
+Image.MAX_IMAGE_PIXELS = None  # a user's own files; what memory holds is checked elsewhere
+
+T = TypeVar("T")
+PNG, JPEG, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II*\0", b"MM\0*")
+KINDS = "PNG, JPEG, WebP, TIFF or BMP"
+# What a decoder of JPEG takes where it lacks data, and leaves alone where it does not: bits that
+# are no picture, between all the marks at which it may be waiting to go on.
+FILLING = b"".join(b"\x5a\xc3\x96\x3c\xa5" * 8 + b"\xff" + bytes([0xD0 + n % 8]) for n in range(24))
+END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+COLOURLESS = 3  # grey levels between channels that rounding makes
+BLOCK = 1 << 20  # bytes unpacked at a time
+# Tags of a TIFF; of strips and tiles, where they start and how long they are.
+ROWS, COMPRESSION, SAMPLES, ROWS_A_STRIP, PLANES = 257, 259, 277, 278, 284
+STRIPS, TILES = (273, 279), (324, 325)
+DEFLATE = (8, 32946)
+_stderr = threading.Lock()
+
+
+def load(path: Path, name: str, decode: Callable[[bytes], T]) -> T:
+    """What decode makes of the bytes of a picture's file.
+
+    Args:
+        name: how a message names the file.
+        decode: may raise anything for what it cannot decode.
+
+    Raises:
+        UserError: the file cannot be read, is damaged or cut short, or cannot be decoded.
+    """
+    try:
+        data = read_bytes(path)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise UserError(f"{name}: not enough memory to read it") from None
+    try:
+        with _silence(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which is not the user's concern
+            if data.startswith(PNG):
+                list(_chunks(data))  # which raises
+            found = decode(data)
+            if data.startswith(TIFF):  # last, as it takes as much memory as the decoding
+                _require_whole_tiff(data)
+            return found
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{name}: not enough memory to read it") from None
+    except Exception:  # what the decoders raise at damaged files is as good as anything
+        raise UserError(
+            f"{name}: not an image that can be read, or damaged ({len(data)} bytes); "
+            f"expected {KINDS}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Within it, what libpng, libtiff and libjpeg print on standard error is lost."""
+    with _stderr, contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there is no standard error
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            stack.callback(os.dup2, kept, 2)
+        yield
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and content of each chunk of a PNG, to the last. Raises at a wrong checksum."""
+    view, at, kind = memoryview(data), len(PNG), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]:
+            raise ValueError("a checksum of the file is wrong")
+        yield kind, view[at + 8 : end - 4]
+        at = end
+
+
+def require_rows(data: bytes) -> None:
+    """Raise ValueError unless a PNG holds as many rows as it declares; libpng looks, not Pillow."""
+    parts = [content for kind, content in _chunks(data) if kind == b"IDAT"]
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    deep = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    needed = sum(h * (1 + (w * deep + 7) // 8) for w, h in _passes(width, height, interlaced))
+    if _inflated(parts, needed) < needed:
+        raise ValueError("rows are missing")
+
+
+def _inflated(parts: Iterable[bytes], enough: float = math.inf) -> int:
+    """How many bytes parts of a zlib stream hold, at most about enough; its checksum is looked at
+    where they are not enough. Raises zlib.error, or ValueError where its end is missing."""
+    inflater, found = zlib.decompressobj(), 0
+    for part in parts:
+        while part and not inflater.eof and found < enough:
+            found += len(inflater.decompress(part, BLOCK))
+            part = inflater.unconsumed_tail
+    if found < enough and not inflater.eof:
+        raise ValueError("cut short")
+    return found
+
+
+def _passes(width: int, height: int, interlaced: int) -> list[tuple[int, int]]:
+    """Width and height of the parts of a PNG, those of Adam7 where it is interlaced."""
+    if not interlaced:
+        return [(width, height)]
+    starts = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+    sizes = [
+        (-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in [*starts, (0, 1, 1, 2)]
+    ]
+    return [(w, h) for w, h in sizes if w > 0 and h > 0]
+
+
+def require_filled(data: bytes, pixels: np.ndarray) -> None:
+    """Raise ValueError where pixels (H,W,3), decoded from a JPEG, have rows that it does not hold.
+
+    Decoders make them grey, and something else where there is more to read. Only a picture with a
+    colourless corner is looked at so, as it is decoded twice again, at an eighth of its size.
+    """
+    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int)
+    if not data.startswith(JPEG) or np.ptp(corners, axis=1).min() > COLOURLESS:
+        return
+    if (_eighth(FILLING.join(_scans(data))) != _eighth(data)).any():
+        raise ValueError("rows are missing")
+
+
+def _eighth(data: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+
+
+def _scans(data: bytes) -> list[bytes]:
+    """A JPEG cut where its scans end; the last part begins with the mark of the picture's end."""
+    at, parts, start = 2, [], 0
+    while (mark := data[at + 1]) != 0xD9:
+        at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+        if mark == 0xDA:  # what follows is entropy-coded, up to a mark of another kind
+            at = END_OF_SCAN.search(data, at).start()
+            parts.append(data[start:at])
+            start = at
+    return [*parts, data[start:]]
+
+
+def _require_whole_tiff(data: bytes) -> None:
+    """As many strips as the declared rows need, each whole.
+
+    Pillow refuses what cannot be unpacked; checksums are looked at here, as libtiff stops when it
+    has its pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Exception:  # of a kind that Pillow does not know, and OpenCV may
+        return
+    tags = image.tag_v2
+    if STRIPS[0] in tags:
+        rows = min(tags.get(ROWS_A_STRIP, tags[ROWS]), tags[ROWS])
+        planes = tags.get(SAMPLES, 1) if tags.get(PLANES) == 2 else 1
+        if len(tags[STRIPS[0]]) < -(-tags[ROWS] // rows) * planes:
+            raise ValueError("rows are missing")
+    image.load()
+    starts, lengths = STRIPS if STRIPS[0] in tags else TILES
+    if tags.get(COMPRESSION) in DEFLATE:
+        for start, length in zip(tags[starts], tags[lengths], strict=True):
+            _inflated([data[start : start + length]])

@@ -1,0 +1,208 @@
+"""Only regular files are read: what is none is told in one line, and at once."""
+
+import ast
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, write_pairs
+
+from engine import checkpoint
+from engine.events import EventFile, forget_after
+from media.lists import read_image, read_list
+from media.pictures import read_picture
+from settings import UserError, one_line
+from system.files import lock
+from system.reading import open_regular, read_bytes
+
+PIPE = Path("pipe")
+
+
+@pytest.fixture
+def pipe() -> Iterator[Path]:
+    """A pipe that nobody writes to; a reader that waits at one is ended after half a minute."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError("waits for a pipe")
+
+    os.mkfifo(PIPE)
+    former = signal.signal(signal.SIGALRM, end)
+    signal.alarm(30)
+    yield PIPE
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+
+
+def test_a_regular_file_is_read():
+    Path("a").write_bytes(b"12")
+    assert read_bytes("a") == b"12"
+    Path("b").symlink_to("a")
+    assert read_bytes(Path("b")) == b"12"
+    with open_regular("a", "r", "utf-8") as file:
+        assert file.read() == "12"
+
+
+def test_what_is_no_regular_file_is_refused(pipe):
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket")
+        for path in (pipe, "/dev/zero", "/dev/null", "socket"):
+            with pytest.raises(OSError, match="not a regular file") as caught:
+                read_bytes(path)
+            assert caught.value.filename == str(path)
+    with pytest.raises(IsADirectoryError):
+        read_bytes(".")
+    with pytest.raises(FileNotFoundError):
+        read_bytes("nothing")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_image(path, "list:1"),
+        read_picture,
+        lambda path: read_list(str(path)),
+        lock,
+        lambda path: forget_after(path.parent, "run", 3),
+    ],
+)
+def test_readers_tell_of_a_pipe(read, pipe):
+    path = Path("events.out.tfevents.1.run")
+    pipe.rename(path)
+    with pytest.raises(UserError, match=rf"{path}.*not a regular file"):
+        read(path)
+
+
+def test_an_event_file_that_becomes_a_pipe_holds_nothing_up(pipe):
+    file = EventFile(Path("log"), "run")
+    pipe.replace(file.path)
+    file.sync()
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("-a test -m ./pipe --test-list data/list.txt", "pipe: cannot be read"),
+        ("-a train --init-from pipe --train-list data/list.txt", "pipe: cannot be read"),
+        ("-a test -m demo --test-list pipe", "pipe: cannot read the list"),
+        ("-a derain -m demo -i pipe.png -o out.png", "-i: pipe.png"),
+        ("-a derain -m demo -i data -o page", "page/index.html: cannot be read"),
+        ("-a clean -i pipe -o clean.png", "pipe: cannot be read"),
+        ("-a clean -i /dev/zero -o clean.png", "/dev/zero: cannot be read"),
+        ("-a pairs -i rain.mkv -o set", "set/pairs.json: cannot be read"),
+    ],
+)
+def test_no_action_waits_for_a_pipe(run, rain_video, pipe, words, told):
+    write_pairs(Path("data"), [(16, 16)])
+    Path("page").mkdir()
+    Path("set").mkdir()
+    for path in ("pipe.png", "page/index.html", "set/pairs.json"):
+        os.mkfifo(path)
+    words = words.replace("demo", f"{ROOT}/model/demo")
+    status, _, err = run(*words.split())
+    assert status == 2
+    (line,) = [line for line in err.splitlines() if "synthetic rain" not in line]
+    assert line.startswith(f"main.py: {told}")
+    assert "not a regular file" in line
+
+
+@pytest.mark.parametrize("action", ["derain", "clean", "pairs"])
+def test_a_list_of_videos_is_no_video(run, rain_video, action):
+    script = Path("script.mp4")
+    script.write_text(f"ffconcat version 1.0\nfile {rain_video.name}\n")
+    target = {"derain": "out.mp4", "clean": "out.png", "pairs": "set"}[action]
+    model = ("-m", ROOT / "model" / "demo") if action == "derain" else ()
+    status, _, err = run("-a", action, *model, "-i", script, "-o", target)
+    assert status == 2
+    assert err.splitlines()[-1] == (
+        "main.py: script.mp4: not a video that can be read: a list of other files; expected a video"
+    )
+    assert not Path(target).exists()
+
+
+@contextmanager
+def nobody(tmp_path: Path) -> Iterator[None]:
+    """Within it, this process is a user who may not do everything."""
+    tmp_path.chmod(0o755)
+    former = os.geteuid()
+    if former == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(former)
+
+
+def test_a_folder_that_may_not_be_read_is_not_told_as_empty(run, tmp_path):
+    Path("in").mkdir()
+    cv2.imwrite("in/a.png", np.zeros((4, 4, 3), np.uint8))
+    Path("in").chmod(0)
+    with nobody(tmp_path):
+        status, _, err = run("-a", "derain", "-i", "in", "-o", "out")
+    assert (status, err) == (2, "main.py: in: cannot be read: Permission denied\n")
+    Path("in").chmod(0o111)  # its files may be opened by those who know their names
+    with nobody(tmp_path), pytest.raises(UserError) as caught:
+        checkpoint.load(Path("in/latest"))
+    assert str(caught.value) == (
+        "in/latest: no such checkpoint; in cannot be looked into: Permission denied"
+    )
+    Path("in").chmod(0o755)
+
+
+def test_a_message_is_one_printable_line_of_bounded_length(run):
+    assert one_line("plain — text") == "plain — text"
+    told = one_line("a\x1b[31m\nb\udcff\x07")
+    assert told == "a\\x1b[31m\\nb\\udcff\\x07"
+    long = one_line("begin" + "\n" * 10**7 + "the end")
+    assert len(long) == 300
+    assert long.startswith("begin\\n")
+    assert long.endswith("the end")
+    status, _, err = run("-a", "derain", "-i", "x\x1b[2J\n" * 50_000, "-o", "out")
+    assert status == 2
+    assert re.fullmatch(r"main\.py: [\x20-\x7e]{280,320}\n", err)
+
+
+def test_a_name_with_escapes_does_not_reach_the_terminal():
+    name = Path("a\x1b]0;title\x07.png")
+    name.write_text("no picture")
+    with pytest.raises(
+        UserError, match=r"list:1: a\\x1b\]0;title\\x07\.png: not an image"
+    ) as caught:
+        read_image(name, "list:1")
+    assert str(caught.value).isprintable()
+
+
+# They read what the program or the system holds, or what another reader has just read.
+FREE = {
+    "engine/derainer.py", "irnn_cuda/cuda.py", "report/page.py", "system/machine.py",
+    "system/reading.py",
+}  # fmt: skip
+OTHERS = {"av", "os", "Image"}  # whose `open` opens no file by its name, or one that was looked at
+
+
+@pytest.mark.parametrize("room", ["actions", "engine", "media", "rain", "report", "system"])
+def test_no_other_code_opens_files_to_read(room):
+    for path in (ROOT / room).glob("*.py"):
+        if str(path.relative_to(ROOT)) not in FREE:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            wrong = [node.lineno for node in ast.walk(tree) if _reads(node)]
+            assert not wrong, f"{path}:{wrong}: expected open_regular or read_bytes"
+
+
+def _reads(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    called = node.func
+    name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+    if name != "open":
+        return isinstance(called, ast.Attribute) and name in ("read_bytes", "read_text")
+    owner = getattr(getattr(called, "value", None), "id", "")
+    writes = any(isinstance(word, ast.Constant) and "w" in str(word.value) for word in node.args)
+    return owner not in OTHERS and not writes
