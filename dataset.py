@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from media.lists import Pair, read_pair
 from media.pixels import to_float
 from settings import Settings, UserError
+from system.interrupt import end_with_parent
 
 # More workers than cores is the user's choice, and two by default on a machine of one core.
 warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -133,6 +134,7 @@ def _unchanged(item: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
+    end_with_parent()
     cv2.setNumThreads(0)
     # A signal to the whole process group is for the main process, which finishes its step and then
     # ends the workers by Stream.close. One that is sent a second SIGTERM does end.

@@ -1,6 +1,9 @@
 """Signals that ask a run to end, taken note of where it can end well."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from types import FrameType
 
 
@@ -26,3 +29,17 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Have this process, which multiprocessing started, end as soon as its parent has ended.
+
+    However that ended: what a killed parent's loading processes wait for is never told to them.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)  # without a word to pipes that nobody reads
+
+    threading.Thread(target=wait, daemon=True).start()
