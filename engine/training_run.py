@@ -106,10 +106,18 @@ class TrainingRun:
         self._load_optimiser(path, content.get("opt"))
         self._load_rng(path, content.get("rng", {}))
         self._load_best(path, content.get("best"))
-        run = content.get("run", self.run)
-        if not isinstance(run, str) or not run.isalnum():
-            raise UserError(f"{path}: 'run' is {run!r}; expected letters and digits")
-        self.run = run
+        self._take_name(path, content)
+
+    def take_name_of_start(self, path: Path) -> bool:
+        """Whether a checkpoint holds no step, but only the start of a run, whose name is taken.
+
+        Raises UserError as checkpoint.load.
+        """
+        content = checkpoint.load(path)
+        if content["clock"] >= 0:
+            return False
+        self._take_name(path, content)
+        return True
 
     def load_weights(self, path: Path) -> dict[str, Any]:
         """Load the weights of a checkpoint alone; returns its content. Raises as resume."""
@@ -144,6 +152,12 @@ class TrainingRun:
                 f"{path}: was trained with other settings: {'; '.join(found)}; expected the same, "
                 "or --allow-changed-settings"
             )
+
+    def _take_name(self, path: Path, content: dict[str, Any]) -> None:
+        run = content.get("run", self.run)
+        if not isinstance(run, str) or not run.isalnum():
+            raise UserError(f"{path}: 'run' is {run!r}; expected letters and digits")
+        self.run = run
 
     def _load_best(self, path: Path, best: Any) -> None:
         kinds = {"psnr": float, "step": int, "scored": int, "list": str}
@@ -190,6 +204,13 @@ class TrainingRun:
         if self.ranks.first:
             for name in names:
                 forget_after(Path(self.settings.log_dir) / name, self.run, self.clock)
+
+    def discard(self, name: str) -> None:
+        """Remove the checkpoint of that name and this process's events, on the first rank."""
+        if self.ranks.first:
+            self.path(name).unlink(missing_ok=True)
+            for file in self._events.values():
+                file.discard()
 
     def close(self) -> None:
         for file in self._events.values():
