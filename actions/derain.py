@@ -5,7 +5,6 @@ the same structure. Pictures keep their kind (see media/pictures.py), videos the
 their sound (see media/video_writer.py). A result folder gets a page to look at them, index.html.
 """
 
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -28,9 +27,9 @@ from report import page
 from report.table import Row
 from settings import Settings, UserError, checkpoint_path
 from system.files import require_writable, write_atomically
+from system.interrupt import deferred
 from system.progress import Progress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEMO = Path(__file__).resolve().parent.parent / "model" / "demo"
 SYNTHETIC = (
     "warning: model/demo was trained on synthetic rain only and can damage real photographs; for "
@@ -46,8 +45,8 @@ def derain(settings: Settings) -> int:
 
     Raises:
         UserError: bad input, or results that cannot be written.
-        KeyboardInterrupt: also for SIGTERM. The video in hand ends there, playable, and the page
-            shows what was done.
+        KeyboardInterrupt: see system/interrupt.py. The video in hand ends there, playable, and the
+            page shows what was done.
     """
     with Ranks() as ranks:
         return _derain(settings, ranks)
@@ -77,16 +76,16 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
         print(f"{derainer.path}, step {derainer.step}, on {device}", flush=True)
     rows: dict[int, Row] = {}
     bad, start = len(complaints), time.monotonic()
-    with _terminated_as_interrupted():
-        try:
-            bad += _derain_pictures(derainer, ranks, jobs, folder, rows)
-            bad += _derain_videos(derainer, ranks, jobs, folder, rows)
-        finally:
-            if first and folder and rows:
-                title = f"SPANet: {Path(settings.input).name}, derained by {derainer.path.name}"
-                content = page.plain_page([rows[number] for number in sorted(rows)])
-                seconds = time.monotonic() - start
-                run = page.about(derainer.about(), device, seconds)
+    try:
+        bad += _derain_pictures(derainer, ranks, jobs, folder, rows)
+        bad += _derain_videos(derainer, ranks, jobs, folder, rows)
+    finally:
+        if first and folder and rows:
+            title = f"SPANet: {Path(settings.input).name}, derained by {derainer.path.name}"
+            content = page.plain_page([rows[number] for number in sorted(rows)])
+            seconds = time.monotonic() - start
+            run = page.about(derainer.about(), device, seconds)
+            with deferred():
                 page.write_page(folder, title, content, run, settings)
     if first:
         where = ""
@@ -102,18 +101,6 @@ def _try(job: Job) -> None:
         Source(job.source).close()
     else:
         require_format(job.target, read_picture(job.source))
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _derain_pictures(
@@ -227,7 +214,8 @@ def _derain_video(
     except BaseException:
         # A file that cannot be written is gone already.
         if sink and sink.written and sink.unfinished.exists():
-            _close(sink)
+            with deferred():
+                sink.close()
             print(f"\n{job.target}: ends early, holds the first {sink.written} frames")
         elif sink:
             sink.discard()
@@ -239,22 +227,13 @@ def _derain_video(
         raise UserError(f"{job.source}: no frame of it can be read")
     for warning in (*source.warnings(), *sink.warnings()):
         _complain(ranks, f"warning: {warning}")
-    _close(sink)
+    with deferred():
+        sink.close()
     if folder:
         page.write_pictures(folder, number, *shown)
     row = _row(number, job, folder, start, *shown)
     row.frames = sink.written
     return row
-
-
-def _close(sink: Sink) -> None:
-    """Finish a file; a second signal must not cut that short."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    try:
-        sink.close()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _derain_frames(
