@@ -10,6 +10,8 @@ from system import interrupt, machine
 from system.commandline import parse, short_help
 from system.compiled import limit_pool, use_threads
 
+machine.share_cores()
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one action. Returns the exit status: 2 for what the user can mend, told in one line,
