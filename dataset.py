@@ -148,9 +148,8 @@ class Stream:
             # At once: forking them later, beside running thread pools, is not safe.
             self._items = iter(loader)
             self._workers = set(multiprocessing.active_children()) - set(others)
-            atexit.register(
-                self._end
-            )  # before multiprocessing waits for them, which takes for ever
+            # They end before multiprocessing waits for them at exit, which would be for ever.
+            atexit.register(self._end)
 
     def __iter__(self) -> "Stream":
         return self

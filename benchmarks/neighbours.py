@@ -1,5 +1,5 @@
 """How fast we are beside other programs, by how long OpenMP's threads wait awake (GOMP_SPINCOUNT):
-python benchmarks/neighbours.py [--counts own 20000 ...] [--seconds 1] [--rounds 5] [--busy 4]
+python benchmarks/neighbours.py [--counts own 20000 ...] [--seconds 120] [--beside busy ...]
 
 A process for each count does a training step (4 crops of 64x64) and a forward pass (256x256) on
 all cores, the processes by turns: alone; beside busy programs that wait for nothing; and beside a
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,6 +25,7 @@ from system import interrupt, machine
 
 COUNTS = ("own", "100000", "20000", "5000", "1000", "0")
 CASES = ("step", "forward")
+TURN = 0.3  # seconds, one call at least
 LIMIT = 1200.0  # seconds after which a neighbour ends, whatever has become of this program
 
 
@@ -119,7 +120,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def computing() -> Iterator[None]:
+def awake(_: int) -> Iterator[None]:
     """A program like ours, with libgomp's own count."""
     with Worker("own") as worker:
         worker.answer()
@@ -128,21 +129,31 @@ def computing() -> Iterator[None]:
         yield
 
 
-def measure(workers: dict[str, Worker], seconds: float, rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each case for each count, the counts by turns."""
+# What is told of the times: alone the best, as what else the machine does can only add to it.
+SITUATIONS = {
+    "nobody": ("alone, the best", lambda _: nullcontext(), min),
+    "busy": ("beside {} busy programs, the median", busy, statistics.median),
+    "awake": ("beside one that waits awake, median", awake, statistics.median),
+}
+
+
+def measure(workers: dict[str, Worker], seconds: float) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each call, of each case for each count: by short turns, for that long in all."""
     taken = {count: {case: [] for case in CASES} for count in workers}
-    for _ in range(rounds):
+    end, rounds = time.monotonic() + seconds, 0
+    while rounds < 3 or time.monotonic() < end:
         for case in CASES:
             for count, worker in workers.items():
-                worker.ask(case, seconds)
+                worker.ask(case, TURN)
                 taken[count][case] += worker.answer()
-    return {
-        count: {case: statistics.median(times) for case, times in found.items()}
-        for count, found in taken.items()
-    }
+        rounds += 1
+    return taken
 
 
-def show(title: str, found: dict[str, dict[str, float]]) -> None:
+def show(
+    title: str, taken: dict[str, dict[str, list[float]]], told: Callable[[list[float]], float]
+) -> None:
+    found = {count: {c: told(calls) for c, calls in row.items()} for count, row in taken.items()}
     first = next(iter(found.values()))
     print(f"\n{title:<36}" + "".join(f"{case:>12}{'ratio':>8}" for case in CASES))
     for count, times in found.items():
@@ -153,25 +164,23 @@ def show(title: str, found: dict[str, dict[str, float]]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Our speed beside other programs.")
     parser.add_argument("--counts", nargs="+", default=COUNTS, help="the first is the ratios' base")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--busy", type=int, default=4, help="busy neighbours")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each of the situations")
+    parser.add_argument("--busy", type=int, default=4, help="number of the busy programs")
+    parser.add_argument("--beside", nargs="+", choices=SITUATIONS, default=list(SITUATIONS))
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work()
         return 0
-    turns = (options.seconds, options.rounds)
     print(f"{machine.processor()}, {machine.cores()} cores; load before: {os.getloadavg()[0]:.1f}")
     with ExitStack() as stack:
         workers = {count: stack.enter_context(Worker(count)) for count in options.counts}
         for worker in workers.values():
             worker.answer()  # is ready
-        show("alone", measure(workers, *turns))
-        with busy(options.busy):
-            show(f"beside {options.busy} busy programs", measure(workers, *turns))
-        with computing():
-            show("beside a program that waits awake", measure(workers, *turns))
+        for name in options.beside:
+            title, neighbours, told = SITUATIONS[name]
+            with neighbours(options.busy):
+                show(title.format(options.busy), measure(workers, options.seconds), told)
     return 0
 
 
