@@ -1,5 +1,5 @@
 """How fast we are beside other programs, by how long OpenMP's threads wait awake (GOMP_SPINCOUNT):
-python benchmarks/neighbours.py [--counts own 20000 ...] [--seconds 120] [--beside busy ...]
+python benchmarks/neighbours.py [--counts own 20000 ...] [--seconds 75] [--beside busy ...]
 
 A process for each count does a training step (4 crops of 64x64) and a forward pass (256x256) on
 all cores, the processes by turns: alone; beside busy programs that wait for nothing; and beside a
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from system import interrupt, machine
 
-COUNTS = ("own", "100000", "20000", "5000", "1000", "0")
+COUNTS = ("own", "100000", "20000", "10000", "5000", "2000", "1000")
 CASES = ("step", "forward")
 TURN = 0.3  # seconds, one call at least
 LIMIT = 1200.0  # seconds after which a neighbour ends, whatever has become of this program
@@ -164,7 +164,7 @@ def show(
 def main() -> int:
     parser = argparse.ArgumentParser(description="Our speed beside other programs.")
     parser.add_argument("--counts", nargs="+", default=COUNTS, help="the first is the ratios' base")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of each of the situations")
+    parser.add_argument("--seconds", type=float, default=75.0, help="of each of the situations")
     parser.add_argument("--busy", type=int, default=4, help="number of the busy programs")
     parser.add_argument("--beside", nargs="+", choices=SITUATIONS, default=list(SITUATIONS))
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
