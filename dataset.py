@@ -4,7 +4,8 @@ The stream makes the batch of step s from (seed, s) alone, so neither the number
 interruption changes what is trained on.
 """
 
-import signal
+import atexit
+import multiprocessing
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from media.lists import Pair, read_pair
 from media.pixels import to_float
 from settings import Settings, UserError
+from system.interrupt import deferred, leave_to_parent
 
 # More workers than cores is the user's choice, and two by default on a machine of one core.
 warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -155,19 +157,21 @@ def _unchanged(item: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
+    leave_to_parent()
     cv2.setNumThreads(0)
-    # A signal to the whole process group is for the main process, which finishes its step and then
-    # ends the workers by Stream.close. One that is sent a second SIGTERM does end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class Stream:
     """An iterator over what a DataLoader reads. Close it, whatever happened, to end the workers."""
 
     def __init__(self, loader: DataLoader) -> None:
-        # The workers start at once: forking them later, beside running thread pools, is not safe.
-        self._items = iter(loader)
+        others = multiprocessing.active_children()
+        with deferred():  # none is started that nobody knows of
+            # At once: forking them later, beside running thread pools, is not safe.
+            self._items = iter(loader)
+            self._workers = set(multiprocessing.active_children()) - set(others)
+            # They end before multiprocessing waits for them at exit, which would be for ever.
+            atexit.register(self._end)
 
     def __iter__(self) -> "Stream":
         return self
@@ -181,9 +185,17 @@ class Stream:
 
     def close(self) -> None:
         # Left to the garbage collector, workers may outlive the exception that refers to them.
-        shut_down = getattr(self._items, "_shutdown_workers", None)
-        if shut_down:
-            shut_down()
+        try:
+            shut_down = getattr(self._items, "_shutdown_workers", None)
+            if shut_down:
+                shut_down()
+        finally:
+            self._end()
+            atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.kill()  # they ignore the signal that asks
 
 
 def batches(

@@ -19,6 +19,10 @@ for _name in ("settings", "model", "dataset", "cal_ssim", "irnn_cuda", "engine",
             "load SPANet in a process of its own, or rename that module"
         )
 
+from system import machine
+
+machine.share_cores()
+
 import numpy as np
 import torch
 

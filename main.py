@@ -1,17 +1,22 @@
 """SPANet's command line: python main.py -a ACTION [options]; -h lists the actions and options."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from settings import Settings, UserError, one_line
-from system import machine
+from system import interrupt, machine
 from system.commandline import parse, short_help
 from system.compiled import limit_pool, use_threads
 
+machine.share_cores()
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one action. Returns the exit status: 2 for what the user can mend, told in one line."""
+    """Run one action. Returns the exit status: 2 for what the user can mend, told in one line,
+    and 128 + its number for a signal.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         print(short_help())
@@ -29,9 +34,11 @@ def main(argv: list[str] | None = None) -> int:
         if "DataLoader worker" not in str(error):  # torch tells of it by a signal, at any moment
             raise
         message = "a process that loads data was killed; was there enough memory?"
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        by = "" if number == signal.SIGINT else f" ({signal.Signals(number).name})"
+        print(f"\ninterrupted{by}", file=sys.stderr)
+        return 128 + number
     rank = os.environ.get("RANK", "0")
     who = "main.py" if rank == "0" else f"main.py, rank {rank}"
     print(f"{who}: {one_line(message)}", file=sys.stderr)
@@ -105,4 +112,4 @@ ACTIONS: dict[str, Callable[[Settings], int]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupt.program(main))

@@ -5,10 +5,7 @@ the same structure. Pictures keep their kind (see media/pictures.py), videos the
 their sound (see media/video_writer.py). A result folder gets a page to look at them, index.html.
 """
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from actions.derain_pictures import derain_pictures
@@ -23,6 +20,7 @@ from report import page
 from report.table import Row
 from settings import Settings, checkpoint_path
 from system.files import require_writable
+from system.interrupt import deferred
 from system.progress import complain
 
 DEMO = Path(__file__).resolve().parent.parent / "model" / "demo"
@@ -39,8 +37,8 @@ def derain(settings: Settings) -> int:
 
     Raises:
         UserError: bad input, or results that cannot be written.
-        KeyboardInterrupt: also for SIGTERM. The video in hand ends there, playable, and the page
-            shows what was done.
+        KeyboardInterrupt: see system/interrupt.py. The video in hand ends there, playable, and the
+            page shows what was done.
     """
     with Ranks() as ranks:
         return _derain(settings, ranks)
@@ -70,16 +68,16 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
         print(f"{derainer.path}, step {derainer.step}, on {device}", flush=True)
     rows: dict[int, Row] = {}
     bad, start = len(complaints), time.monotonic()
-    with _terminated_as_interrupted():
-        try:
-            bad += derain_pictures(derainer, ranks, jobs, folder, rows)
-            bad += derain_videos(derainer, ranks, jobs, folder, rows)
-        finally:
-            if first and folder and rows:
-                title = f"SPANet: {Path(settings.input).name}, derained by {derainer.path.name}"
-                content = page.plain_page([rows[number] for number in sorted(rows)])
-                seconds = time.monotonic() - start
-                run = page.about(derainer.about(), device, seconds)
+    try:
+        bad += derain_pictures(derainer, ranks, jobs, folder, rows)
+        bad += derain_videos(derainer, ranks, jobs, folder, rows)
+    finally:
+        if first and folder and rows:
+            title = f"SPANet: {Path(settings.input).name}, derained by {derainer.path.name}"
+            content = page.plain_page([rows[number] for number in sorted(rows)])
+            seconds = time.monotonic() - start
+            run = page.about(derainer.about(), device, seconds)
+            with deferred():
                 page.write_page(folder, title, content, run, settings)
     if first:
         where = ""
@@ -95,15 +93,3 @@ def _try(job: Job) -> None:
         Source(job.source).close()
     else:
         require_format(job.target, read_picture(job.source))
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,5 @@
 """Videos of the action `derain`: decoded ahead of the network, encoded behind it."""
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,10 +17,9 @@ from media.video_writer import Sink, Unwritable
 from report import page
 from report.table import Row
 from settings import UserError
+from system.interrupt import deferred
 from system.overlap import ahead, behind
 from system.progress import Progress, complain
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def derain_videos(
@@ -61,7 +59,8 @@ def _derain_video(
     except BaseException:
         # A file that cannot be written is gone already.
         if sink and sink.written and sink.unfinished.exists():
-            _close(sink)
+            with deferred():
+                sink.close()
             print(f"\n{job.target}: ends early, holds the first {sink.written} frames")
         elif sink:
             sink.discard()
@@ -73,23 +72,14 @@ def _derain_video(
         raise UserError(f"{job.source}: no frame of it can be read")
     for warning in (*source.warnings(), *sink.warnings()):
         complain(f"warning: {warning}")
-    _close(sink)
+    with deferred():
+        sink.close()
     if folder:
         page.write_pictures(folder, number, *shown)
     file = page.address(job.target.relative_to(folder)) if folder else ""
     row = Row.of(number, job.name, file, *shown)
     row.seconds, row.frames = time.monotonic() - start, sink.written
     return row
-
-
-def _close(sink: Sink) -> None:
-    """Finish a file; a second signal must not cut that short."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    try:
-        sink.close()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass

@@ -35,15 +35,17 @@ def _train(run: TrainingRun) -> int:
     val_pairs = read_list(settings.val_list or settings.train_list, need_clean=True)
     run.data = fingerprint(pairs, Path(settings.train_list).parent)
     with _alone(run):
-        _load_start(run)
+        new = _load_start(run)
         first, last = run.clock + 1, settings.num_steps - 1
         if first > last:
             _say(run, f"nothing to do: {checkpoint_path(settings)} holds step {run.clock}, "
                  f"--num-steps ends at {last}")  # fmt: skip
             return 0
-        _say(run, f"training on {describe(run.device, run.ranks)}, {settings.precision}: "
-             f"{len(pairs)} pairs, steps {first} to {last}, {last + 1 - first} left")  # fmt: skip
-        number = run_steps(run, pairs, val_pairs, first, last)
+        with _begun(run, new):
+            where = f"{describe(run.device, run.ranks)}, {settings.precision}"
+            steps = f"steps {first} to {last}, {last + 1 - first} left"
+            _say(run, f"training on {where}: {len(pairs)} pairs, {steps}")
+            number = run_steps(run, pairs, val_pairs, first, last)
     by = f" ({signal.Signals(number).name})" if number else ""
     done, count = run.clock + 1, settings.num_steps
     _say(run, f"{run.path(LATEST)} holds step {run.clock}: {done} of {count} steps are done{by}")
@@ -73,16 +75,20 @@ def _alone(run: TrainingRun) -> Iterator[None]:
         yield
 
 
-def _load_start(run: TrainingRun) -> None:
-    """Load the checkpoint to go on from; a new run where `-m latest` is not there yet."""
+def _load_start(run: TrainingRun) -> bool:
+    """Load the checkpoint to go on from. Returns whether a new `latest` is to begin, not go on."""
     settings, start, latest = run.settings, checkpoint_path(run.settings), run.path(LATEST)
     other = start.resolve() != latest.resolve()
-    # The first rank may save while another still looks.
-    there = run.ranks.exchange(latest.exists())[0]
     if settings.init_from and other:
         raise UserError(
             f"--init-from and -m {settings.model} both say where to start; expected one of them"
         )
+    mere_start = latest.exists() and run.take_name_of_start(latest)
+    # The first rank may save while another still looks.
+    there = run.ranks.exchange(latest.exists() and not mere_start)[0]
+    if mere_start:
+        _say(run, f"{latest} holds no step: beginning anew")
+        run.forget_later_events(EVENTS, VAL_EVENTS)
     if other:
         run.resume(start)
         if there:
@@ -101,10 +107,27 @@ def _load_start(run: TrainingRun) -> None:
         path = path if path.exists() else run.path(settings.init_from)  # a name, as -m takes it
         run.load_weights(path)
         _say(run, f"a new run from the weights of {path}")
-    if not there:
-        run.save(LATEST)  # from here on a restart is a resume
-    if run.ranks.first and (run.clock < 0 or not there):
-        run.events(EVENTS).hparams(_record(settings))
+    return not there
+
+
+@contextmanager
+def _begun(run: TrainingRun, new: bool) -> Iterator[None]:
+    """Save `latest` before the first step of a new run; take it back if none could be done.
+
+    From its start on a run has a name: whoever restarts it after a kill cuts off the events of the
+    steps that were not saved. A start that was refused binds nobody to its settings.
+    """
+    start = run.clock
+    try:
+        if new:
+            run.save(LATEST)
+            if run.ranks.first:
+                run.events(EVENTS).hparams(_record(run.settings))
+        yield
+    except BaseException:
+        if new and run.clock == start:
+            run.discard(LATEST)
+        raise
 
 
 def _record(settings: Settings) -> dict[str, float | str | bool]:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
-
 from system import machine
+
+machine.share_cores()
+
+import torch
 
 GROUPS = ("forward", "step", "irnn", "loss", "data", "onnx")
 MEMORY = [

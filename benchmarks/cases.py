@@ -17,6 +17,7 @@ sys.path[0] = str(ROOT)
 from system import machine
 
 # As main.py does; of the large pages the baseline has the good too.
+machine.share_cores()
 if "forward" in " ".join(sys.argv):
     machine.prepare_inference()
 elif "recomputed" in sys.argv:

@@ -17,12 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from system import machine
+
+machine.share_cores()
+
 import cv2
 import numpy as np
 
 from rain import synthetic_rain
 from rain.clean_image import clean_image, read_video
-from system.machine import peak_memory
 
 LARGE = {"1080p": (1080, 1920), "4K": (2160, 3840)}
 FRAMES = 100
@@ -97,12 +100,12 @@ def measure_large(name: str, folder: Path) -> None:
 
 def measure_video(path: str) -> None:
     clean_image(np.zeros((2, 8, 8, 3), np.uint8))  # compiles
-    start = peak_memory()
+    start = machine.peak_memory()
     video = []
     reading = seconds(lambda: video.append(read_video(path, 0, FRAMES)))
     working = seconds(lambda: clean_image(video[0]))
     print(f"first reading {reading:.1f} s, clean image {working:.1f} s, peak memory "
-          f"{peak_memory():.0f} MiB ({start:.0f} before)")  # fmt: skip
+          f"{machine.peak_memory():.0f} MiB ({start:.0f} before)")  # fmt: skip
 
 
 def main() -> int:

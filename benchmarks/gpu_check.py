@@ -22,13 +22,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from system import machine
+
+machine.share_cores()
+
 import cv2
 import numpy as np
 import torch
 
 from engine.events import read_scalars
 from rain import synthetic_rain
-from system import machine
 
 GROUPS = ("irnn", "forward", "step", "loss")
 PATIENCE = 1800  # seconds that a part may take

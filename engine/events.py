@@ -43,17 +43,18 @@ class EventFile:
         self._open()
 
     def _open(self) -> None:
-        before = set(self.folder.glob(EVENTS))
+        self._writer: EventsWriter | None = None
+        # Two runs that begin within a second must not share a file.
+        ending = f".{time.time_ns()}.{self.run}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Two runs that begin within a second must not share a file.
-            self._writer = EventsWriter(
-                str(self.folder / "events"), f".{time.time_ns()}.{self.run}"
-            )
+            self._writer = EventsWriter(str(self.folder / "events"), ending)
             self._writer.flush()
         except OSError as error:
             raise self._failure(error) from None
-        (self.path,) = set(self.folder.glob(EVENTS)) - before
+        # By its own name: other runs make files here at the same time. One that somebody has
+        # removed already is made anew by the next write.
+        self.path = next(self.folder.glob(EVENTS + ending), self.folder / ending)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add scalars; those that are infinite or no number have no place on a curve."""
@@ -93,9 +94,17 @@ class EventFile:
     def _failure(self, error: OSError) -> UserError:
         return UserError(f"{self.folder}: events cannot be written: {error.strerror}")
 
+    def discard(self) -> None:
+        """Close the file and remove it."""
+        self.close()
+        with contextlib.suppress(OSError):  # as where its folder is a file by now
+            self.path.unlink(missing_ok=True)
+
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # told already, by the write that failed
-            self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer:
+            with contextlib.suppress(OSError):  # told already, by the write that failed
+                writer.close()
 
 
 def forget_after(folder: Path, run: str, clock: int) -> None:

@@ -54,19 +54,21 @@ def run_steps(
     val_steps = range(first + -first % every, last + 1, every)
     place = (ranks.rank, ranks.world_size)
     workers = settings.num_workers
-    stream = dataset.batches(pairs, settings, dataset.TRAINING, steps, workers, *place)
-    val_stream = dataset.batches(
-        val_pairs, settings, dataset.VALIDATION, val_steps, min(workers, 1), *place
-    )
     shown = [*loss_names(), "lr"]
     val_data = fingerprint(val_pairs, Path(settings.val_list).parent)
     scored = run.best["scored"] if run.best else -1
     if settings.val_list and run.best and run.best["list"] != val_data:
         run.best = None
     with (
-        closing(stream),
-        closing(val_stream),
-        Interrupt() as interrupt,
+        Interrupt() as interrupt,  # to the end of the processes that load, which takes its time
+        closing(
+            dataset.batches(pairs, settings, dataset.TRAINING, steps, workers, *place)
+        ) as stream,
+        closing(
+            dataset.batches(
+                val_pairs, settings, dataset.VALIDATION, val_steps, min(workers, 1), *place
+            )
+        ) as val_stream,
         Progress(
             "step", first, last + 1, shown, settings.log_every, silent=not ranks.first
         ) as progress,

@@ -116,6 +116,17 @@ class TrainingRun:
         self.best = best_score(path, content.get("best"))
         self.run = run_name(path, content.get("run"), self.run)
 
+    def take_name_of_start(self, path: Path) -> bool:
+        """Whether a checkpoint holds no step, but only the start of a run, whose name is taken.
+
+        Raises UserError as checkpoint.load.
+        """
+        content = checkpoint.load(path)
+        if content["clock"] >= 0:
+            return False
+        self.run = run_name(path, content.get("run"), self.run)
+        return True
+
     def load_weights(self, path: Path) -> dict[str, Any]:
         """Load the weights of a checkpoint alone; returns its content. Raises as resume."""
         content = checkpoint.load(path)
@@ -170,6 +181,13 @@ class TrainingRun:
         if self.ranks.first:
             for name in names:
                 forget_after(Path(self.settings.log_dir) / name, self.run, self.clock)
+
+    def discard(self, name: str) -> None:
+        """Remove the checkpoint of that name and this process's events, on the first rank."""
+        if self.ranks.first:
+            self.path(name).unlink(missing_ok=True)
+            for file in self._events.values():
+                file.discard()
 
     def close(self) -> None:
         for file in self._events.values():

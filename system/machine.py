@@ -18,6 +18,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
+SPINS = "20000"  # turns of an idle thread, well under a millisecond; libgomp's own are milliseconds
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 # What the look-up of a function of glibc raises elsewhere; TypeError is Windows, where the program
 # itself is not a library of functions.
@@ -80,6 +81,17 @@ def return_memory() -> None:
     """Give freed blocks that were kept in the process back to the system, where glibc can."""
     with contextlib.suppress(*_NO_GLIBC):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def share_cores() -> None:
+    """Have OpenMP's threads soon sleep where they wait. Call it before torch or Numba is imported.
+
+    Left to itself each stays awake for milliseconds, in case there is more to do; on a core that
+    another program needs, that holds up both, and the thread that all others wait for. Who has set
+    how threads are to wait is heeded. See docs/performance.md for what it costs and gains.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def prepare_inference() -> None:

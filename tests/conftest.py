@@ -6,6 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from system import machine
+
+machine.share_cores()  # those of the commands that the tests run, too
+
 import cv2
 import numba  # noqa: F401  first of all: its pool then has all cores, whatever a test asks for
 import numpy as np

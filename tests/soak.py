@@ -1,9 +1,12 @@
 """Kill a training run again and again, and see that it ends as one that was left alone.
 
+Nor may a killed run leave a process behind.
+
 python tests/soak.py --kills 30    runs it at length; test_resume.py runs it with few kills.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -18,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import psutil
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
@@ -37,6 +41,24 @@ def steps_of_events(folder: Path) -> dict[str, list[int]]:
             data = data[16 + length :]
             for value in event.summary.value:
                 found[value.tag].append(event.step)
+    return found
+
+
+def left_of(session: int, patience: float = 4.0) -> list[str]:
+    """Commands of the session's processes that live on for so many seconds."""
+    end = time.monotonic() + patience
+    while (left := _living(session)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
+
+
+def _living(session: int) -> list[str]:
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            own = os.getsid(process.pid) == session
+            if own and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
     return found
 
 
@@ -76,6 +98,7 @@ def soak(
             raise AssertionError(
                 f"soak: all steps were done after {len(lost)} kills; expected more steps"
             )
+        assert left_of(run.pid) == []
         seen = max(steps_of_events(log).get("loss", [-1]))
         clock = checkpoint.load(latest)["clock"] if latest.exists() else -1
         lost.append(seen - clock)

@@ -1,12 +1,17 @@
 """Event files: cut at a resume, made anew where they vanish, told where they cannot be written."""
 
+import re
 import resource
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import command
 from soak import steps_of_events
-from test_resume import start
-from test_train import events
+from test_resume import has_a_step, start, until
+from test_train import clock, events
 
 from engine.events import EventFile, forget_after
 from settings import UserError
@@ -64,3 +69,37 @@ def test_the_record_of_a_run_and_what_is_watched(run, pairs):
     watched = events("logdir/train_derain")
     assert all(0 < value < 1e4 for value in watched["images_per_second"].values())
     assert all(100 < value < 1e5 for value in watched["memory_MiB"].values())
+
+
+def test_runs_that_begin_at_once_in_one_log_folder_have_a_file_each():
+    def begin(number: int) -> Path:
+        file = EventFile(Path("log/a"), f"run{number}")
+        file.scalars({"loss": number}, 0)
+        file.close()
+        return file.path
+
+    with ThreadPoolExecutor(16) as pool:
+        paths = list(pool.map(begin, range(160)))
+    for number, path in enumerate(paths):
+        assert path.suffix == f".run{number}"
+        assert path.stat().st_size > 60
+    assert sorted(paths) == sorted(Path("log/a").glob("events*"))
+
+
+def test_a_log_folder_that_becomes_a_file_is_one_line(pairs):
+    """Whatever the run has done by then is kept."""
+    words = command(*start(pairs, "--num-steps", 1000))
+    run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until(has_a_step)
+    run.send_signal(signal.SIGSTOP)  # else it could make the folder anew in between
+    Path("logdir").rename("former")
+    Path("logdir").write_text("no folder")
+    run.send_signal(signal.SIGCONT)
+    _, err = run.communicate(timeout=60)
+    removed, refused = err.splitlines()
+    assert "was removed, and its events are lost; going on in a new file" in removed
+    assert re.fullmatch(
+        r"main.py: logdir/(train|val)_derain: events cannot be written: .+", refused
+    )
+    assert run.returncode == 2
+    assert clock("model/latest") >= 0

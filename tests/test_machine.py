@@ -1,7 +1,9 @@
 """Cores, threads and the C library's memory."""
 
+import ast
 import ctypes
 import os
+import re
 import subprocess
 import sys
 
@@ -85,3 +87,59 @@ def test_the_pool_of_compiled_code_has_no_more_threads_than_torch():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
     assert done.stdout.split() == [b"1", b"1"]
+
+
+# Threads that wait
+
+PROGRAMS = [
+    *(ROOT / name for name in ("main.py", "hubconf.py", "tests/conftest.py")),
+    *(path for path in sorted(ROOT.glob("benchmarks/*.py")) if "__main__" in path.read_text()),
+]
+LOADED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import hubconf, torch
+from irnn_cuda import irnn
+irnn(torch.ones(1, 1, 2, 2), *torch.ones(2, 4, 1))  # makes the pools
+"""
+
+
+def named(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_a_program_says_how_threads_wait_before_it_loads_them(path):
+    body = ast.parse(path.read_text()).body
+    said = [i for i, node in enumerate(body) if ast.unparse(node) == "machine.share_cores()"]
+    light = sys.stdlib_module_names | {"settings", "system"}
+    heavy = [i for i, node in enumerate(body) if named(node) - light]
+    if path.name == "neighbours.py":  # which starts processes with each way of waiting
+        assert not heavy
+    else:
+        assert said[0] < min(heavy, default=len(body))
+
+
+def test_how_threads_wait_is_the_users_to_say(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    machine.share_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    machine.share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "77"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux alone")
+def test_the_pools_of_torch_and_numba_soon_sleep():
+    own = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, str(ROOT)],
+        env=own | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # Every OpenMP that is loaded says what it has found.
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)) == {machine.SPINS}
