@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from settings import Settings, UserError, one_line
-from system import interrupt, machine
+from system import interrupt, machine, streams
 from system.commandline import parse, short_help
 from system.compiled import limit_pool, use_threads
 
@@ -28,12 +28,10 @@ def main(argv: list[str] | None = None) -> int:
         message = str(error)
     except OSError as error:
         message = f"{error.filename or 'input/output'}: {error.strerror or error}"
-    except MemoryError as error:
-        message = f"not enough memory: {error}"
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch tells of it by a signal, at any moment
+    except (MemoryError, RuntimeError) as error:
+        message = _told(error)
+        if not message:
             raise
-        message = "a process that loads data was killed; was there enough memory?"
     except KeyboardInterrupt as error:
         number = getattr(error, "number", signal.SIGINT)
         by = "" if number == signal.SIGINT else f" ({signal.Signals(number).name})"
@@ -43,6 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     who = "main.py" if rank == "0" else f"main.py, rank {rank}"
     print(f"{who}: {one_line(message)}", file=sys.stderr)
     return 2
+
+
+def _told(error: MemoryError | RuntimeError) -> str:
+    """What a user can mend of an error that may come at any moment; empty if it is none such."""
+    if "DataLoader worker" in str(error) and not isinstance(error, MemoryError):
+        return "a process that loads data was killed; was there enough memory?"
+    from engine.device import is_out_of_memory  # which takes seconds
+
+    if is_out_of_memory(error):
+        return "not enough memory; expected smaller images, crops or batches, or fewer processes"
+    return ""
 
 
 def run(settings: Settings) -> int:
@@ -112,4 +121,5 @@ ACTIONS: dict[str, Callable[[Settings], int]] = {
 
 
 if __name__ == "__main__":
+    streams.make_lasting()
     sys.exit(interrupt.program(main))

@@ -1,6 +1,5 @@
 """The action `clean`: the clean image of a rain video, or candidates to choose from."""
 
-import os
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,7 @@ from rain.clean_image import Clean, clean_image
 from rain.frames import Video, read_video
 from report.visualize import contact_sheet, encode_png
 from settings import Settings, UserError
-from system.files import require_writable, write_atomically
+from system.files import require_apart, require_writable, write_atomically
 from system.progress import Progress, complain
 
 
@@ -33,8 +32,7 @@ def clean(settings: Settings) -> int:
     for target in (*written, sheet):
         if target.is_dir():
             raise UserError(f"{target}: is a folder; expected the name of a PNG file")
-        if target.exists() and os.path.exists(settings.input) and target.samefile(settings.input):
-            raise UserError(f"{target}: is the input; expected another name")
+    require_apart([Path(settings.input)], [*written, sheet], "-o")
     read_video(settings.input, settings.start, 1)  # bad input leaves no folder behind
     require_writable(path.parent)
     video = open_video(settings.input, settings.start, max(counts))

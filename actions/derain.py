@@ -6,6 +6,7 @@ their sound (see media/video_writer.py). A result folder gets a page to look at 
 """
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from actions.derain_pictures import derain_pictures
@@ -19,7 +20,7 @@ from media.video import Source
 from report import page
 from report.table import Row
 from settings import Settings, checkpoint_path
-from system.files import require_writable
+from system.files import claimed, require_apart, require_there, require_writable
 from system.interrupt import deferred
 from system.progress import complain
 
@@ -56,7 +57,23 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
         complain(SYNTHETIC)
     if len(jobs) == 1:
         _try(jobs[0])  # bad input costs nothing that is there
+    page_files = page.own_files(folder) if folder else []
+    read = [*(job.source for job in jobs), derainer.path]
+    require_apart(read, [*(job.target for job in jobs), *page_files], "-o")
     require_writable(folder or jobs[0].target.parent)
+    with claimed(folder or jobs[0].target) if first else nullcontext():
+        return _derain_jobs(settings, ranks, derainer, jobs, folder, len(complaints))
+
+
+def _derain_jobs(
+    settings: Settings,
+    ranks: Ranks,
+    derainer: Derainer,
+    jobs: list[Job],
+    folder: Path | None,
+    bad: int,
+) -> int:
+    first = ranks.first
     if folder:
         page.require_own_page(folder)
         ranks.exchange(None)  # all have looked before it goes
@@ -67,7 +84,7 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
         device = describe(derainer.device, ranks)
         print(f"{derainer.path}, step {derainer.step}, on {device}", flush=True)
     rows: dict[int, Row] = {}
-    bad, start = len(complaints), time.monotonic()
+    start = time.monotonic()
     try:
         bad += derain_pictures(derainer, ranks, jobs, folder, rows)
         bad += derain_videos(derainer, ranks, jobs, folder, rows)
@@ -84,6 +101,7 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
         if rows:
             look = f"; open {folder / page.PAGE} to look at them" if folder else ""
             where = look or f": {jobs[0].target}"
+        require_there([jobs[number].target for number in sorted(rows)], "results")
         print(f"{len(rows)} of {len(jobs)} derained{where}")
     return 2 if bad else 0
 

@@ -19,7 +19,7 @@ from engine.derainer import Derainer
 from engine.ranks import Ranks
 from irnn_cuda.reference import DIRECTIONS
 from settings import Settings, UserError, checkpoint_path
-from system.files import require_writable, write_atomically
+from system.files import require_apart, require_writable, write_atomically
 
 OPSET = 20
 INPUT, OUTPUTS = "rainy", ("mask", "clean")
@@ -70,6 +70,7 @@ def export(settings: Settings) -> int:
     _package("onnxscript")
     checkpoint.require(checkpoint_path(settings))
     derainer = Derainer.load(checkpoint_path(settings), torch.device("cpu"))
+    require_apart([derainer.path], [path], "-o")
     require_writable(path.parent)
     net = derainer.net.requires_grad_(False)
     model = converted(net)

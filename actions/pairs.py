@@ -27,7 +27,7 @@ from media.lists import read_image
 from rain.frames import Video, read_video
 from report.visualize import encode_png
 from settings import Settings, UserError
-from system.files import require_writable, write_atomically
+from system.files import claimed, require_apart, require_there, require_writable, write_atomically
 from system.machine import cores
 from system.progress import Progress
 from system.reading import open_regular, read_bytes
@@ -82,7 +82,17 @@ def pairs(settings: Settings) -> int:
     scenes = _scenes(settings)
     for scene in scenes:  # before anything is written: a set is tied to its videos
         read_video(str(scene.video), settings.start, 1)
+    read = [path for scene in scenes for path in (scene.video, scene.chosen) if path]
+    written = [folder / f"{name}.txt" for name in ("real_world", "real_test")]
+    written += [folder / "clean" / f"{scene.name}.png" for scene in scenes]
+    require_apart(read, [*written, folder / "pairs.json"], "-o")
     require_writable(folder)
+    with claimed(folder):
+        _make_set(settings, folder, scenes)
+    return 0
+
+
+def _make_set(settings: Settings, folder: Path, scenes: list[Scene]) -> None:
     _settle(folder / "pairs.json", settings, scenes)
     for scene in scenes:
         part = folder / "scenes" / f"{scene.name}.txt"
@@ -95,7 +105,6 @@ def pairs(settings: Settings) -> int:
         parts = [folder / "scenes" / f"{scene.name}.txt" for scene in scenes if scene.kind == kind]
         _write_list(folder / f"{kind}.txt", [_read_part(part) for part in parts])
     _advise(folder / "real_world.txt", settings.rain_level)
-    return 0
 
 
 def _scenes(settings: Settings) -> list[Scene]:
@@ -310,6 +319,8 @@ def _write_list(path: Path, parts: list[str]) -> None:
     if not count:
         print(f"{path}: not written, there are no pairs for it")
         return
+    named = dict.fromkeys(name for line in text.splitlines() for name in line.split())
+    require_there([path.parent / name for name in named], "patches")
     if not path.is_file() or read_bytes(path) != text.encode():
         write_atomically(path, text.encode())
     print(f"{path}: {count} pairs")

@@ -7,7 +7,8 @@ image), summary.json (the means, and what was run) and index.html (all of it, to
 
 import sys
 import time
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,17 @@ from report.metrics import MEASURES, measure
 from report.table import SIDES, Row, Table, means_of, print_means, write_summary
 from report.visualize import encode_png, heat_map, strip
 from settings import Settings, checkpoint_path
-from system.files import require_writable, write_atomically
+from system.files import (
+    claimed,
+    require_apart,
+    require_there,
+    require_writable,
+    write_atomically,
+)
 from system.progress import Progress
 
 EVENTS = "test_derain"
+TOLD = ("metrics.csv", "summary.json")  # in the result folder, besides pictures and page
 
 
 def output_names(files: list[Path]) -> list[str]:
@@ -66,24 +74,43 @@ def test(settings: Settings) -> int:
     with Ranks() as ranks:
         pairs = read_list(settings.test_list)
         derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
-        _clear(Path(settings.result_dir), ranks)
-        if ranks.first:
-            name = describe(derainer.device, ranks)
-            print(f"{derainer.path}, step {derainer.step}, on {name}", flush=True)
-        start = time.monotonic()
-        rows = _derain_list(settings, ranks, derainer, pairs)
-        if ranks.first:
-            _tell(settings, derainer, rows, name, time.monotonic() - start)
+        _require_apart(settings, pairs, derainer.path)
+        folder = Path(settings.result_dir)
+        require_writable(folder)
+        with claimed(folder) if ranks.first else nullcontext():
+            _clear(folder, ranks)
+            if ranks.first:
+                name = describe(derainer.device, ranks)
+                print(f"{derainer.path}, step {derainer.step}, on {name}", flush=True)
+            start = time.monotonic()
+            rows = _derain_list(settings, ranks, derainer, pairs)
+            if ranks.first:
+                _tell(settings, derainer, rows, name, time.monotonic() - start)
+                require_there([p for row in rows for p in _pictures(folder, row.name)], "results")
     return 0
 
 
+def _pictures(folder: Path, name: str) -> list[Path]:
+    """The files of an image's results, but for those of the page."""
+    return [folder / kind / f"{name}.png" for kind in ("derained", "mask", "compare")]
+
+
+def _require_apart(settings: Settings, pairs: list[Pair], checkpoint: Path) -> None:
+    folder = Path(settings.result_dir)
+    read = [Path(settings.test_list), checkpoint]
+    read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
+    written = [folder / name for name in TOLD] + page.own_files(folder)
+    for name in output_names([pair.rainy for pair in pairs]):
+        written += _pictures(folder, name)
+    require_apart(read, written, "--result-dir")
+
+
 def _clear(folder: Path, ranks: Ranks) -> None:
-    """Make the result folder, and remove what an earlier run says in it."""
-    require_writable(folder)
+    """Remove what an earlier run says in the result folder."""
     page.require_own_page(folder)
     ranks.exchange(None)  # all have looked before it goes
     if ranks.first:
-        for stale in ("metrics.csv", "summary.json"):
+        for stale in TOLD:
             (folder / stale).unlink(missing_ok=True)
         page.remove_page(folder)
     ranks.exchange(None)  # none writes a picture of the new page before
@@ -143,6 +170,7 @@ def _derain_list(
     done = shared_out(ranks, pairs, settings.num_workers, work, finish)
     log = EventFile(Path(settings.log_dir) / EVENTS, new_run()) if told else None
     with (
+        _told_what_is_done(rows, len(pairs), ranks),
         closing(done),
         closing(log) if log else nullcontext(),
         Table(folder / "metrics.csv" if told else None) as table,
@@ -164,6 +192,17 @@ def _derain_list(
     return rows
 
 
+@contextmanager
+def _told_what_is_done(rows: list[Row], count: int, ranks: Ranks) -> Iterator[None]:
+    """Say how far it came, where something ends it early."""
+    try:
+        yield
+    except BaseException:
+        if ranks.first and rows:
+            print(f"{len(rows)} of {count} images were done; what there is of them stays")
+        raise
+
+
 def _scores(output: np.ndarray, rainy: np.ndarray, clean: np.ndarray) -> dict[str, float]:
     """The scores of a row: of the derained image, (H,W,3) float, and of the rainy one."""
     truth = clean.astype(np.float32) / 255
@@ -179,9 +218,8 @@ def _write_pictures(folder: Path, name: str, done: _Worked) -> None:
     heat = heat_map(done.mask)
     compared = [done.rainy, done.derained, done.clean, heat]
     side_by_side = strip([image for image in compared if image is not None])
-    pictures = {"derained": done.derained, "mask": heat, "compare": side_by_side}
-    for kind, picture in pictures.items():
-        path = folder / kind / f"{name}.png"
+    pictures = done.derained, heat, side_by_side
+    for path, picture in zip(_pictures(folder, name), pictures, strict=True):
         write_atomically(path, encode_png(picture, str(path)))
 
 

@@ -12,7 +12,7 @@ from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, run_steps
 from engine.training_run import TrainingRun
 from media.lists import fingerprint, read_list
 from settings import Settings, UserError, checkpoint_path
-from system.files import lock, remove_unfinished, require_writable
+from system.files import lock, remove_unfinished, require_apart, require_writable
 
 
 def train(settings: Settings) -> int:
@@ -69,10 +69,20 @@ def _alone(run: TrainingRun) -> Iterator[None]:
         return
     folder = Path(run.settings.model_dir)
     require_writable(folder)
-    with lock(folder / ".training"):
+    _require_apart(run)
+    place = folder / ".training"
+    with lock(place, f"{place}: another run is training here"):
         for name in (LATEST, BEST, "step_*"):
             remove_unfinished(folder, name)
         yield
+
+
+def _require_apart(run: TrainingRun) -> None:
+    """What a run reads must not be among the checkpoints that it writes."""
+    settings = run.settings
+    read = [settings.train_list, settings.val_list, settings.init_from]
+    written = [run.path(LATEST), run.path(BEST)]
+    require_apart([Path(name) for name in read if name], written, "--model-dir")
 
 
 def _load_start(run: TrainingRun) -> bool:

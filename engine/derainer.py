@@ -163,6 +163,12 @@ class Derainer:
             if not is_out_of_memory(error):
                 raise
             raise self._too_large(image, name, needed) from None
+        if not (clean.isfinite().all() and mask.isfinite().all()):
+            weights = self.path or "the weights in training"
+            raise UserError(
+                f"{name}: what {weights} make of it is not finite, so that there is no picture; "
+                "expected other weights"
+            )
         self._fitted = max(self._fitted, needed)
         return Derained(clean[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
 

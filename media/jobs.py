@@ -9,7 +9,7 @@ from pathlib import Path
 from media.pictures import FORMATS
 from media.video_writer import ENCODERS
 from settings import UserError
-from system.files import shown
+from system.files import require_apart, shown
 
 OTHER_VIDEOS = {".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"}
 VIDEOS = set(ENCODERS) | OTHER_VIDEOS  # those of the second kind are written as Matroska
@@ -54,12 +54,10 @@ def plan(
     else:
         jobs, note, complaints = [_plan_file(source, target, is_file)], "", []
         folder = None if jobs[0].target == target else target
-    sources = {os.path.realpath(job.source) for job in jobs}
+    require_apart((job.source for job in jobs), (job.target for job in jobs), "-o")
     seen: dict[str, Job] = {}
     for job in jobs:
         real = os.path.realpath(job.target)
-        if real in sources:
-            raise UserError(f"-o: {job.target} is an input; expected another folder or name")
         if real in seen:
             raise UserError(f"-o: {job.target} would come from {seen[real].name} and {job.name}")
         seen[real] = job

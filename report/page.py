@@ -56,12 +56,16 @@ def address(path: Path) -> str:
     return quote(os.fsencode(path))
 
 
+def own_files(folder: Path) -> list[Path]:
+    """The page of an earlier run and its pictures, or where the page will be; nothing else."""
+    pictures = (folder / PICTURES).glob("[0-9]*-*.jpg")
+    return [folder / PAGE, *(p for p in pictures if p.stem.split("-", 1)[1] in KINDS)]
+
+
 def remove_page(folder: Path) -> None:
     """Remove the page of an earlier run and its pictures; nothing else."""
-    (folder / PAGE).unlink(missing_ok=True)
-    for kind in KINDS:
-        for path in (folder / PICTURES).glob(f"[0-9]*-{kind}.jpg"):
-            path.unlink(missing_ok=True)
+    for path in own_files(folder):
+        path.unlink(missing_ok=True)
 
 
 def write_pictures(

@@ -6,6 +6,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 import numpy as np
@@ -87,11 +88,13 @@ class Table:
         self.path = path
 
     def __enter__(self) -> "Table":
-        if self.path:
-            self.file = self.path.open("w", newline="", encoding="utf-8")
-            self.writer = csv.writer(self.file)
-            self.writer.writerow(COLUMNS)
+        self.file: TextIO | None = None
         return self
+
+    def _open(self, path: Path) -> None:
+        self.file = path.open("w", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(COLUMNS)
 
     def add(self, row: Row) -> None:
         """Write a row. Raises UserError."""
@@ -101,13 +104,15 @@ class Table:
         scores = ["" if math.isnan(row.scores[name]) else row.scores[name] for name in SCORES]
         names = [_inert(text) for text in (row.name, row.rainy, row.clean)]
         try:
+            if not self.file:  # not before: a table without a row would be no result
+                self._open(self.path)
             self.writer.writerow([*names, row.width, row.height, *scores])
             self.file.flush()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def __exit__(self, *_: object) -> None:
-        if self.path:
+        if self.file:
             with suppress(OSError):  # what is left to write failed before, and was told then
                 self.file.close()
 

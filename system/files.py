@@ -4,9 +4,11 @@ Needs Python alone: `make weights` runs before anything is installed.
 """
 
 import contextlib
+import hashlib
 import os
 import secrets
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +30,7 @@ def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
     unfinished = None
     try:
         unfinished = begin(path)
-        with unfinished.open("wb") as file:
+        with open(unfinished, "wb") as file:
             file.write(data)
             if lasting:
                 file.flush()
@@ -63,7 +65,7 @@ def begin(path: Path, suffix: str = "") -> Path:
     while True:
         # Not the whole of a long name: with more to it, it could be too long.
         name = f"{UNFINISHED}{path.name[:40]}-{secrets.token_hex(8)}{suffix}"
-        with contextlib.suppress(FileExistsError), path.with_name(name).open("xb"):
+        with contextlib.suppress(FileExistsError), open(path.with_name(name), "xb"):
             return path.with_name(name)
 
 
@@ -82,8 +84,71 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
 
 
-def lock(path: Path) -> BinaryIO:
+def require_apart(read: Iterable[Path], written: Iterable[Path], option: str) -> None:
+    """Refuse to write, or to remove, what is read: by link or another spelling it is the same file.
+
+    Args:
+        option: which one names what is written, for the message.
+
+    Raises:
+        UserError: one of `written` is there and is one of `read`.
+    """
+    files: dict[tuple[int, int], Path] = {}
+    for path in read:
+        with contextlib.suppress(OSError, ValueError):  # what is not there is told by its reader
+            found = path.stat()
+            files.setdefault((found.st_dev, found.st_ino), path)
+    for path in written:
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            if source := files.get((found.st_dev, found.st_ino)):
+                same = "" if path == source else f", as {shown(source)}"
+                raise UserError(
+                    f"{option}: {shown(path)} is an input{same}; expected another folder or name"
+                )
+
+
+def require_there(written: list[Path], what: str) -> None:
+    """Raise UserError where files that were written are gone: what is told as done is there.
+
+    Args:
+        what: what they are, for the message.
+    """
+    gone = [path for path in written if not path.exists()]
+    if gone:
+        names = ", ".join(map(shown, gone[:3])) + (", ..." if len(gone) > 3 else "")
+        raise UserError(f"{len(gone)} of {len(written)} {what} were removed since: {names}")
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Be the only run that writes path, a file or a folder that is there, while this process lives.
+
+    Raises:
+        UserError: another one writes it.
+    """
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    place = path / ".claimed" if path.is_dir() else path.with_name(f".claimed-{digest}")
+    while True:
+        file = lock(place, f"{shown(path)}: another run is writing there")
+        # Whoever had it before may have removed it between its being opened and being locked.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), place.stat()):
+                break
+        file.close()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            place.unlink()
+        file.close()
+
+
+def lock(path: Path, taken: str) -> BinaryIO:
     """Lock path for this process, until the returned file is closed or the process ends, somehow.
+
+    Args:
+        taken: what a message says where another process holds it.
 
     Raises:
         UserError: another process holds it, or it cannot be made.
@@ -103,9 +168,7 @@ def lock(path: Path) -> BinaryIO:
     except portalocker.LockException as error:
         file.close()
         if isinstance(error, portalocker.AlreadyLocked):
-            raise UserError(
-                f"{path}: another run is training here; expected one at a time"
-            ) from None
+            raise UserError(f"{taken}; expected one at a time") from None
         reason = getattr(error.__cause__, "strerror", None) or error
         raise UserError(f"{path}: cannot be locked: {reason}") from None
     return file

@@ -166,7 +166,7 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path, model):
     assert done.stderr.startswith("main.py: results/")
     assert done.stderr.endswith(".png: cannot be written: File too large\n")
     assert done.stderr.count("\n") == 1
-    assert tree("results") == ["metrics.csv"]
+    assert tree("results") == []  # and no table without a row
 
 
 def test_out_of_memory_is_one_line(run, pairs, model, monkeypatch):

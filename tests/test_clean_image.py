@@ -212,7 +212,7 @@ def test_the_input_is_not_overwritten(run, tmp_path):
     before = Path("still.png").read_bytes()
     status, _, err = run("-a", "clean", "-i", "still.png", "-o", "./still.png")
     assert (status, err) == (
-        2, "main.py: still.png: is the input; expected another name\n"
+        2, "main.py: -o: still.png is an input; expected another folder or name\n"
     )  # fmt: skip
     assert Path("still.png").read_bytes() == before
 

@@ -15,11 +15,11 @@ from conftest import ROOT, write_pairs
 from settings import UserError
 from system import files, machine
 
-# Run ahead of a program: hides what other systems do not have. psutil comes first, as on Linux it
-# needs resource and /proc itself.
+# Run ahead of a program: hides what other systems do not have. psutil and portalocker come first,
+# as on Linux they need it themselves.
 HIDING = """
 import ctypes, os, pathlib, sys
-import psutil
+import psutil, portalocker
 
 sys.path.insert(0, sys.argv[1])
 sys.modules["fcntl"] = sys.modules["resource"] = None
@@ -138,7 +138,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from system import files
 
-file = files.lock(Path("lock"))
+file = files.lock(Path("lock"), "taken")
 child = os.fork()
 if not child:  # as a process that loads data: it has the open file, and outlives its parent
     os.fstat(file.fileno())
@@ -158,12 +158,12 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock():
     child = int(parent.stdout.readline())
     try:
         with pytest.raises(UserError) as caught:
-            files.lock(Path("lock"))
-        assert str(caught.value) == ("lock: another run is training here; expected one at a time")
+            files.lock(Path("lock"), "taken")
+        assert str(caught.value) == "taken; expected one at a time"
         parent.stdin.close()
         assert parent.wait(30) == 0
         assert psutil.pid_exists(child)
-        files.lock(Path("lock")).close()
+        files.lock(Path("lock"), "taken").close()
         assert psutil.Process(child).status() != psutil.STATUS_ZOMBIE  # it lived throughout
     finally:
         parent.kill()
@@ -179,7 +179,7 @@ def test_the_lock_of_windows_is_the_librarys_own(monkeypatch):
     asked = []
     monkeypatch.delattr(lockers, "LockfLocker")
     monkeypatch.setattr(portalocker, "lock", lambda file, flags: asked.append(flags))
-    files.lock(Path("lock")).close()
+    files.lock(Path("lock"), "taken").close()
     assert asked == [portalocker.LOCK_EX | portalocker.LOCK_NB]
 
     def refuse(error: Exception) -> None:
@@ -187,8 +187,8 @@ def test_the_lock_of_windows_is_the_librarys_own(monkeypatch):
 
     taken = portalocker.AlreadyLocked("Permission denied")
     monkeypatch.setattr(portalocker, "lock", lambda *_: refuse(taken))
-    with pytest.raises(UserError, match="another run is training here"):
-        files.lock(Path("lock"))
+    with pytest.raises(UserError, match="taken; expected one at a time"):
+        files.lock(Path("lock"), "taken")
     monkeypatch.setattr(portalocker, "lock", lambda *_: refuse(portalocker.LockException("odd")))
     with pytest.raises(UserError, match="lock: cannot be locked: odd"):
-        files.lock(Path("lock"))
+        files.lock(Path("lock"), "taken")

@@ -68,7 +68,7 @@ def test_what_is_no_regular_file_is_refused(pipe):
         lambda path: read_image(path, "list:1"),
         read_picture,
         lambda path: read_list(str(path)),
-        lock,
+        lambda path: lock(path, "taken"),
         lambda path: forget_after(path.parent, "run", 3),
     ],
 )
@@ -204,5 +204,6 @@ def _reads(node: ast.AST) -> bool:
     if name != "open":
         return isinstance(called, ast.Attribute) and name in ("read_bytes", "read_text")
     owner = getattr(getattr(called, "value", None), "id", "")
-    writes = any(isinstance(word, ast.Constant) and "w" in str(word.value) for word in node.args)
+    words = [str(word.value) for word in node.args if isinstance(word, ast.Constant)]
+    writes = any(set("wx") & set(word) for word in words)
     return owner not in OTHERS and not writes

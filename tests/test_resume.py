@@ -28,7 +28,7 @@ def test_killed_runs_end_as_one_left_alone(tmp_path):
 
 
 CRASHES = '''
-import os, sys
+import builtins, os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from engine import checkpoint
@@ -47,7 +47,7 @@ class Crashing:
             tick()
             found = what(*arguments, **options)
             tick()
-            return CrashingFile(found) if name == "fdopen" else found
+            return CrashingFile(found) if self.module is builtins else found
         return call
 
 class CrashingFile:
@@ -75,7 +75,8 @@ real_exit, old, new = os._exit, torch.zeros(1000), torch.ones(1000)
 from pathlib import Path
 path = Path("model/latest")
 checkpoint.save(path, {"net": {"x": old}, "clock": 1})
-files.os, files.tempfile = Crashing(os), Crashing(files.tempfile)
+files.os, files.secrets = Crashing(os), Crashing(files.secrets)
+files.open = Crashing(builtins).open
 outcomes = []
 for number in range(1000):
     child = os.fork()
@@ -199,7 +200,7 @@ def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(pairs):
     finally:
         first.kill()  # its workers live on for a moment
         first.wait()
-    with files.lock(Path("model/.training")):
+    with files.lock(Path("model/.training"), "taken"):
         pass
 
 
@@ -272,7 +273,7 @@ def test_damaged_best_is_named(run, pairs):
 
 def test_a_file_in_the_way_of_the_lock_is_named(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        files.lock(tmp_path / "nowhere" / "x")
+        files.lock(tmp_path / "nowhere" / "x", "taken")
 
 
 def test_a_clock_moved_back_and_a_crowded_folder_change_nothing(run, pairs, monkeypatch):
