@@ -18,6 +18,7 @@ from model import STAGES, SPANet
 from settings import Settings, UserError
 from system import machine
 
+CHANGES = 16  # of the size, after which freed memory goes back to the system
 Tick = Callable[[int], None]  # told how many parts of the work are done since the last call
 
 
@@ -80,6 +81,7 @@ class Derainer:
         self.views, self.tile, self.sharing = views, tile, sharing
         self._tiles_told = False
         self._fitted = 0  # bytes that the largest image so far was reckoned to take
+        self._size, self._changes = (0, 0), 0  # of the last image; images of another than before
 
     @classmethod
     def load(cls, path: Path, device: torch.device, **ways: Any) -> "Derainer":
@@ -150,6 +152,7 @@ class Derainer:
         Raises:
             UserError: the image does not fit into memory.
         """
+        self._return_holes(image.shape[:2])
         needed = tiles.memory(*image.shape[:2], self.tile)
         if needed > self._fitted and needed > free_memory(self.device, self.sharing):
             machine.return_memory()  # what earlier images left with the process
@@ -171,6 +174,18 @@ class Derainer:
             )
         self._fitted = max(self._fitted, needed)
         return Derained(clean[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
+
+    def _return_holes(self, size: tuple[int, int]) -> None:
+        """Give memory back now and then where images differ in size.
+
+        What one size leaves free, another does not quite fit: by and by, what is kept would be
+        mostly holes.
+        """
+        self._changes += size != self._size
+        self._size = size
+        if self._changes == CHANGES:
+            machine.return_memory()
+            self._changes = 0
 
     def parts(self, height: int, width: int) -> int:
         """How many parts of the work an image of that size has, for a tick."""
