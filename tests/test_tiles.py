@@ -10,9 +10,10 @@ import torch
 from conftest import ROOT
 
 from engine import checkpoint, tiles
-from engine.derainer import Derainer
+from engine.derainer import CHANGES, Derainer
 from model import SPANet
 from rain.synthetic_rain import photograph
+from system import machine
 
 
 def pointwise(image):
@@ -107,3 +108,14 @@ def test_tiles_and_views_of_a_derainer():
     assert np.allclose(mask, expected_mask[0, 0], atol=1e-6)
     deep, _ = derainer(image.astype(np.uint16) * 257)
     assert np.allclose(deep, output, atol=1e-6)
+
+
+def test_memory_is_given_back_where_sizes_differ(monkeypatch):
+    returned, derainer = [], Derainer(SPANet().eval(), torch.device("cpu"))
+    monkeypatch.setattr(machine, "return_memory", lambda: returned.append(True))
+    for _ in range(40):
+        derainer(np.zeros((8, 9, 3), np.uint8))
+    assert not returned
+    for side in range(10, 10 + 2 * CHANGES):
+        derainer(np.zeros((side, 8, 3), np.uint8))
+    assert len(returned) == 2
