@@ -17,6 +17,7 @@ from media.pixels import to_float, to_levels
 from model import STAGES, SPANet
 from settings import Settings, UserError
 from system import machine
+from system.reading import read_bytes
 
 CHANGES = 16  # of the size, after which freed memory goes back to the system
 Tick = Callable[[int], None]  # told how many parts of the work are done since the last call
@@ -102,7 +103,7 @@ class Derainer:
         derainer = cls(net.to(device).eval(), device, **ways)
         derainer.path, derainer.step = path, content["clock"]
         derainer.direction_attention = attention
-        derainer.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        derainer.digest = hashlib.sha256(read_bytes(path)).hexdigest()[:16]
         return derainer
 
     @classmethod

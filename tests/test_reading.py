@@ -181,7 +181,7 @@ def test_a_name_with_escapes_does_not_reach_the_terminal():
 
 # They read what the program or the system holds, or what another reader has just read.
 FREE = {
-    "engine/derainer.py", "irnn_cuda/cuda.py", "report/page.py", "system/machine.py",
+    "irnn_cuda/cuda.py", "report/page.py", "system/machine.py",
     "system/reading.py",
 }  # fmt: skip
 OTHERS = {"av", "os", "Image"}  # whose `open` opens no file by its name, or one that was looked at
