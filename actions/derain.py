@@ -20,7 +20,13 @@ from media.video import Source
 from report import page
 from report.table import Row
 from settings import Settings, checkpoint_path
-from system.files import claimed, require_apart, require_there, require_writable
+from system.files import (
+    claimed,
+    remove_unfinished_of,
+    require_apart,
+    require_there,
+    require_writable,
+)
 from system.interrupt import deferred
 from system.progress import complain
 
@@ -39,7 +45,7 @@ def derain(settings: Settings) -> int:
     Raises:
         UserError: bad input, or results that cannot be written.
         KeyboardInterrupt: see system/interrupt.py. The video in hand ends there, playable, and the
-            page shows what was done.
+            page shows what was finished before.
     """
     with Ranks() as ranks:
         return _derain(settings, ranks)
@@ -57,11 +63,15 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
         complain(SYNTHETIC)
     if len(jobs) == 1:
         _try(jobs[0])  # bad input costs nothing that is there
-    page_files = page.own_files(folder) if folder else []
-    read = [*(job.source for job in jobs), derainer.path]
-    require_apart(read, [*(job.target for job in jobs), *page_files], "-o")
+    targets = [job.target for job in jobs]
+    require_apart([derainer.path], targets, "-o")
+    if folder:
+        read = [derainer.path, *(job.source for job in jobs)]
+        require_apart(read, page.own_files(folder), "-o")
     require_writable(folder or jobs[0].target.parent)
     with claimed(folder or jobs[0].target) if first else nullcontext():
+        if first:
+            remove_unfinished_of(targets)
         return _derain_jobs(settings, ranks, derainer, jobs, folder, len(complaints))
 
 

@@ -36,6 +36,7 @@ SUFFIXES = (
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
     ".mts", ".ts", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
+CURE = "; remove the scene's file in scenes/, and it is looked through again"
 SAMPLE = 64  # pairs that are looked at for advice on training
 NOISY = 0.6  # share of differing pixels above which the mask label says little about rain
 # Settings that decide what a set holds.
@@ -320,7 +321,7 @@ def _write_list(path: Path, parts: list[str]) -> None:
         print(f"{path}: not written, there are no pairs for it")
         return
     named = dict.fromkeys(name for line in text.splitlines() for name in line.split())
-    require_there([path.parent / name for name in named], "patches")
+    require_there([path.parent / name for name in named], "patches", CURE)
     if not path.is_file() or read_bytes(path) != text.encode():
         write_atomically(path, text.encode())
     print(f"{path}: {count} pairs")

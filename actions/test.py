@@ -167,7 +167,9 @@ def _derain_list(
     if not scored and ranks.first:
         print(f"{settings.test_list} has no clean images: pictures only, no metrics")
     told, rows = scored and ranks.first, []
-    done = shared_out(ranks, pairs, settings.num_workers, work, finish)
+    done = shared_out(
+        ranks, pairs, settings.num_workers, work, finish, lambda done: done.rainy.size // 3
+    )
     log = EventFile(Path(settings.log_dir) / EVENTS, new_run()) if told else None
     with (
         _told_what_is_done(rows, len(pairs), ranks),

@@ -18,8 +18,8 @@ from system.files import lock, remove_unfinished, require_apart, require_writabl
 def train(settings: Settings) -> int:
     """Run the steps that are left, saving checkpoints and events. Returns the exit status.
 
-    The run starts from checkpoint `-m NAME` and is saved to 'latest'. SIGINT or SIGTERM saves
-    'latest' after the step in hand; the status is then 128 + the signal's number.
+    The run starts from checkpoint `-m NAME` and is saved to 'latest'. SIGINT, SIGTERM or SIGHUP
+    saves 'latest' after the step in hand; the status is then 128 + the signal's number.
 
     Raises:
         UserError: bad input; a loss that is not finite; a checkpoint that cannot be saved.
@@ -80,9 +80,17 @@ def _alone(run: TrainingRun) -> Iterator[None]:
 def _require_apart(run: TrainingRun) -> None:
     """What a run reads must not be among the checkpoints that it writes."""
     settings = run.settings
-    read = [settings.train_list, settings.val_list, settings.init_from]
-    written = [run.path(LATEST), run.path(BEST)]
-    require_apart([Path(name) for name in read if name], written, "--model-dir")
+    read = [Path(name) for name in (settings.train_list, settings.val_list) if name]
+    read += [_init_path(run)] if settings.init_from else []
+    folder = Path(settings.model_dir)
+    written = [folder / LATEST, folder / BEST, *folder.glob("step_*")]
+    require_apart(read, written, "--model-dir")
+
+
+def _init_path(run: TrainingRun) -> Path:
+    """The file of --init-from: its path, or a name in the model folder, as -m takes it."""
+    path = Path(run.settings.init_from)
+    return path if path.exists() else run.path(run.settings.init_from)
 
 
 def _load_start(run: TrainingRun) -> bool:
@@ -113,8 +121,7 @@ def _load_start(run: TrainingRun) -> bool:
             _say(run, f"{latest} is there: going on from it, not from {settings.init_from}")
         run.forget_later_events(EVENTS, VAL_EVENTS)
     elif settings.init_from:
-        path = Path(settings.init_from)
-        path = path if path.exists() else run.path(settings.init_from)  # a name, as -m takes it
+        path = _init_path(run)
         run.load_weights(path)
         _say(run, f"a new run from the weights of {path}")
     return not there

@@ -76,7 +76,7 @@ def _loaded(path: Path, file: BinaryIO) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about a file is told below
             return torch.load(file, map_location="cpu", weights_only=True)
-    except UserError:
+    except (UserError, MemoryError, OSError):  # the latter are told by whoever asked
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         if _holds_code(error, file):

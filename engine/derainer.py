@@ -143,7 +143,7 @@ class Derainer:
     def derained(
         self, image: np.ndarray, name: str = "image", tick: Tick | None = None
     ) -> Derained:
-        """Derain one image of any size. A GPU may still be at it on return.
+        """Derain one image of any size.
 
         Args:
             image: (H,W,3) uint8 or uint16, BGR.

@@ -16,6 +16,7 @@ from system.overlap import behind, finishers
 from system.progress import QUIET_SECONDS
 
 T, U = TypeVar("T"), TypeVar("U")
+BYTES_A_PIXEL = 240  # that scoring an image takes at its peak: 188 for the metrics, and its floats
 
 
 def score(
@@ -43,7 +44,11 @@ def score(
         return measure(output, clean.astype(np.float32) / 255)
 
     sums, told = [0.0, 0.0], time.monotonic()
-    with closing(shared_out(ranks, pairs, workers, work, finish)) as scores:
+
+    def pixels(images: tuple[np.ndarray, np.ndarray]) -> int:
+        return images[1].size // 3
+
+    with closing(shared_out(ranks, pairs, workers, work, finish, pixels)) as scores:
         for index, values in enumerate(scores):
             if ranks.first and time.monotonic() - told >= QUIET_SECONDS:
                 told = time.monotonic()
@@ -60,13 +65,19 @@ def shared_out(
     workers: int,
     work: Callable[[int, np.ndarray, np.ndarray | None], T],
     finish: Callable[[T], U],
+    pixels: Callable[[T], int],
 ) -> Iterator[U]:
     """finish(work(index, rainy, clean)) of each pair in turn, each done by one of the ranks.
 
     The work is done here, one pair after the other; what finishes it runs beside it, in threads.
+
+    Args:
+        pixels: how many pixels of an image are being finished, for the memory that it takes.
     """
     own = range(ranks.rank, len(pairs), ranks.world_size)
     images = dataset.whole_images([pairs[index] for index in own], workers)
     worked = (work(index, *pair) for index, pair in zip(own, images, strict=True))
-    with closing(images), closing(behind(worked, finish, finishers(ranks.local_size))) as results:
+    threads = finishers(ranks.local_size)
+    results = behind(worked, finish, threads, lambda item: pixels(item) * BYTES_A_PIXEL)
+    with closing(images), closing(results):
         yield from ranks.share(len(pairs), lambda _: next(results))

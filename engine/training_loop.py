@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,20 +77,21 @@ def run_steps(
         net, ssim = run.network(), SSIM().to(run.device)
         derainer, dead_mask, start = run.derainer(), DeadMask(), math.nan
         net.train()
-        if _score_is_due(run) and scored < run.clock:  # a signal had come before it
+        if _score_is_due(settings, run.clock) and scored < run.clock:  # a signal had come before it
             _score(run, derainer, val_pairs, val_data, progress)
         batches = zip(steps, stream, strict=True)
         for step, values, number in _trained(run, net, ssim, batches, last, interrupt):
             if dead_mask.found(values["mask/std"]) and ranks.first:
                 progress.say(_told_of_dead_mask(step, settings), sys.stderr)
-            if step % every == 0:
+            due = _due(settings, step, last)
+            if due.validation:
                 _validate(run, ssim, next(val_stream))
-            if (settings.val_list and step == last) or (_score_is_due(run) and not number):
+            if due.score and (step == last or not number):
                 _score(run, derainer, val_pairs, val_data, progress)
             # 'latest' comes last: all that is due up to its step is then there.
-            if step > 0 and step % settings.checkpoint_every == 0:
+            if due.numbered:
                 run.save(f"step_{step}")
-            if number or step == last or step % settings.latest_every == 0:
+            if number or due.latest:
                 run.save(LATEST)
             progress.update(step, values)
             if step == first + WARM:
@@ -145,17 +147,31 @@ def _trained(
             ended = time.monotonic()
             yield before.step, values, 0
         before = started
-        if number or not run.runs_ahead or _is_due(run.settings, step, last):
+        if number or not run.runs_ahead or any(_due(run.settings, step, last)):
             values, number = _finish(run, started, ended, interrupt)
             ended, before = time.monotonic(), None
             yield step, values, number
 
 
-def _is_due(settings: Settings, step: int, last: int) -> bool:
-    """Whether a step ends with more than its losses: a save, a score, validation or a picture."""
-    cadences = [settings.val_batch_every, settings.latest_every, settings.checkpoint_every]
-    cadences += [settings.picture_every, *[settings.val_every] * bool(settings.val_list)]
-    return step == last or any(step % every == 0 for every in cadences)
+class _Due(NamedTuple):
+    """What follows a step: each needs the network as that step left it."""
+
+    validation: bool
+    score: bool
+    numbered: bool  # a checkpoint of its own
+    latest: bool
+    picture: bool
+
+
+def _due(settings: Settings, step: int, last: int) -> _Due:
+    scored = step == last or _score_is_due(settings, step)
+    return _Due(
+        validation=step % settings.val_batch_every == 0,
+        score=bool(settings.val_list) and scored,
+        numbered=step > 0 and step % settings.checkpoint_every == 0,
+        latest=step == last or step % settings.latest_every == 0,
+        picture=step % settings.picture_every == 0,
+    )
 
 
 def _start(run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: Batch) -> _Started:
@@ -176,7 +192,8 @@ def _finish(
     """Read what a step came to, advance the clock, write the events.
 
     Args:
-        ended: when the step before it had been read.
+        ended: when the step before it had been read; 0 where there was none. The speed is that of
+            all since then, with the wait for the batch and whatever was due in between.
 
     Returns:
         The losses, "lr", "mask/mean" and "mask/std" (mean and deviation of the mask), and the
@@ -193,7 +210,7 @@ def _finish(
     run.clock = step
     values = {**losses, "lr": started.lr, "mask/mean": mean, "mask/std": deviation}
     if ranks.first:
-        speed = settings.batch_size / (time.monotonic() - max(started.began, ended))
+        speed = settings.batch_size / (time.monotonic() - (ended or started.began))
         watched = {"grad_norm": norm, "images_per_second": speed}
         watched |= {"memory_MiB": peak_memory(run.device)}
         run.events(EVENTS).scalars(values | watched, run.clock)
@@ -255,9 +272,8 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
         _write_picture_if_due(run, VAL_EVENTS, batch, *shown)
 
 
-def _score_is_due(run: TrainingRun) -> bool:
-    settings = run.settings
-    return bool(settings.val_list) and run.clock > 0 and run.clock % settings.val_every == 0
+def _score_is_due(settings: Settings, step: int) -> bool:
+    return bool(settings.val_list) and step > 0 and step % settings.val_every == 0
 
 
 def _score(
@@ -284,7 +300,7 @@ def _write_picture_if_due(
     run: TrainingRun, events: str, batch: Batch, mask: Tensor, output: Tensor
 ) -> None:
     """Rainy, output, clean, mask and mask label of a batch's first crop, side by side."""
-    if run.clock % run.settings.picture_every != 0:
+    if not _due(run.settings, run.clock, run.clock).picture:
         return
     _, _, label = batch.tensors(torch.device("cpu"), run.settings.mask_threshold)
     shown = [

@@ -55,8 +55,11 @@ class TrainingRun:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether a step can be under way before the one before it has been read."""
-        return self.optimiser.defaults["fused"]
+        """Whether a step can be under way before the one before it has been read.
+
+        Not so with several ranks: their sums would queue behind it.
+        """
+        return self.optimiser.defaults["fused"] and not self.ranks.several
 
     def path(self, name: str) -> Path:
         """Where the run saves the checkpoint of that name."""

@@ -140,9 +140,9 @@ def train_one_step(
 ) -> tuple[Measured, Tensor, Tensor]:
     """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
 
-    A fused optimiser (on a GPU) is not waited for: where the loss or its gradient is not finite, it
-    leaves network and moments alone in this step and in all after it, and reading the values says
-    so. Any other is not asked to step then.
+    Where the loss or its gradient is not finite, network and moments stay as they are. A fused
+    optimiser (on a GPU) is not waited for: it takes no step any more from then on, and reading the
+    values says why. With any other, this function raises.
 
     Returns:
         The losses, "mask_mean" and "mask_square" (means of the mask and of its square) and

@@ -32,7 +32,7 @@ _NAMES = {
     for way in ("forward", "write", "add", "apart", "sum")
     for dtype in ARITHMETIC
 }
-_FEW_BLOCKS = 128  # of a direction: as many leave a GPU idle, so that all four run at once
+_FEW_BLOCKS = 128  # with as many or fewer in a direction, all four directions run at once
 _Words = tuple[np.uint64 | np.int32, ...]
 _Launches = list[tuple[str, tuple[int, ...], _Words]]  # kernel, grid and what it takes
 _loaded: dict[int | None, dict[str, Any]] = {}  # device index -> its kernels by name

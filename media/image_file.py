@@ -26,13 +26,15 @@ from settings import UserError
 from system.reading import read_bytes
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
+# Of odd metadata, which is not the user's concern.
+warnings.filterwarnings("ignore", module=r"PIL\b|tifffile\b")
 Image.MAX_IMAGE_PIXELS = None  # a user's own files; what memory holds is checked elsewhere
 
 T = TypeVar("T")
 PNG, JPEG, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II*\0", b"MM\0*")
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
-# What a decoder of JPEG takes where it lacks data, and leaves alone where it does not: bits that
-# are no picture, between all the marks at which it may be waiting to go on.
+# Put behind the data of a JPEG, this changes what a decoder makes of a file that is cut short, and
+# nothing else: random bits between all the marks at which a decoder may wait for more.
 FILLING = b"".join(b"\x5a\xc3\x96\x3c\xa5" * 8 + b"\xff" + bytes([0xD0 + n % 8]) for n in range(24))
 END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 COLOURLESS = 3  # grey levels between channels that rounding makes
@@ -61,8 +63,7 @@ def load(path: Path, name: str, decode: Callable[[bytes], T]) -> T:
     except MemoryError:
         raise UserError(f"{name}: not enough memory to read it") from None
     try:
-        with _silence(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which is not the user's concern
+        with _silence():
             if data.startswith(PNG):
                 list(_chunks(data))  # which raises
             found = decode(data)
@@ -116,8 +117,11 @@ def require_rows(data: bytes) -> None:
 
 
 def _inflated(parts: Iterable[bytes], enough: float = math.inf) -> int:
-    """How many bytes parts of a zlib stream hold, at most about enough; its checksum is looked at
-    where they are not enough. Raises zlib.error, or ValueError where its end is missing."""
+    """How many bytes the parts of a zlib stream hold; counting ends when there are enough.
+
+    Raises zlib.error, or ValueError where the stream has no end. Its checksum is looked at only if
+    it is read to its end.
+    """
     inflater, found = zlib.decompressobj(), 0
     for part in parts:
         while part and not inflater.eof and found < enough:
@@ -159,7 +163,11 @@ def _eighth(data: bytes) -> np.ndarray:
 def _scans(data: bytes) -> list[bytes]:
     """A JPEG cut where its scans end; the last part begins with the mark of the picture's end."""
     at, parts, start = 2, [], 0
-    while (mark := data[at + 1]) != 0xD9:
+    while True:
+        while data[at + 1] == 0xFF:  # bytes that fill, which may stand before any mark
+            at += 1
+        if (mark := data[at + 1]) == 0xD9:
+            break
         at += 2 + struct.unpack_from(">H", data, at + 2)[0]
         if mark == 0xDA:  # what follows is entropy-coded, up to a mark of another kind
             at = END_OF_SCAN.search(data, at).start()

@@ -42,14 +42,21 @@ class Sink:
         with self._told():
             self.unfinished = begin(path, path.suffix)
             try:
-                self._open(source.sound)
-            except (av.error.FFmpegError, ValueError):
-                if not source.sound:
-                    raise
-                # Not every container holds every kind of sound.
-                self.container.close()
-                self.silenced = True
-                self._open([])
+                self._open_with_sound(source.sound)
+            except BaseException:  # a signal too: nobody holds the file yet, who would remove it
+                self.discard()
+                raise
+
+    def _open_with_sound(self, sound: list) -> None:
+        try:
+            self._open(sound)
+        except (av.error.FFmpegError, ValueError):
+            if not sound:
+                raise
+            # Not every container holds every kind of sound.
+            self.container.close()
+            self.silenced = True
+            self._open([])
 
     def _open(self, sound: list) -> None:
         source, suffix = self.source, self.path.suffix.lower()

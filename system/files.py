@@ -85,7 +85,7 @@ def require_writable(folder: Path) -> None:
 
 
 def require_apart(read: Iterable[Path], written: Iterable[Path], option: str) -> None:
-    """Refuse to write, or to remove, what is read: by link or another spelling it is the same file.
+    """Refuse to write, or to remove, what is read, also where a link or another spelling names it.
 
     Args:
         option: which one names what is written, for the message.
@@ -108,16 +108,16 @@ def require_apart(read: Iterable[Path], written: Iterable[Path], option: str) ->
                 )
 
 
-def require_there(written: list[Path], what: str) -> None:
+def require_there(written: list[Path], what: str, cure: str = "") -> None:
     """Raise UserError where files that were written are gone: what is told as done is there.
 
     Args:
-        what: what they are, for the message.
+        what: what they are, and how to mend it, for the message.
     """
     gone = [path for path in written if not path.exists()]
     if gone:
         names = ", ".join(map(shown, gone[:3])) + (", ..." if len(gone) > 3 else "")
-        raise UserError(f"{len(gone)} of {len(written)} {what} were removed since: {names}")
+        raise UserError(f"{len(gone)} of {len(written)} {what} were removed since: {names}{cure}")
 
 
 @contextlib.contextmanager
@@ -129,17 +129,19 @@ def claimed(path: Path) -> Iterator[None]:
     """
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     place = path / ".claimed" if path.is_dir() else path.with_name(f".claimed-{digest}")
-    while True:
+    for _ in range(100):
         file = lock(place, f"{shown(path)}: another run is writing there")
         # Whoever had it before may have removed it between its being opened and being locked.
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), place.stat()):
                 break
         file.close()
+    else:
+        raise UserError(f"{shown(place)}: cannot be locked: it is removed again and again")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # Windows removes no open file
             place.unlink()
         file.close()
 
@@ -172,6 +174,18 @@ def lock(path: Path, taken: str) -> BinaryIO:
         reason = getattr(error.__cause__, "strerror", None) or error
         raise UserError(f"{path}: cannot be locked: {reason}") from None
     return file
+
+
+def remove_unfinished_of(targets: Iterable[Path]) -> None:
+    """Remove what a killed process left unfinished of files that are written now."""
+    names: dict[Path, set[str]] = {}
+    for target in targets:
+        names.setdefault(target.parent, set()).add(target.name[:40])
+    for folder, own in names.items():
+        for unfinished in folder.glob(f"{UNFINISHED}*-*"):
+            if unfinished.name[len(UNFINISHED) :].rpartition("-")[0] in own:
+                with contextlib.suppress(OSError):
+                    unfinished.unlink()
 
 
 def remove_unfinished(folder: Path, names: str) -> None:

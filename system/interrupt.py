@@ -8,7 +8,6 @@ not be cut short defers them; and processes that load data leave them to their p
 
 import contextlib
 import os
-import select
 import signal
 import threading
 import time
@@ -19,7 +18,6 @@ from typing import Any
 HUP = getattr(signal, "SIGHUP", None)  # Windows has none
 ENDING = [number for number in (signal.SIGINT, signal.SIGTERM, HUP) if number]
 SAME = 10.0  # seconds within which another SIGTERM or SIGHUP is part of the first request
-HANGUP = 0.1  # seconds in which a lost terminal ends what runs in it
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,7 +37,6 @@ def program(main: Callable[[], int]) -> int:
 
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal stopped
-        _leave_lost_terminal(number)
         # torchrun passes on what its ranks received already, and others ask several times: what is
         # finished on the way out is not cut short for that. A person who insists is heard.
         now = time.monotonic()
@@ -69,7 +66,6 @@ class Interrupt:
         return self
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        _leave_lost_terminal(number)
         self.signal = self.signal or number
         signal.signal(signal.SIGINT, self._former[signal.SIGINT])
 
@@ -81,10 +77,13 @@ class Interrupt:
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Have a signal act after what is done within, which it would otherwise cut short."""
-    with Interrupt() as interrupt:
-        yield
-    if interrupt.signal:
-        signal.raise_signal(interrupt.signal)
+    interrupt = Interrupt()
+    try:
+        with interrupt:
+            yield
+    finally:
+        if interrupt.signal:
+            signal.raise_signal(interrupt.signal)
 
 
 def leave_to_parent() -> None:
@@ -117,16 +116,3 @@ def _handle(handler: Any) -> dict[int, Any]:
 def _ignored(number: int) -> bool:
     """Whether nobody wants to hear of a signal: nohup's way, from before the start."""
     return signal.getsignal(number) is signal.SIG_IGN
-
-
-def _leave_lost_terminal(number: int) -> None:
-    """After a hang-up, send output that nobody can read any more nowhere: writing it would fail."""
-    if number != HUP:
-        return
-    time.sleep(HANGUP)  # what reads a pipe, as tee, hears of it at the same time
-    outputs = select.poll()
-    for output in (1, 2):
-        outputs.register(output, 0)
-    with open(os.devnull, "wb") as nowhere:
-        for output, _ in outputs.poll(0):
-            os.dup2(nowhere.fileno(), output)

@@ -86,9 +86,9 @@ def return_memory() -> None:
 def share_cores() -> None:
     """Have OpenMP's threads soon sleep where they wait. Call it before torch or Numba is imported.
 
-    Left to itself each stays awake for milliseconds, in case there is more to do; on a core that
-    another program needs, that holds up both, and the thread that all others wait for. Who has set
-    how threads are to wait is heeded. See docs/performance.md for what it costs and gains.
+    By default each stays awake for milliseconds, in case there is more to do. If another program
+    needs that core, this holds up both. A user's own setting of how threads wait is kept. See
+    docs/performance.md for what it costs and gains.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

@@ -10,8 +10,10 @@ from contextlib import closing, contextmanager
 from typing import TypeVar
 
 from system import machine
+from system.interrupt import deferred
 
 T, U = TypeVar("T"), TypeVar("U")
+SHARE = 1 / 8  # of the free memory
 MOST_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
 
 
@@ -34,7 +36,12 @@ def finishers(sharing: int = 1) -> int:
     return max(1, min(MOST_THREADS, machine.cores() // sharing))
 
 
-def behind(items: Iterable[T], finish: Callable[[T], U], threads: int) -> Iterator[U]:
+def behind(
+    items: Iterable[T],
+    finish: Callable[[T], U],
+    threads: int,
+    needed: Callable[[T], int] = lambda _: 0,
+) -> Iterator[U]:
     """finish(item) of each item in turn, in threads, while the next items are made.
 
     Where making an item or finishing one raises, the results of those before it come first.
@@ -42,6 +49,8 @@ def behind(items: Iterable[T], finish: Callable[[T], U], threads: int) -> Iterat
     Args:
         threads: how many, and so how many items wait at most. With one, items are finished one
             after the other, in order.
+        needed: bytes that finishing an item takes. Where several would take more than a SHARE of
+            what is free, the next item is made when all are finished.
     """
     waiting: deque[Future[U]] = deque()
     source = iter(items)
@@ -56,8 +65,9 @@ def behind(items: Iterable[T], finish: Callable[[T], U], threads: int) -> Iterat
                 failure = error
                 break
             waiting.append(pool.submit(finish, item))
+            alone = needed(item) * threads > machine.free_memory() * SHARE
             del item
-            while len(waiting) > threads or (waiting and waiting[0].done()):
+            while waiting and (alone or len(waiting) > threads or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -82,4 +92,6 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # What is under way must not go on beside what its owner does next, such as closing a file.
+        with deferred():
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -11,7 +11,8 @@ import io
 import os
 import sys
 
-GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe, and a terminal
+# The reader of a pipe, and a terminal; of a pipe on Windows.
+GONE = (errno.EPIPE, errno.EIO) if os.name != "nt" else (errno.EPIPE, errno.EINVAL)
 
 
 class _Lasting(io.TextIOWrapper):

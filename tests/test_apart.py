@@ -87,6 +87,27 @@ def test_train_does_not_save_over_its_list(run, pairs):
     assert (status, "--model-dir: m/best is an input" in err) == (2, True)
 
 
+@pytest.mark.parametrize("start", ["best", "m/best", "step_2"])
+def test_train_does_not_save_over_the_weights_that_it_begins_from(run, pairs, start):
+    words = ["--train-list", pairs, "--model-dir", "m", "--batch-size", 1, "--patch-size", 8]
+    words += ["--checkpoint-every", 2, "--num-workers", 0, *DEVICE]
+    assert run("-a", "train", *words, "--num-steps", 3)[0] == 0
+    Path("m/latest").rename("m/best")
+    before = snapshot()
+    status, _, err = run("-a", "train", *words, "--num-steps", 3, "--init-from", start)
+    assert (status, "is an input; expected another folder or name" in err) == (2, True)
+    assert {k: v for k, v in snapshot().items() if not k.endswith(".training")} == {
+        k: v for k, v in before.items() if not k.endswith(".training")
+    }
+
+
+def test_what_a_kill_left_of_a_result_is_removed():
+    for name in ("a.mp4", "b.mp4"):
+        files.begin(Path(name), ".mp4").write_text("x")
+    files.remove_unfinished_of([Path("a.mp4"), Path("[c].mp4")])
+    assert [path.name[:15] for path in Path().iterdir()] == [".writing-b.mp4-"]
+
+
 def test_spellings_of_one_file_are_one_file():
     Path("A").write_text("x")
     for name in ("A", "./A", "../" + Path.cwd().name + "/A"):

@@ -172,3 +172,10 @@ def test_the_program_says_one_line_and_no_library_another(model):
     assert len(lines) == len(files)
     assert all("not an image that can be read, or damaged" in line for line in lines), lines
     assert Path("out/z.png").exists()
+
+
+def test_a_jpeg_may_have_bytes_that_fill_before_a_mark():
+    grey = cv2.imencode(".jpg", np.full((32, 40, 3), 128, np.uint8))[1].tobytes()
+    at = grey.index(b"\xff\xdb")  # of the tables of quantisation
+    Path("filled.jpg").write_bytes(grey[:at] + b"\xff" + grey[at:])
+    assert (read_image(Path("filled.jpg"), "list:1") == 128).all()

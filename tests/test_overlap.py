@@ -1,10 +1,14 @@
 """Threads before and behind a loop: order, bounds, and how they end."""
 
+import os
+import signal
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
+from system import machine
 from system.overlap import ahead, behind, finishers
 
 
@@ -143,3 +147,61 @@ def test_an_interrupt_waits_for_what_is_under_way():
 def test_processes_that_share_a_machine_share_its_cores():
     assert 1 <= finishers(sharing=2) <= finishers() <= 4
     assert finishers(sharing=10**6) == 1
+
+
+def test_what_takes_much_memory_is_finished_alone(monkeypatch):
+    monkeypatch.setattr(machine, "free_memory", lambda: 800)
+    made, finished = [], []
+
+    def items():
+        for number in range(4):
+            made.append(len(finished))
+            yield number
+
+    def finish(number):
+        time.sleep(0.02)
+        finished.append(number)
+        return number
+
+    assert list(behind(items(), finish, 2, lambda number: 51)) == [0, 1, 2, 3]
+    assert made == [0, 1, 2, 3]  # each was made when those before it were finished
+
+
+def test_a_second_interrupt_waits_for_what_is_under_way():
+    def finish(number):
+        time.sleep(0.2)
+        return number
+
+    def again():
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def items():
+        yield 1
+        threading.Thread(target=again).start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(behind(items(), finish, 1))
+    assert threads() == 0
+
+
+def test_an_interrupt_of_what_reads_ahead_closes_it():
+    closed = []
+
+    def items():
+        try:
+            while True:
+                time.sleep(0.2)
+                yield 1
+        finally:
+            closed.append(True)
+
+    stream = ahead(items())
+    next(stream)
+    timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt), closing(stream):
+        time.sleep(0.1)
+    assert closed == [True]
+    assert threads() == 0
