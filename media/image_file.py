@@ -16,14 +16,14 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from settings import UserError
-from system.reading import read_bytes
+from system.reading import open_regular, read_bytes
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
 Image.MAX_IMAGE_PIXELS = None  # a user's own files; what memory holds is checked elsewhere
@@ -31,12 +31,25 @@ Image.MAX_IMAGE_PIXELS = None  # a user's own files; what memory holds is checke
 T = TypeVar("T")
 PNG, JPEG, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II*\0", b"MM\0*")
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
+SEVERAL = {"MPO"}  # a JPEG that more is appended to: the first is the picture
+_ORIENTATION, _BITS = 0x0112, 258  # tags of EXIF and TIFF
+Turn = Callable[[np.ndarray], np.ndarray]
+_UPRIGHT: dict[int, Turn] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
 # What a decoder of JPEG takes where it lacks data, and leaves alone where it does not: bits that
 # are no picture, between all the marks at which it may be waiting to go on.
 FILLING = b"".join(b"\x5a\xc3\x96\x3c\xa5" * 8 + b"\xff" + bytes([0xD0 + n % 8]) for n in range(24))
 END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 COLOURLESS = 3  # grey levels between channels that rounding makes
 BLOCK = 1 << 20  # bytes unpacked at a time
+HEAD = 1 << 10  # bytes in which a PNG tells its depth
 # Tags of a TIFF; of strips and tiles, where they start and how long they are.
 ROWS, COMPRESSION, SAMPLES, ROWS_A_STRIP, PLANES = 257, 259, 277, 278, 284
 STRIPS, TILES = (273, 279), (324, 325)
@@ -78,6 +91,69 @@ def load(path: Path, name: str, decode: Callable[[bytes], T]) -> T:
             f"{name}: not an image that can be read, or damaged ({len(data)} bytes); "
             f"expected {KINDS}"
         ) from None
+
+
+def opened(file: BinaryIO, name: str) -> Image.Image | None:
+    """The picture in a file, of which only the header was read; None where Pillow knows it not.
+
+    Raises:
+        UserError: it holds several images. Where it is damaged, anything.
+    """
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        return None
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format not in SEVERAL:
+        raise UserError(f"{name}: holds {count} images; expected one")
+    return image
+
+
+def upright(image: Image.Image, data: bytes = b"") -> Turn:
+    """What turns the pixels of a picture, as its file holds them, the way it is to be seen.
+
+    Args:
+        data: its file, where what stands behind the pixels of a PNG is to count too.
+    """
+    return _UPRIGHT.get(_orientation(image, data), lambda pixels: pixels)
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    if image.format == "TIFF":  # which Pillow turns itself
+        return 1
+    # A PNG that has yet shown no EXIF data would be decoded in search of it.
+    plain = image.format == "PNG" and b"eXIf" not in data
+    try:
+        exif = Image.Image.getexif(image) if plain else image.getexif()
+        return exif.get(_ORIENTATION, 1)
+    except Exception:  # EXIF data is often damaged, and seldom missed
+        return 1
+
+
+def bits(image: Image.Image, head: bytes) -> int:
+    """Bits a channel of the file. Pillow reduces colour of 16 bits to 8 and does not tell."""
+    if image.format == "PNG":
+        return head[24]
+    return max(image.tag_v2.get(_BITS, (1,))) if image.format == "TIFF" else 8
+
+
+def size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of a picture, upright, as its header has them.
+
+    None where the header does not promise a picture of 8 bits a channel: to read it all then tells.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(HEAD)
+            file.seek(0)
+            image = opened(file, "")
+            if image is None or bits(image, head) > 8 or image.mode in ("I", "F"):
+                return None
+            blank = np.broadcast_to(False, (image.height, image.width))
+            height, width = upright(image)(blank).shape
+            return width, height
+    except Exception:  # as of all that decodes
+        return None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """From a list file to images: what a line names, read and checked."""
 
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,11 +138,14 @@ def read_image(path: Path, where: str) -> np.ndarray:
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
-    jpeg = data.startswith(image_file.JPEG)  # the only kind whose orientation tag is common
-    flags = cv2.IMREAD_COLOR if jpeg else cv2.IMREAD_UNCHANGED
+    seen = image_file.opened(io.BytesIO(data), name)
+    jpeg = data.startswith(image_file.JPEG)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if jpeg else cv2.IMREAD_UNCHANGED
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         raise ValueError("not decoded")
+    if seen is not None:  # OpenCV itself turns a TIFF alone
+        image = np.ascontiguousarray(image_file.upright(seen, data)(image))
     if image.dtype != np.uint8:
         raise UserError(
             f"{name}: {image.dtype} values; expected 8 bits a channel: convert it first"

@@ -1,15 +1,19 @@
-"""Work before and behind a loop, in threads: what feeds it and what finishes its results.
+"""Work before and behind a loop: what feeds it and what finishes its results.
 
-The loop itself stays in its own thread, and all is in order. What is held is bounded.
+It is done in threads, or where Python has to do much of it, in processes. The loop itself stays in
+its own thread, and all is in order. What is held is bounded.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from typing import TypeVar
 
+from settings import UserError
 from system import machine
+from system.interrupt import leave_to_parent
 
 T, U = TypeVar("T"), TypeVar("U")
 MOST_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
@@ -43,26 +47,54 @@ def behind(items: Iterable[T], finish: Callable[[T], U], threads: int) -> Iterat
         threads: how many, and so how many items wait at most. With one, items are finished one
             after the other, in order.
     """
-    waiting: deque[Future[U]] = deque()
     source = iter(items)
     with _closing(source), _pool(threads) as pool:
-        failure = None
-        while True:
-            try:
-                item = next(source)
-            except StopIteration:
-                break
-            except Exception as error:
-                failure = error
-                break
-            waiting.append(pool.submit(finish, item))
-            del item
-            while len(waiting) > threads or (waiting and waiting[0].done()):
-                yield waiting.popleft().result()
-        while waiting:
+        yield from _finished(source, finish, pool, threads)
+
+
+def spread(items: Iterable[T], work: Callable[[T], U], processes: int) -> Iterator[U]:
+    """work(item) of each item in turn, in that many processes.
+
+    Args:
+        work: a function of a module. What it takes and returns goes through pipes: let an item be
+            worth the way.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    pool = ProcessPoolExecutor(processes, initializer=leave_to_parent)
+    try:
+        yield from _finished(iter(items), work, pool, 2 * processes)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that reads images was killed; was there enough memory?"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(
+    source: Iterator[T], finish: Callable[[T], U], pool: Executor, most: int
+) -> Iterator[U]:
+    """finish(item) of each item in turn, in the pool, in which at most that many wait."""
+    waiting: deque[Future[U]] = deque()
+    failure = None
+    while True:
+        try:
+            item = next(source)
+        except StopIteration:
+            break
+        except Exception as error:
+            failure = error
+            break
+        waiting.append(pool.submit(finish, item))
+        del item
+        while len(waiting) > most or (waiting and waiting[0].done()):
             yield waiting.popleft().result()
-        if failure:
-            raise failure
+    while waiting:
+        yield waiting.popleft().result()
+    if failure:
+        raise failure
 
 
 @contextmanager
