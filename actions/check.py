@@ -7,6 +7,7 @@ on where it ended. A row counts as long as neither file of its pair has changed.
 import csv
 import io
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -116,6 +117,7 @@ def _looked_at(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Row]:
         print(f"{table}: {len(pairs) - len(left)} of {len(pairs)} pairs were looked at before")
     parts = (left[start : start + AT_ONCE] for start in range(0, len(left), AT_ONCE))
     found = spread(parts, partial(_rows, threshold=threshold), machine.cores())
+    start = time.monotonic()
     try:
         with (
             io.TextIOWrapper(open_regular(table, "ab"), **TEXT) as file,
@@ -132,6 +134,8 @@ def _looked_at(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Row]:
         raise
     except OSError as error:
         raise UserError(f"{table}: cannot be written: {error.strerror}") from None
+    if left:
+        print(f"{len(left)} pairs were looked at in {time.monotonic() - start:.1f} s")
     if others := len(known.keys() - set(keys)):
         print(f"{table}: {others} rows are left out, of other pairs or of files that have changed")
     # A file that has changed in the meantime has a row of another key.

@@ -88,17 +88,19 @@ def look(rainy: np.ndarray, clean: np.ndarray, threshold: int) -> Look:
         threshold: grey levels above which a difference counts as rain, as in the mask label.
     """
     height, width = rainy.shape[:2]
-    apart = cv2.absdiff(rainy, clean).max(axis=2)
-    signed = cv2.subtract(rainy, clean, dtype=cv2.CV_16S).sum(axis=2, dtype=np.int32)
-    changed = int(np.abs(signed).sum())
-    backward = -int(np.minimum(signed, 0).sum()) / changed if changed else 0.0
+    # By OpenCV, which takes a quarter of the time that NumPy takes over short last axes.
+    blue, green, red = cv2.split(cv2.absdiff(rainy, clean))
+    apart = cv2.max(cv2.max(blue, green), red)
+    marked = cv2.countNonZero(cv2.compare(apart, threshold, cv2.CMP_GT))
+    brighter = cv2.transform(cv2.subtract(rainy, clean, dtype=cv2.CV_16S), np.ones((1, 3)))
+    total, changed = cv2.sumElems(brighter)[0], cv2.norm(brighter, cv2.NORM_L1)
     digest = hashlib.blake2b(rainy.tobytes(), digest_size=12, person=b"%dx%d" % (width, height))
     return Look(
         width,
         height,
-        mask=float((apart > threshold).mean()),
-        difference=float(signed.mean()) / 3,
-        backward=backward,
+        mask=marked / apart.size,
+        difference=total / apart.size / 3,
+        backward=(changed - total) / 2 / changed if changed else 0.0,
         digest=digest.hexdigest(),
     )
 

@@ -24,13 +24,17 @@ FORMATS = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jfif": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     ".bmp": ("BMP", {}),
+    ".avif": ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+    ".heic": ("HEIF", {"quality": 95}),
+    ".heif": ("HEIF", {"quality": 95}),
 }
-READABLE = {"PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP"}  # MPO: a JPEG that more is appended to
-WITH_EXIF = {"PNG", "JPEG", "MPO", "WEBP"}
+READABLE = {name for name, _ in FORMATS.values()} | {"MPO"}  # a JPEG that more is appended to
+WITH_EXIF = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF"}
 BYTES_TO_READ = 16  # a pixel: decoded, turned and split
 LONGEST_EXIF = 65000  # bytes that a JPEG can hold
 PNG_GREY_ALPHA = 4
@@ -101,17 +105,13 @@ def _decode(data: bytes, path: Path) -> Picture:
     profile = image.info.get("icc_profile")
     if image_file.bits(image, data) > 8 or image.mode in ("I", "F"):
         return _decode_deep(data, image, turn, profile, path)
-    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     grey = image.mode in ("1", "L", "LA")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         profile = None  # of inks, not of the colours that they are turned into
     if image.format == "PNG":
         image_file.require_rows(data)
-    # Through RGB: Pillow cannot turn every mode into every other.
-    pixels = turn(np.asarray(image.convert("RGBA" if transparent else "RGB")))
-    colour = np.ascontiguousarray(pixels[..., 2::-1])
+    colour, alpha = image_file.colours(image, turn)
     image_file.require_filled(data, colour)
-    alpha = pixels[..., 3].copy() if transparent else None
     return Picture(colour, alpha, grey, profile, _exif(image))
 
 
@@ -160,6 +160,8 @@ def _decode_deep(
 def require_format(path: Path, picture: Picture) -> None:
     """Raise UserError unless the format that path's suffix names can hold the picture."""
     kind = FORMATS[path.suffix.lower()][0]
+    if kind == "HEIF":
+        image_file.require_heic(str(path))
     if picture.colour.dtype == np.uint16 and kind not in ("PNG", "TIFF"):
         raise UserError(f"{path}: {kind} cannot hold the input's 16 bits; expected PNG or TIFF")
     if picture.alpha is not None and kind in ("JPEG", "BMP"):

@@ -117,7 +117,7 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
     assert err.startswith("main.py: in/x/y/cut.png: not an image that can be read, or damaged (200")
     assert err.count("\n") == 1
     assert "3 of 4 derained" in out
-    assert "passed over, as of other kinds: 1 file\n" in out
+    assert "passed over, as of other kinds: 1 .txt\n" in out
     found = sorted(str(p.relative_to("in/out")) for p in Path("in/out").rglob("*") if p.is_file())
     pictures = [name for name in found if not name.startswith("index")]
     assert pictures == ["b.png", "x/c d.JPG", "x/y/a.png"]
