@@ -7,7 +7,7 @@ interruption changes what is trained on.
 import atexit
 import multiprocessing
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -87,7 +87,7 @@ class CropStream(Dataset):
     Images come in shuffled passes over the list, one after another without end.
     """
 
-    def __init__(self, pairs: list[Pair], settings: Settings, branch: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], settings: Settings, branch: int) -> None:
         self.pairs = pairs
         self.settings = settings
         self.branch = branch
@@ -103,14 +103,32 @@ class CropStream(Dataset):
             rainy, clean = read_pair(pair)
         except UserError as error:
             return error  # raised by Stream: a worker's exception would arrive as a traceback
-        box = random_crop(rng, *rainy.shape[:2], settings)
+        box = crop_box(rng, *rainy.shape[:2], settings)
+        # Drawn last: the crops are the same without it.
+        mirrored = settings.flip and rng.random() < 0.5
         rainy, clean = (resized_crop(image, box, settings.patch_size) for image in (rainy, clean))
+        if mirrored:
+            rainy, clean = rainy[:, ::-1], clean[:, ::-1]
         return rainy, clean, str(pair.rainy)
 
 
 @lru_cache(maxsize=4)
 def _shuffled(count: int, seed: int, branch: int, turn: int) -> np.ndarray:
     return np.random.default_rng([seed, branch, turn]).permutation(count)
+
+
+def crop_box(
+    rng: np.random.Generator, height: int, width: int, settings: Settings
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of what is cut from an image of height x width.
+
+    With --crop native that is a patch at the image's own scale, every place as likely as another.
+    """
+    side = settings.patch_size
+    if settings.crop == "recipe" or min(height, width) < side:
+        return random_crop(rng, height, width, settings)
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    return top, left, side, side
 
 
 def random_crop(
@@ -137,7 +155,7 @@ def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], side: int) -
     OpenCV's is another filter, and gives another mask label on one to six pixels in a hundred.
 
     Args:
-        box: (top, left, height, width) of random_crop.
+        box: (top, left, height, width) of crop_box.
     """
     top, left, height, width = box
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
@@ -162,9 +180,14 @@ def _start_worker(_: int) -> None:
 
 
 class Stream:
-    """An iterator over what a DataLoader reads. Close it, whatever happened, to end the workers."""
+    """An iterator over what a DataLoader reads. Close it, whatever happened, to end the workers.
 
-    def __init__(self, loader: DataLoader) -> None:
+    Args:
+        raising: raise a UserError that was read; otherwise it is one of the items.
+    """
+
+    def __init__(self, loader: DataLoader, raising: bool = True) -> None:
+        self._raising = raising
         others = multiprocessing.active_children()
         with deferred():  # none is started that nobody knows of
             # At once: forking them later, beside running thread pools, is not safe.
@@ -178,7 +201,7 @@ class Stream:
 
     def __next__(self) -> Any:
         item = next(self._items)
-        if isinstance(item, UserError):
+        if self._raising and isinstance(item, UserError):
             self.close()
             raise item
         return item
@@ -199,7 +222,7 @@ class Stream:
 
 
 def batches(
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     settings: Settings,
     branch: int,
     steps: Iterable[int],
@@ -227,7 +250,7 @@ def batches(
 
 
 class _Pairs(Dataset):
-    def __init__(self, pairs: list[Pair]) -> None:
+    def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
 
     def __len__(self) -> int:
@@ -240,8 +263,8 @@ class _Pairs(Dataset):
             return error
 
 
-def whole_images(pairs: list[Pair], num_workers: int) -> Stream:
-    """A stream of read_pair of each pair in turn. It raises UserError for a bad image."""
+def whole_images(pairs: Sequence[Pair], num_workers: int) -> Stream:
+    """A stream of read_pair of each pair in turn, and of a UserError in the place of a bad one."""
     loader = DataLoader(
         _Pairs(pairs),
         batch_size=None,
@@ -249,4 +272,4 @@ def whole_images(pairs: list[Pair], num_workers: int) -> Stream:
         num_workers=min(num_workers, len(pairs)),
         worker_init_fn=_start_worker,
     )
-    return Stream(loader)
+    return Stream(loader, raising=False)

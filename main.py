@@ -110,6 +110,12 @@ def _pairs(settings: Settings) -> int:
     return pairs(settings)
 
 
+def _check(settings: Settings) -> int:
+    from actions.check import check
+
+    return check(settings)
+
+
 ACTIONS: dict[str, Callable[[Settings], int]] = {
     "train": _train,
     "test": _test,
@@ -117,6 +123,7 @@ ACTIONS: dict[str, Callable[[Settings], int]] = {
     "export": _export,
     "clean": _clean,
     "pairs": _pairs,
+    "check": _check,
 }
 
 

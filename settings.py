@@ -10,7 +10,6 @@ released code or the published checkpoint shows where the paper says nothing.
 import difflib
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -32,7 +31,7 @@ class UserError(Exception):
 
 # The actions that an option serves.
 TRAIN, TEST, DERAIN, EXPORT = ("train",), ("test",), ("derain",), ("export",)
-CLEAN, PAIRS = ("clean",), ("pairs",)
+CLEAN, PAIRS, CHECK = ("clean",), ("pairs",), ("check",)
 DERAINING = TRAIN + TEST + DERAIN  # train derains the images of --val-list
 NETWORK = DERAINING + EXPORT
 VIDEOS = CLEAN + PAIRS
@@ -61,8 +60,8 @@ class Settings:
     """All settings of one run. Raises UserError for a value of the wrong type or range."""
 
     # What to do
-    action: Literal["train", "test", "derain", "export", "clean", "pairs"] = option(
-        MISSING, NETWORK + VIDEOS, "what to do: train, test, derain, export, clean or pairs"
+    action: Literal["train", "test", "derain", "export", "clean", "pairs", "check"] = option(
+        MISSING, NETWORK + VIDEOS + CHECK, "what to do, one of the actions named below"
     )
     model: str = option(
         "latest",
@@ -76,7 +75,7 @@ class Settings:
     # Where things are
     train_list: str = option(
         "training/real_world.txt",
-        TRAIN,
+        TRAIN + CHECK,
         "list of training pairs, one on each line: rainy image, clean image",
     )
     val_list: str = option(
@@ -101,13 +100,17 @@ class Settings:
     )
     output: str = option(
         "",
-        DERAIN + EXPORT + VIDEOS,
+        DERAIN + EXPORT + VIDEOS + CHECK,
         {
             "derain": "file or folder to write",
             "export": ".onnx file to write",
             "clean": "PNG file to write",
             "pairs": "folder to put the new set into",
+            "check": "table to write, or to go on with; without it, check.csv",
         },
+    )
+    fix: str = option(
+        "", CHECK, "also write this list, of the pairs of --train-list that can be used"
     )
 
     # Machine
@@ -121,17 +124,11 @@ class Settings:
         "fp32", DERAINING, "number format the network computes in; tf32 needs a GPU", recipe=True
     )
     deterministic: bool = option(
-        False,
-        TRAIN,
-        "on a GPU, train by the same bits every time, and more slowly; a CPU always does",
+        False, TRAIN, "on a GPU, train by the same bits every time, but slower; a CPU always does"
     )
     compile: bool = option(False, TRAIN, "train with the network compiled by torch.compile")
     num_workers: int = option(
-        2,
-        TRAIN + TEST,
-        "number of processes that load images; results do not depend on it",
-        low=0,
-        high=1024,
+        2, TRAIN + TEST, "processes that load images; results do not change", low=0, high=1024
     )
 
     # Deraining of whole images
@@ -211,10 +208,18 @@ class Settings:
     )
 
     # Augmentation (recipe): random resized crop, the same for rainy and clean
+    crop: Literal["recipe", "native"] = option(
+        "recipe",
+        TRAIN,
+        "recipe resizes most of an image to the patch; native cuts a patch at the image's own "
+        "scale, anywhere in it (an image smaller than the patch: as recipe)",
+        recipe=True,
+    )
+    flip: bool = option(False, TRAIN, "mirror half of the crops, left to right", recipe=True)
     patch_size: int = option(
         256,
-        TRAIN + PAIRS,
-        "side in pixels of the training crops (train) or of the training patches to cut (pairs)",
+        TRAIN + PAIRS + CHECK,
+        "side in pixels of the training crops (train, check) or of the patches to cut (pairs)",
         low=1,
         high=16384,
         recipe=True,
@@ -267,7 +272,7 @@ class Settings:
     # Mask label (recipe): what the attention learns
     mask_threshold: int = option(
         0,
-        TRAIN,
+        TRAIN + CHECK,
         "a pixel is labelled as rain if its rainy and clean values differ by more than N grey "
         "levels in any channel",
         low=0,
@@ -308,13 +313,6 @@ class Settings:
                 f"--model: {self.model!r} is not a checkpoint; expected the name of one in the "
                 "folder --model-dir, or the path of its file"
             )
-
-
-def checkpoint_path(settings: Settings) -> Path:
-    """The file of checkpoint `-m`: a path as it stands, a name within the model folder."""
-    name = settings.model
-    is_path = any(separator in name for separator in (os.sep, os.altsep) if separator)
-    return Path(name) if is_path else Path(settings.model_dir) / name
 
 
 def flag(name: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from actions.derain_pictures import derain_pictures
 from actions.derain_videos import derain_videos
+from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
 from engine.device import describe
 from engine.ranks import Ranks
@@ -19,7 +20,7 @@ from media.pictures import read_picture, require_format
 from media.video import Source
 from report import page
 from report.table import Row
-from settings import Settings, checkpoint_path
+from settings import Settings
 from system.files import (
     claimed,
     remove_unfinished_of,

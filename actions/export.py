@@ -18,7 +18,7 @@ from engine import checkpoint
 from engine.derainer import Derainer
 from engine.ranks import Ranks
 from irnn_cuda.reference import DIRECTIONS
-from settings import Settings, UserError, checkpoint_path
+from settings import Settings, UserError
 from system.files import require_apart, require_writable, write_atomically
 
 OPSET = 20
@@ -68,8 +68,9 @@ def export(settings: Settings) -> int:
         raise UserError("-a export: runs in one process; start it without torchrun")
     onnx, onnxruntime = _package("onnx"), _package("onnxruntime")
     _package("onnxscript")
-    checkpoint.require(checkpoint_path(settings))
-    derainer = Derainer.load(checkpoint_path(settings), torch.device("cpu"))
+    source = checkpoint.checkpoint_path(settings)
+    checkpoint.require(source)
+    derainer = Derainer.load(source, torch.device("cpu"))
     require_apart([derainer.path], [path], "-o")
     require_writable(path.parent)
     net = derainer.net.requires_grad_(False)

@@ -7,7 +7,7 @@ image), summary.json (the means, and what was run) and index.html (all of it, to
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
 from engine.device import describe
 from engine.events import EventFile, new_run
 from engine.ranks import Ranks
 from engine.scoring import shared_out
+from media.inspection import first_looks
 from media.lists import Pair, read_list
 from model import CONSTANT_MASK
 from report import page
 from report.metrics import MEASURES, measure
 from report.table import SIDES, Row, Table, means_of, print_means, write_summary
 from report.visualize import encode_png, heat_map, strip
-from settings import Settings, checkpoint_path
+from settings import Settings, UserError
 from system.files import (
     claimed,
     require_apart,
@@ -34,7 +36,7 @@ from system.files import (
     require_writable,
     write_atomically,
 )
-from system.progress import Progress
+from system.progress import Progress, complain
 
 EVENTS = "test_derain"
 TOLD = ("metrics.csv", "summary.json")  # in the result folder, besides pictures and page
@@ -63,18 +65,22 @@ def output_names(files: list[Path]) -> list[str]:
 
 
 def test(settings: Settings) -> int:
-    """Derain every image of `--test-list` with checkpoint `-m`. Returns the exit status, 0.
+    """Derain every image of `--test-list` with checkpoint `-m`. Returns the exit status.
 
-    Ranks share the images; the first one writes the table, in the order of the list.
+    That is 2 where images were bad: they are told, and the others are derained. Ranks share the
+    images; the first one writes the table, in the order of the list.
 
     Raises:
-        UserError: bad input, or results that cannot be written. Results of the images before it
-            stay, each whole.
+        UserError: bad input, no good image at all, or results that cannot be written. Results of
+            the images before it stay, each whole.
     """
     with Ranks() as ranks:
         pairs = read_list(settings.test_list)
         derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
         _require_apart(settings, pairs, derainer.path)
+        names = output_names([pair.rainy for pair in pairs])
+        listed, good = len(pairs), _good(pairs, ranks)
+        pairs, names = ([of[index] for index in good] for of in (pairs, names))
         folder = Path(settings.result_dir)
         require_writable(folder)
         with claimed(folder) if ranks.first else nullcontext():
@@ -83,11 +89,29 @@ def test(settings: Settings) -> int:
                 name = describe(derainer.device, ranks)
                 print(f"{derainer.path}, step {derainer.step}, on {name}", flush=True)
             start = time.monotonic()
-            rows = _derain_list(settings, ranks, derainer, pairs)
+            rows = _derain_list(settings, ranks, derainer, pairs, names)
+            if not rows:
+                raise UserError(f"{settings.test_list}: none of its images could be derained")
             if ranks.first:
-                _tell(settings, derainer, rows, name, time.monotonic() - start)
+                _tell(settings, derainer, rows, listed, name, time.monotonic() - start)
                 require_there([p for row in rows for p in _pictures(folder, row.name)], "results")
-    return 0
+    return 0 if len(rows) == listed else 2
+
+
+def _good(pairs: Sequence[Pair], ranks: Ranks) -> list[int]:
+    """The numbers of the pairs whose headers are in order; the others are told. Raises UserError
+    where there is none."""
+    own = range(ranks.rank, len(pairs), ranks.world_size)
+    looks = first_looks(pairs, own, silent=not ranks.first)
+    found = {index: str(bad) for index, bad in looks if isinstance(bad, UserError)}
+    bad = {index: message for part in ranks.exchange(found) for index, message in part.items()}
+    if len(bad) == len(pairs) == 1:
+        raise UserError(bad[0])
+    for index in sorted(bad) if ranks.first else ():
+        complain(bad[index])
+    if len(bad) == len(pairs):
+        raise UserError(f"none of the {len(pairs)} images of the list can be used")
+    return [index for index in range(len(pairs)) if index not in bad]
 
 
 def _pictures(folder: Path, name: str) -> list[Path]:
@@ -95,7 +119,7 @@ def _pictures(folder: Path, name: str) -> list[Path]:
     return [folder / kind / f"{name}.png" for kind in ("derained", "mask", "compare")]
 
 
-def _require_apart(settings: Settings, pairs: list[Pair], checkpoint: Path) -> None:
+def _require_apart(settings: Settings, pairs: Sequence[Pair], checkpoint: Path) -> None:
     folder = Path(settings.result_dir)
     read = [Path(settings.test_list), checkpoint]
     read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
@@ -137,11 +161,13 @@ class _Worked:
 
 
 def _derain_list(
-    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: list[Pair]
+    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: list[Pair], names: list[str]
 ) -> list[Row]:
-    """Derain, score and write each image of the list; the rows of the results."""
+    """Derain, score and write each image, under its name; the rows of the results.
+
+    What is wrong with one that has no row is told.
+    """
     folder, scored = Path(settings.result_dir), pairs[0].clean is not None
-    names = output_names([pair.rainy for pair in pairs])
 
     def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> _Worked:
         start = time.monotonic()
@@ -180,6 +206,10 @@ def _derain_list(
                  silent=not ranks.first) as progress,
     ):  # fmt: skip
         for index, row in enumerate(done):
+            if isinstance(row, str):
+                if ranks.first:
+                    complain(row)
+                continue
             if log:
                 log.scalars({f"image/{key}": value for key, value in row.scores.items()}, index)
             if row.note and ranks.first and not any(earlier.note for earlier in rows):
@@ -226,7 +256,12 @@ def _write_pictures(folder: Path, name: str, done: _Worked) -> None:
 
 
 def _tell(
-    settings: Settings, derainer: Derainer, rows: list[Row], device: str, seconds: float
+    settings: Settings,
+    derainer: Derainer,
+    rows: list[Row],
+    listed: int,
+    device: str,
+    seconds: float,
 ) -> None:
     """Write summary and page, and print where results lie and what their means are."""
     folder, scored = Path(settings.result_dir), bool(rows[0].scores)
@@ -240,6 +275,7 @@ def _tell(
         "precision": settings.precision,
         "list": settings.test_list,
         "images": len(rows),
+        "images_listed": listed,
         "device": str(derainer.device),
         "torch": torch.__version__,
         "seconds": round(seconds, 3),
@@ -247,12 +283,15 @@ def _tell(
     write_summary(folder / "summary.json", facts, means)
     content = page.scored_page(rows, means) if scored else page.plain_page(rows)
     title = f"SPANet: {Path(settings.test_list).name}, derained by {derainer.path.name}"
+    title += f": {len(rows)} of {listed} images" * (len(rows) < listed)
     page.write_page(folder, title, content, page.about(derainer.about(), device, seconds), settings)
     print(f"results in {folder}: derained, mask, compare, summary.json" + ", metrics.csv" * scored)
     print(f"open {folder / page.PAGE} to look at them")
     _warn_of_constant_masks(derainer, rows)
     if scored:
-        print_means(means, len(rows))
+        print_means(means, len(rows), listed)
+    elif len(rows) < listed:
+        print(f"{len(rows)} of {listed} images")
 
 
 def _warn_of_constant_masks(derainer: Derainer, rows: list[Row]) -> None:

@@ -6,12 +6,14 @@ from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+from engine.checkpoint import checkpoint_path
 from engine.device import describe
 from engine.events import new_run
+from engine.precheck import require_usable, tell_of_data
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, run_steps
 from engine.training_run import TrainingRun
 from media.lists import fingerprint, read_list
-from settings import Settings, UserError, checkpoint_path
+from settings import Settings, UserError
 from system.files import lock, remove_unfinished, require_apart, require_writable
 
 
@@ -34,6 +36,9 @@ def _train(run: TrainingRun) -> int:
     pairs = read_list(settings.train_list, need_clean=True)
     val_pairs = read_list(settings.val_list or settings.train_list, need_clean=True)
     run.data = fingerprint(pairs, Path(settings.train_list).parent)
+    sizes = require_usable(settings.train_list, pairs, settings.seed, run.ranks)
+    if settings.val_list:
+        require_usable(settings.val_list, val_pairs, settings.seed, run.ranks)
     with _alone(run):
         new = _load_start(run)
         first, last = run.clock + 1, settings.num_steps - 1
@@ -45,6 +50,8 @@ def _train(run: TrainingRun) -> int:
             where = f"{describe(run.device, run.ranks)}, {settings.precision}"
             steps = f"steps {first} to {last}, {last + 1 - first} left"
             _say(run, f"training on {where}: {len(pairs)} pairs, {steps}")
+            if run.ranks.first:
+                tell_of_data(settings, pairs, sizes)
             number = run_steps(run, pairs, val_pairs, first, last)
     by = f" ({signal.Signals(number).name})" if number else ""
     done, count = run.clock + 1, settings.num_steps

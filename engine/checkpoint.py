@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from settings import UserError
+from settings import Settings, UserError
 from system.files import write_atomically
 from system.reading import open_regular
 
@@ -39,6 +39,13 @@ USUAL = {  # names that a first command has, and how to come by such a file
     "ones, once `make weights` has fetched them",
     "published": "`make weights` fetches it",
 }
+
+
+def checkpoint_path(settings: Settings) -> Path:
+    """The file of checkpoint `-m`: a path as it stands, a name within the model folder."""
+    name = settings.model
+    is_path = any(separator in name for separator in (os.sep, os.altsep) if separator)
+    return Path(name) if is_path else Path(settings.model_dir) / name
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

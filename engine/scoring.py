@@ -1,7 +1,7 @@
 """Scores of whole images: the pairs of a list, shared out among the ranks."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from engine.derainer import Derainer
 from engine.ranks import Ranks
 from media.lists import Pair
 from report.metrics import MEASURES, measure
+from settings import UserError
 from system.overlap import behind, finishers
 from system.progress import QUIET_SECONDS
 
@@ -22,7 +23,7 @@ BYTES_A_PIXEL = 240  # that scoring an image takes at its peak: 188 for the metr
 def score(
     derainer: Derainer,
     ranks: Ranks,
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     workers: int,
     say: Callable[[str], None] = print,
 ) -> tuple[float, float]:
@@ -50,6 +51,8 @@ def score(
 
     with closing(shared_out(ranks, pairs, workers, work, finish, pixels)) as scores:
         for index, values in enumerate(scores):
+            if isinstance(values, str):
+                raise UserError(values)
             if ranks.first and time.monotonic() - told >= QUIET_SECONDS:
                 told = time.monotonic()
                 say(f"scoring: {index + 1} of {len(pairs)} images")
@@ -61,23 +64,33 @@ def score(
 
 def shared_out(
     ranks: Ranks,
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     workers: int,
     work: Callable[[int, np.ndarray, np.ndarray | None], T],
     finish: Callable[[T], U],
     pixels: Callable[[T], int],
-) -> Iterator[U]:
+) -> Iterator[U | str]:
     """finish(work(index, rainy, clean)) of each pair in turn, each done by one of the ranks.
 
     The work is done here, one pair after the other; what finishes it runs beside it, in threads.
+    In the place of a bad pair there is what is wrong with it.
 
     Args:
         pixels: how many pixels of an image are being finished, for the memory that it takes.
     """
     own = range(ranks.rank, len(pairs), ranks.world_size)
     images = dataset.whole_images([pairs[index] for index in own], workers)
-    worked = (work(index, *pair) for index, pair in zip(own, images, strict=True))
-    threads = finishers(ranks.local_size)
-    results = behind(worked, finish, threads, lambda item: pixels(item) * BYTES_A_PIXEL)
+
+    def worked() -> Iterator[T | UserError]:
+        for index, pair in zip(own, images, strict=True):
+            yield pair if isinstance(pair, UserError) else work(index, *pair)
+
+    def finished(done: T | UserError) -> U | str:
+        return str(done) if isinstance(done, UserError) else finish(done)
+
+    def needed(done: T | UserError) -> int:
+        return 0 if isinstance(done, UserError) else pixels(done) * BYTES_A_PIXEL
+
+    results = behind(worked(), finished, finishers(ranks.local_size), needed)
     with closing(images), closing(results):
         yield from ranks.share(len(pairs), lambda _: next(results))

@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,7 +46,7 @@ WARM = 5  # steps until all is compiled and in place, and steps whose rate is th
 
 
 def run_steps(
-    run: TrainingRun, pairs: list[Pair], val_pairs: list[Pair], first: int, last: int
+    run: TrainingRun, pairs: Sequence[Pair], val_pairs: Sequence[Pair], first: int, last: int
 ) -> int:
     """Steps first to last, or to where a signal stops them; returns its number, 0 without one."""
     settings, ranks = run.settings, run.ranks
@@ -277,7 +277,7 @@ def _score_is_due(settings: Settings, step: int) -> bool:
 
 
 def _score(
-    run: TrainingRun, derainer: Derainer, pairs: list[Pair], data: str, progress: Progress
+    run: TrainingRun, derainer: Derainer, pairs: Sequence[Pair], data: str, progress: Progress
 ) -> None:
     """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
     psnr, ssim = score(derainer, run.ranks, pairs, run.settings.num_workers, progress.say)

@@ -16,14 +16,14 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from settings import UserError
-from system.reading import read_bytes
+from system.reading import open_regular, read_bytes
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
 # Of odd metadata, which is not the user's concern.
@@ -32,13 +32,29 @@ Image.MAX_IMAGE_PIXELS = None  # a user's own files; what memory holds is checke
 
 T = TypeVar("T")
 PNG, JPEG, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II*\0", b"MM\0*")
-KINDS = "PNG, JPEG, WebP, TIFF or BMP"
+KINDS = "PNG, JPEG, WebP, AVIF, HEIC, TIFF or BMP"
+PHOTOS = {"AVIF", "HEIF"}  # of which OpenCV reads none, or not alike
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+PIXEL_BITS = re.compile(rb"pixi\0{4}([\x01-\x04])(.{4})", re.DOTALL)  # channels, bits of each
+SEVERAL = {"MPO"}  # a JPEG that more is appended to: the first is the picture
+_ORIENTATION, _BITS = 0x0112, 258  # tags of EXIF and TIFF
+Turn = Callable[[np.ndarray], np.ndarray]
+_UPRIGHT: dict[int, Turn] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
 # Put behind the data of a JPEG, this changes what a decoder makes of a file that is cut short, and
 # nothing else: random bits between all the marks at which a decoder may wait for more.
 FILLING = b"".join(b"\x5a\xc3\x96\x3c\xa5" * 8 + b"\xff" + bytes([0xD0 + n % 8]) for n in range(24))
 END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 COLOURLESS = 3  # grey levels between channels that rounding makes
 BLOCK = 1 << 20  # bytes unpacked at a time
+HEAD = 1 << 16  # bytes in which a file tells its depth
 # Tags of a TIFF; of strips and tiles, where they start and how long they are.
 ROWS, COMPRESSION, SAMPLES, ROWS_A_STRIP, PLANES = 257, 259, 277, 278, 284
 STRIPS, TILES = (273, 279), (324, 325)
@@ -79,6 +95,111 @@ def load(path: Path, name: str, decode: Callable[[bytes], T]) -> T:
             f"{name}: not an image that can be read, or damaged ({len(data)} bytes); "
             f"expected {KINDS}"
         ) from None
+
+
+def opened(file: BinaryIO, name: str) -> Image.Image | None:
+    """The picture in a file, of which only the header was read; None where Pillow knows it not.
+
+    Raises:
+        UserError: it holds several images, or is of a kind that is not read here. Where it is
+            damaged, anything.
+    """
+    head = file.read(HEAD)
+    file.seek(0)
+    if _is_heic(head):
+        require_heic(name)
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        return None
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format not in SEVERAL:
+        raise UserError(f"{name}: holds {count} images; expected one")
+    if image.format in PHOTOS and bits(image, head) > 8:
+        raise UserError(
+            f"{name}: {image.format} of {bits(image, head)} bits a channel, of which 8 would be "
+            "read; expected 8, or PNG or TIFF"
+        )
+    return image
+
+
+def _is_heic(head: bytes) -> bool:
+    """Whether a file begins as HEIC does; AVIF shares its container, and one of its brands."""
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head[8:64]
+
+
+def require_heic(name: str) -> None:
+    """Have Pillow read and write HEIC. Raises UserError, which says how, where it cannot."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UserError(
+            f"{name}: HEIC needs the package pillow-heif; to get it: pip install pillow-heif"
+        ) from None
+    pillow_heif.register_heif_opener()
+
+
+def upright(image: Image.Image, data: bytes = b"") -> Turn:
+    """What turns the pixels of a picture, as its file holds them, the way it is to be seen.
+
+    Args:
+        data: its file, where what stands behind the pixels of a PNG is to count too.
+    """
+    return _UPRIGHT.get(_orientation(image, data), lambda pixels: pixels)
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    if image.format == "TIFF":  # which Pillow turns itself
+        return 1
+    # A PNG that has yet shown no EXIF data would be decoded in search of it.
+    plain = image.format == "PNG" and b"eXIf" not in data
+    try:
+        exif = Image.Image.getexif(image) if plain else image.getexif()
+        return exif.get(_ORIENTATION, 1)
+    except Exception:  # EXIF data is often damaged, and seldom missed
+        return 1
+
+
+def bits(image: Image.Image, head: bytes) -> int:
+    """Bits a channel of the file. Pillow reduces more than 8 to 8, mostly, and does not tell."""
+    if image.format == "PNG":
+        return head[24]
+    if image.format in PHOTOS:
+        found = PIXEL_BITS.findall(head)
+        return max((max(each[: count[0]]) for count, each in found), default=8)
+    return max(image.tag_v2.get(_BITS, (1,))) if image.format == "TIFF" else 8
+
+
+def size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of a picture, upright, as its header has them.
+
+    None where the header does not promise a picture of 8 bits a channel: to read it all then tells.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(HEAD)
+            file.seek(0)
+            image = opened(file, "")
+            if image is None or bits(image, head) > 8 or image.mode in ("I", "F"):
+                return None
+            blank = np.broadcast_to(False, (image.height, image.width))
+            height, width = upright(image)(blank).shape
+            return width, height
+    except Exception:  # as of all that decodes
+        return None
+
+
+def colours(image: Image.Image, turn: Turn) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels of 8 bits a channel: (H,W,3) uint8 BGR, and where there is transparency (H,W) alpha.
+
+    Args:
+        turn: what turns them upright.
+    """
+    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    # Through RGB: Pillow cannot turn every mode into every other.
+    pixels = turn(np.asarray(image.convert("RGBA" if transparent else "RGB")))
+    alpha = pixels[..., 3].copy() if transparent else None
+    return np.ascontiguousarray(pixels[..., 2::-1]), alpha
 
 
 @contextlib.contextmanager

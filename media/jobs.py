@@ -2,18 +2,20 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from media.pictures import FORMATS
 from media.video_writer import ENCODERS
-from settings import UserError
+from settings import UserError, one_line
 from system.files import require_apart, shown
 
 OTHER_VIDEOS = {".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"}
 VIDEOS = set(ENCODERS) | OTHER_VIDEOS  # those of the second kind are written as Matroska
 KNOWN = VIDEOS | set(FORMATS)
+MOST_SUFFIXES = 8  # of files passed over that are named
 # What makes a name that of a file: a letter, and one to four more letters or digits, after the last
 # dot. `results-1.5` and `rain.d` are names of folders.
 FILE_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,4}")
@@ -87,16 +89,24 @@ def _plan_folder(
             f"{source}: none of its {len(files)} files is a picture or a video; expected "
             f"{', '.join(sorted(KNOWN))}"
         )
-    count = len(files) - len(found)
-    note = (
-        f"passed over, as of other kinds: {count} file{'s' if count > 1 else ''}" if count else ""
+    others = Counter(file.suffix.lower() for file in files) - Counter(
+        file.suffix.lower() for file in found
     )
+    note = f"passed over, as of other kinds: {_counted(others)}" if others else ""
     names = [file.relative_to(source) for file in found]
     jobs = [
         Job(file, target / _video_name(name), shown(name))
         for file, name in zip(found, names, strict=True)
     ]
     return jobs, note, complaints
+
+
+def _counted(suffixes: Counter[str]) -> str:
+    """How many files have each suffix, the most frequent first: `3 .txt, 1 .pdf`."""
+    most = suffixes.most_common(MOST_SUFFIXES)
+    told = [f"{count} {suffix or 'without a suffix'}" for suffix, count in most]
+    rest = suffixes.total() - sum(count for _, count in most)
+    return one_line(", ".join(told + [f"{rest} more"] * (rest > 0)))
 
 
 def _plan_file(source: Path, target: Path, is_file: bool) -> Job:

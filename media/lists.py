@@ -1,6 +1,7 @@
 """From a list file to images: what a line names, read and checked."""
 
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,11 +138,17 @@ def read_image(path: Path, where: str) -> np.ndarray:
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
-    jpeg = data.startswith(image_file.JPEG)  # the only kind whose orientation tag is common
-    flags = cv2.IMREAD_COLOR if jpeg else cv2.IMREAD_UNCHANGED
+    seen = image_file.opened(io.BytesIO(data), name)
+    if seen is not None and seen.format in image_file.PHOTOS:
+        image, alpha = image_file.colours(seen, image_file.upright(seen, data))
+        return image if alpha is None else _opaque(np.dstack([image, alpha]), name)
+    jpeg = data.startswith(image_file.JPEG)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if jpeg else cv2.IMREAD_UNCHANGED
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         raise ValueError("not decoded")
+    if seen is not None:  # OpenCV itself turns a TIFF alone
+        image = np.ascontiguousarray(image_file.upright(seen, data)(image))
     if image.dtype != np.uint8:
         raise UserError(
             f"{name}: {image.dtype} values; expected 8 bits a channel: convert it first"
@@ -149,11 +156,16 @@ def _decode(data: bytes, name: str) -> np.ndarray:
     if image.ndim == 2 or image.shape[2] == 1:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     if image.shape[2] == 4:
-        if (image[..., 3] != 255).any():
-            raise UserError(f"{name}: has transparent pixels; expected an opaque image")
-        return np.ascontiguousarray(image[..., :3])
+        return _opaque(image, name)
     image_file.require_filled(data, image)
     return image
+
+
+def _opaque(image: np.ndarray, name: str) -> np.ndarray:
+    """The colours of an image (H,W,4). Raises UserError where one of its pixels is transparent."""
+    if (image[..., 3] != 255).any():
+        raise UserError(f"{name}: has transparent pixels; expected an opaque image")
+    return np.ascontiguousarray(image[..., :3])
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:

@@ -6,7 +6,6 @@ OpenCV and tifffile.
 
 import io
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,28 +24,22 @@ FORMATS = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jfif": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     ".bmp": ("BMP", {}),
+    ".avif": ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+    ".heic": ("HEIF", {"quality": 95}),
+    ".heif": ("HEIF", {"quality": 95}),
 }
-READABLE = {"PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP"}  # MPO: a JPEG that more is appended to
-WITH_EXIF = {"PNG", "JPEG", "MPO", "WEBP"}
+READABLE = {name for name, _ in FORMATS.values()} | {"MPO"}  # a JPEG that more is appended to
+WITH_EXIF = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF"}
 BYTES_TO_READ = 16  # a pixel: decoded, turned and split
 LONGEST_EXIF = 65000  # bytes that a JPEG can hold
 PNG_GREY_ALPHA = 4
 # Tags of EXIF and TIFF.
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT = 0x0112, 258, 262, 277, 338, 339
-Turn = Callable[[np.ndarray], np.ndarray]
-_UPRIGHT: dict[int, Turn] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
 
 
 @dataclass(frozen=True)
@@ -97,41 +90,29 @@ def read_picture(path: Path) -> Picture:
 
 
 def _decode(data: bytes, path: Path) -> Picture:
-    image = Image.open(io.BytesIO(data))
+    image = image_file.opened(io.BytesIO(data), str(path))
+    if image is None:
+        raise ValueError("not a picture")
     if image.format not in READABLE:
         raise UserError(f"{path}: is {image.format}; expected {image_file.KINDS}")
-    count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format != "MPO":
-        raise UserError(f"{path}: holds {count} images; expected one")
     needed, free = image.width * image.height * BYTES_TO_READ, machine.free_memory()
     if needed > free:
         raise UserError(
             f"{path}: {image.width}x{image.height} pixels need {needed / 2**30:.3g} GiB of memory "
             f"to be read alone, {free / 2**30:.3g} GiB are free; expected a smaller image"
         )
-    turn = _UPRIGHT.get(_orientation(image), lambda pixels: pixels)
+    turn = image_file.upright(image, data)
     profile = image.info.get("icc_profile")
-    if _bits(image, data) > 8 or image.mode in ("I", "F"):
+    if image_file.bits(image, data) > 8 or image.mode in ("I", "F"):
         return _decode_deep(data, image, turn, profile, path)
-    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     grey = image.mode in ("1", "L", "LA")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         profile = None  # of inks, not of the colours that they are turned into
     if image.format == "PNG":
         image_file.require_rows(data)
-    # Through RGB: Pillow cannot turn every mode into every other.
-    pixels = turn(np.asarray(image.convert("RGBA" if transparent else "RGB")))
-    colour = np.ascontiguousarray(pixels[..., 2::-1])
+    colour, alpha = image_file.colours(image, turn)
     image_file.require_filled(data, colour)
-    alpha = pixels[..., 3].copy() if transparent else None
     return Picture(colour, alpha, grey, profile, _exif(image))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF data is often damaged, and seldom missed
-        return 1
 
 
 def _exif(image: Image.Image) -> bytes | None:
@@ -142,20 +123,13 @@ def _exif(image: Image.Image) -> bytes | None:
         exif = image.getexif()
         exif.pop(_ORIENTATION, None)
         data = exif.tobytes() if exif else b""
-    except Exception:  # as above
+    except Exception:  # it is often damaged, and seldom missed
         return None
     return data if 0 < len(data) < LONGEST_EXIF else None
 
 
-def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits a channel of the file. Pillow reduces colour of 16 bits to 8 and does not tell."""
-    if image.format == "PNG":
-        return data[24]
-    return max(image.tag_v2.get(_BITS, (1,))) if image.format == "TIFF" else 8
-
-
 def _decode_deep(
-    data: bytes, image: Image.Image, turn: Turn, profile: bytes | None, path: Path
+    data: bytes, image: Image.Image, turn: image_file.Turn, profile: bytes | None, path: Path
 ) -> Picture:
     tags = image.tag_v2 if image.format == "TIFF" else {}
     whole = max(tags.get(_FORMAT, (1,))) == 1 and max(tags.get(_BITS, (16,))) == 16
@@ -186,6 +160,8 @@ def _decode_deep(
 def require_format(path: Path, picture: Picture) -> None:
     """Raise UserError unless the format that path's suffix names can hold the picture."""
     kind = FORMATS[path.suffix.lower()][0]
+    if kind == "HEIF":
+        image_file.require_heic(str(path))
     if picture.colour.dtype == np.uint16 and kind not in ("PNG", "TIFF"):
         raise UserError(f"{path}: {kind} cannot hold the input's 16 bits; expected PNG or TIFF")
     if picture.alpha is not None and kind in ("JPEG", "BMP"):

@@ -102,7 +102,7 @@ class Table:
             return
         # An image smaller than its window has no SSIM: an empty cell.
         scores = ["" if math.isnan(row.scores[name]) else row.scores[name] for name in SCORES]
-        names = [_inert(text) for text in (row.name, row.rainy, row.clean)]
+        names = [inert(text) for text in (row.name, row.rainy, row.clean)]
         try:
             if not self.file:  # not before: a table without a row would be no result
                 self._open(self.path)
@@ -117,7 +117,7 @@ class Table:
                 self.file.close()
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
     """A text for a cell, behind the mark by which spreadsheets leave it as it is."""
     return f"'{text}" if text.startswith(FORMULA) else text
 
@@ -139,8 +139,9 @@ def write_summary(path: Path, facts: dict[str, str | int | float | bool], means:
     write_atomically(path, (text + "\n").encode())
 
 
-def print_means(means: dict[str, float], count: int) -> None:
-    images = f"{count} image{'s' if count > 1 else ''}"
+def print_means(means: dict[str, float], count: int, listed: int) -> None:
+    """Print the means over `count` of the images that were listed."""
+    images = ("" if count == listed else f"{count} of ") + f"{listed} image{'s' * (listed > 1)}"
     print("protocol  PSNR rainy -> derained  SSIM rainy -> derained")
     for protocol in PROTOCOLS:
         psnr, ssim = (

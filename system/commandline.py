@@ -51,6 +51,11 @@ GUIDES = {
         "-i VIDEO|FOLDER -o FOLDER",
         "-i videos -o own",
     ),
+    "check": Guide(
+        "look at every pair of a training list, and say what to mend before training",
+        "",
+        "--train-list own/real_world.txt --fix own/good.txt",
+    ),
 }
 ABOUT = "SPANet: a network that removes rain from pictures and videos; train it, test it, use it."
 MORE = """\
@@ -63,6 +68,7 @@ SHORT_NAMES = {"action": "-a", "model": "-m", "input": "-i", "output": "-o"}
 KINDS_OF_TEXT = {  # by the last word of a setting's name
     "list": "FILE",
     "from": "FILE",
+    "fix": "FILE",
     "dir": "DIR",
     "action": "ACTION",
     "model": "NAME|FILE",

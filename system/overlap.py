@@ -1,16 +1,19 @@
-"""Work before and behind a loop, in threads: what feeds it and what finishes its results.
+"""Work before and behind a loop: what feeds it and what finishes its results.
 
-The loop itself stays in its own thread, and all is in order. What is held is bounded.
+It is done in threads, or where Python has to do much of it, in processes. The loop itself stays in
+its own thread, and all is in order. What is held is bounded.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from typing import TypeVar
 
+from settings import UserError
 from system import machine
-from system.interrupt import deferred
+from system.interrupt import deferred, leave_to_parent
 
 T, U = TypeVar("T"), TypeVar("U")
 SHARE = 1 / 8  # of the free memory
@@ -52,27 +55,59 @@ def behind(
         needed: bytes that finishing an item takes. Where several would take more than a SHARE of
             what is free, the next item is made when all are finished.
     """
-    waiting: deque[Future[U]] = deque()
     source = iter(items)
     with _closing(source), _pool(threads) as pool:
-        failure = None
-        while True:
-            try:
-                item = next(source)
-            except StopIteration:
-                break
-            except Exception as error:
-                failure = error
-                break
-            waiting.append(pool.submit(finish, item))
-            alone = needed(item) * threads > machine.free_memory() * SHARE
-            del item
-            while waiting and (alone or len(waiting) > threads or waiting[0].done()):
-                yield waiting.popleft().result()
-        while waiting:
+        yield from _finished(source, finish, pool, threads, needed)
+
+
+def spread(items: Iterable[T], work: Callable[[T], U], processes: int) -> Iterator[U]:
+    """work(item) of each item in turn, in that many processes.
+
+    Args:
+        work: a function of a module. What it takes and returns goes through pipes: let an item be
+            worth the way.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    pool = ProcessPoolExecutor(processes, initializer=leave_to_parent)
+    try:
+        yield from _finished(iter(items), work, pool, 2 * processes)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that reads images was killed; was there enough memory?"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(
+    source: Iterator[T],
+    finish: Callable[[T], U],
+    pool: Executor,
+    most: int,
+    needed: Callable[[T], int] = lambda _: 0,
+) -> Iterator[U]:
+    """finish(item) of each item in turn, in the pool, in which at most that many wait."""
+    waiting: deque[Future[U]] = deque()
+    failure = None
+    while True:
+        try:
+            item = next(source)
+        except StopIteration:
+            break
+        except Exception as error:
+            failure = error
+            break
+        waiting.append(pool.submit(finish, item))
+        alone = needed(item) * most > machine.free_memory() * SHARE
+        del item
+        while waiting and (alone or len(waiting) > most or waiting[0].done()):
             yield waiting.popleft().result()
-        if failure:
-            raise failure
+    while waiting:
+        yield waiting.popleft().result()
+    if failure:
+        raise failure
 
 
 @contextmanager

@@ -91,8 +91,9 @@ def write_pairs(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """A list of five pairs of different sizes."""
-    return write_pairs(tmp_path / "data", [(24, 24), (24, 31), (17, 24), (40, 32), (24, 24)])
+    """A list of five pairs of different sizes, which the crop of a small patch hardly shrinks."""
+    sizes = [(19, 19), (19, 31), (17, 24), (40, 18), (19, 19)]
+    return write_pairs(tmp_path / "data", sizes, density=10)
 
 
 @pytest.fixture

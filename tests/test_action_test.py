@@ -19,6 +19,7 @@ from engine.training_run import TrainingRun
 from media.pixels import to_uint8
 from report.metrics import measure
 from settings import Settings
+from system.progress import complain
 
 
 def rows() -> list[dict[str, str]]:
@@ -40,7 +41,7 @@ def test_pairs_are_scored_and_written(run, pairs, model):
 
     found = rows()
     assert [row["name"] for row in found] == [f"pair{i}" for i in range(5)]
-    assert (found[1]["width"], found[1]["height"]) == ("31", "24")
+    assert (found[1]["width"], found[1]["height"]) == ("31", "19")
     derainer = Derainer.load(Path("model/latest"), torch.device("cpu"))
     for row in found:
         rainy, clean = cv2.imread(row["rainy"]), cv2.imread(row["clean"])
@@ -145,17 +146,47 @@ def test_nothing_is_written_outside_the_result_folder(run, model, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_keeps_the_results_before_it(pairs, model, workers):
+def test_bad_images_are_told_and_the_others_scored(pairs, model, workers):
     (pairs.parent / "rain" / "pair2.png").write_bytes(b"\x89PNG cut")
+    late = pairs.parent / "clean" / "pair3.png"  # whose header is in order
+    late.write_bytes(late.read_bytes()[:-20])
     # In a process of its own: workers left alone would keep it from ending.
     line = command("-a", "test", "--test-list", pairs, "--device", "cpu", "--num-workers", workers)
     done = subprocess.run(line, capture_output=True, text=True, timeout=100)
-    status, err = done.returncode, done.stderr
-    assert status == 2
-    assert err.count("\n") == 1
-    assert "list.txt:3: " in err
-    assert [row["name"] for row in rows()] == ["pair0", "pair1"]
-    assert not Path("results/summary.json").exists()
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert "list.txt:3: " in first
+    assert "pair2.png: not an image that can be read" in first
+    assert "list.txt:4: " in second
+    assert "clean/pair3.png: not an image that can be read" in second
+    assert [row["name"] for row in rows()] == ["pair0", "pair1", "pair4"]
+    assert done.stdout.endswith("(released protocol, 3 of 5 images)\n")
+    summary = json.loads(Path("results/summary.json").read_text())
+    assert (summary["images"], summary["images_listed"]) == (3, 5)
+    assert ": 3 of 5 images" in Path("results/index.html").read_text()
+    found = summary["means"]["output_rgb_psnr"]
+    assert found == pytest.approx(np.mean([float(row["output_rgb_psnr"]) for row in rows()]))
+
+
+def test_headers_are_looked_at_before_the_first_image_is_derained(run, pairs, model, monkeypatch):
+    """Without one good pair nothing is derained, nor is an earlier result touched."""
+    run("-a", "test", "--test-list", pairs, "--device", "cpu")
+    lines = pairs.read_text().splitlines()
+    wrong = lines[1].split()[0] + " " + lines[0].split()[1]
+    pairs.write_text(f"{wrong}\n{lines[0]}\n")
+    told, derained = [], Derainer.derained
+    monkeypatch.setattr("actions.test.complain", told.append)
+    monkeypatch.setattr(Derainer, "derained", lambda *a: told.append("derained") or derained(*a))
+    assert run("-a", "test", "--test-list", pairs, "--device", "cpu")[0] == 2
+    assert "list.txt:1: the images of a pair differ in size" in told[0]
+    assert (told[1:], len(rows())) == (["derained"], 1)
+    monkeypatch.setattr("actions.test.complain", complain)
+    pairs.write_text(f"{wrong}\n{wrong}\n")
+    before = Path("results/summary.json").read_text()
+    status, out, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
+    assert (status, out, err.count("\n")) == (2, "", 3)
+    assert err.endswith("none of the 2 images of the list can be used\n")
+    assert Path("results/summary.json").read_text() == before
 
 
 def test_results_that_cannot_be_written_are_one_line(tmp_path, model):
@@ -177,7 +208,7 @@ def test_out_of_memory_is_one_line(run, pairs, model, monkeypatch):
     status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
     assert status == 2
     assert ".txt:1: " in err
-    assert "pair0.png: 24x24 pixels need about " in err
+    assert "pair0.png: 19x19 pixels need about " in err
     assert err.endswith(" are free; expected a smaller image\n")
 
 

@@ -167,3 +167,49 @@ def test_a_bad_image_in_a_worker_is_one_line(pairs):
     with pytest.raises(UserError, match=r"^\S*list\.txt:3: \S*pair2\.png: not an image") as caught:
         drawn(pairs, workers=2)
     assert "\n" not in str(caught.value)
+
+
+# Crops at the images' own scale, and mirrored ones
+
+
+def test_a_native_crop_is_a_part_of_the_image(tmp_path):
+    pairs = lists.read_list(str(write_pairs(tmp_path, [(40, 30), (16, 50), (16, 16), (9, 40)])))
+    native = dataclasses.replace(SMALL, crop="native", batch_size=8)
+    recipe = dataclasses.replace(native, crop="recipe")
+    places = set()
+    for batch, other in zip(drawn(pairs, native), drawn(pairs, recipe), strict=True):
+        for slot, name in enumerate(batch.files):
+            for pixels, path in ((batch.rainy, name), (batch.clean, name.replace("rain", "clean"))):
+                image, found = cv2.imread(path), pixels[slot]
+                if image.shape[0] < 16:  # too small to be cut: as the recipe
+                    assert np.array_equal(found, other.rainy[slot]) or path != name
+                    continue
+                spots = [
+                    (y, x)
+                    for y in range(image.shape[0] - 15)
+                    for x in range(image.shape[1] - 15)
+                    if np.array_equal(image[y : y + 16, x : x + 16], found)
+                ]
+                assert spots
+                places.add((path, spots[0]))
+    assert len(places) > 25
+    assert_equal(drawn(pairs, native)[3:], drawn(pairs, native, steps=range(3, 7), workers=2))
+
+
+@pytest.mark.parametrize("crop", ["recipe", "native"])
+def test_half_of_the_crops_are_mirrored_and_otherwise_the_same(pairs, crop):
+    pairs = lists.read_list(str(pairs))
+    plain = dataclasses.replace(SMALL, crop=crop, batch_size=20)
+    flipped = dataclasses.replace(plain, flip=True)
+    mirrored = same = 0
+    for a, b in zip(drawn(pairs, plain), drawn(pairs, flipped, workers=2), strict=True):
+        assert a.files == b.files
+        for slot in range(20):
+            is_same = np.array_equal(a.rainy[slot], b.rainy[slot])
+            step = 1 if is_same else -1
+            same, mirrored = same + is_same, mirrored + (not is_same)
+            assert np.array_equal(a.rainy[slot][:, ::step], b.rainy[slot])
+            assert np.array_equal(a.clean[slot][:, ::step], b.clean[slot])
+    assert 45 < mirrored < 95
+    assert same + mirrored == 140
+    assert_equal(drawn(pairs, flipped)[3:], drawn(pairs, flipped, steps=range(3, 7)))

@@ -117,7 +117,7 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
     assert err.startswith("main.py: in/x/y/cut.png: not an image that can be read, or damaged (200")
     assert err.count("\n") == 1
     assert "3 of 4 derained" in out
-    assert "passed over, as of other kinds: 1 file\n" in out
+    assert "passed over, as of other kinds: 1 .txt\n" in out
     found = sorted(str(p.relative_to("in/out")) for p in Path("in/out").rglob("*") if p.is_file())
     pictures = [name for name in found if not name.startswith("index")]
     assert pictures == ["b.png", "x/c d.JPG", "x/y/a.png"]
@@ -137,7 +137,7 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
         ("", "out", "-i: expected a picture, a video or a folder of them"),
         ("a.png", "", "-o: expected a file or a folder to write"),
         ("none.png", "out", "-i: none.png: no such file or folder"),
-        ("notes.txt", "out", "-i: notes.txt: expected one of .3gp, .avi, .bmp"),
+        ("notes.txt", "out", "-i: notes.txt: expected one of .3gp, .avi, .avif, .bmp"),
         ("a.png", "a.png", "-o: a.png is an input; expected another folder or name"),
         ("a.png", ".", "-o: a.png is an input; expected another folder or name"),
         ("in", "in", "-o: in is the input; expected another folder"),
@@ -147,8 +147,9 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
         (
             "a.png",
             "b.gif",
-            "-o: b.gif: cannot write .gif files; expected one of .png, .jpg, .jpeg, .webp, .tif, "
-            ".tiff, .bmp, or a folder (b.gif/ makes one of that name)\n",
+            "-o: b.gif: cannot write .gif files; expected one of .png, .jpg, .jpeg, .jfif, "
+            ".webp, .tif, .tiff, .bmp, .avif, .heic, .heif, or a folder (b.gif/ makes one of that "
+            "name)\n",
         ),
         (
             "a.png",

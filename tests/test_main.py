@@ -13,7 +13,8 @@ import torch
 from conftest import ROOT, command
 
 import main
-from settings import Settings, UserError, checkpoint_path
+from engine.checkpoint import checkpoint_path
+from settings import Settings, UserError
 from system.commandline import GUIDES, parse, short_help
 
 # Run where help is asked for: what was imported to give it.
@@ -131,7 +132,10 @@ def test_values_are_typed():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--lr 0.5", "-a/--action: expected one of train, test, derain, export, clean, pairs\n"),
+        (
+            "--lr 0.5",
+            "-a/--action: expected one of train, test, derain, export, clean, pairs, check\n",
+        ),
         ("-h -a tset", "--action: 'tset' is not one of train"),
         ("-a tset", "--action: 'tset' is not one of train, test, derain, export, clean, pairs"),
         ("-a train --batchsize 8", "unknown option --batchsize; did you mean --batch-size?"),
@@ -167,7 +171,10 @@ def test_values_are_typed():
         ("-a test --no-compile", "--compile: is for train; this is -a test\n"),
         ("-a train -i x", "-i/--input: is for derain, clean and pairs; this is -a train\n"),
         ("-a clean -m x", "-m/--model: is for train, test, derain and export; this is -a clean\n"),
-        ("-a derain --patch-size 9", "--patch-size: is for train and pairs; this is -a derain\n"),
+        (
+            "-a derain --patch-size 9",
+            "--patch-size: is for train, pairs and check; this is -a derain\n",
+        ),
         (
             "-a test --direction-attention",
             "--direction-attention: is for train; this is -a test\n",
@@ -194,6 +201,7 @@ def test_settings_made_in_python_may_hold_those_of_other_actions():
 
 def test_every_option_is_taken_by_the_actions_it_serves():
     values = {"--self-ensemble": "2", "--tile": "64", "--device": "cpu", "--precision": "bf16"}
+    values["--crop"] = "native"
     for f in dataclasses.fields(Settings)[1:]:
         words = [flag(f)] if isinstance(f.default, bool) else [flag(f), values.get(flag(f), "1")]
         for action in main.ACTIONS:

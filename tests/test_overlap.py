@@ -1,4 +1,4 @@
-"""Threads before and behind a loop: order, bounds, and how they end."""
+"""Threads and processes before and behind a loop: order, bounds, and how they end."""
 
 import os
 import signal
@@ -8,8 +8,9 @@ from contextlib import closing
 
 import pytest
 
+from settings import UserError
 from system import machine
-from system.overlap import ahead, behind, finishers
+from system.overlap import ahead, behind, finishers, spread
 
 
 def threads() -> int:
@@ -205,3 +206,46 @@ def test_an_interrupt_of_what_reads_ahead_closes_it():
         time.sleep(0.1)
     assert closed == [True]
     assert threads() == 0
+
+
+def slow_square(number: int) -> tuple[int, int]:
+    time.sleep(0.01 * (number % 3))
+    return number**2, os.getpid()
+
+
+def test_processes_share_the_work_and_keep_its_order():
+    taken = []
+
+    def items():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    results = spread(items(), slow_square, 2)
+    first = next(results)
+    assert len(taken) < 8  # and not all, however many there are
+    found = [first, *results]
+    assert [square for square, _ in found] == [number**2 for number in range(20)]
+    assert len({process for _, process in found} - {os.getpid()}) == 2
+
+
+def refuse(number: int) -> int:
+    if number == 3:
+        raise UserError("bad")
+    return number
+
+
+def test_what_a_process_raises_comes_in_its_place():
+    results = spread(range(9), refuse, 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="bad"):
+        next(results)
+
+
+def end(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_one_line():
+    with pytest.raises(UserError, match="was killed; was there enough memory"):
+        list(spread(range(3), end, 1))

@@ -195,7 +195,7 @@ def test_released_checkpoint_goes_on_at_its_next_step(run, shared, tmp_path):
     defaults = Settings("train")
     status, _, err = run(
         *("-a", "train", "-m", "latest", "--train-list", shared / "rain" / "spa_train_pseudo.txt"),
-        *(*SMALL, "--num-steps", 40005),
+        *(*SMALL, "--num-steps", 40005, "--crop", "native"),
     )
     assert (status, err) == (0, "")
     rates = events("logdir/train_derain")["lr"]
@@ -310,13 +310,15 @@ def test_the_loss_falls(run, pairs):
 def test_a_bad_image_stops_the_run_and_leaves_a_checkpoint_that_loads(run, pairs):
     base = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps"]
     run(*base, 3)
-    (pairs.parent / "rain" / "pair3.png").write_bytes(b"gone")
     # In a process of its own: workers left alone would keep it from ending.
-    done = subprocess.run(
-        command(*base, 30, "--num-workers", 2), capture_output=True, text=True, timeout=100
-    )
-    status, err = done.returncode, done.stderr
-    assert status == 2
+    process = subprocess.Popen(
+        command(*base, 1000, "--num-workers", 2, "--log-every", 1),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    next(line for line in process.stdout if line.startswith("5/"))
+    (pairs.parent / "rain" / "pair3.png").write_bytes(b"gone")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
     assert err.count("\n") == 1
     assert "list.txt:4: " in err
     assert "pair3.png: not an image" in err
