@@ -7,7 +7,7 @@ interruption changes what is trained on.
 import atexit
 import multiprocessing
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from media.lists import Pair, read_pair
+from media.lists import read_pair
+from media.pair_list import Pair
 from media.pixels import to_float
 from settings import Settings, UserError
 from system.interrupt import deferred, leave_to_parent
@@ -87,7 +88,7 @@ class CropStream(Dataset):
     Images come in shuffled passes over the list, one after another without end.
     """
 
-    def __init__(self, pairs: list[Pair], settings: Settings, branch: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], settings: Settings, branch: int) -> None:
         self.pairs = pairs
         self.settings = settings
         self.branch = branch
@@ -199,7 +200,7 @@ class Stream:
 
 
 def batches(
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     settings: Settings,
     branch: int,
     steps: Iterable[int],
@@ -227,7 +228,7 @@ def batches(
 
 
 class _Pairs(Dataset):
-    def __init__(self, pairs: list[Pair]) -> None:
+    def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
 
     def __len__(self) -> int:
@@ -240,7 +241,7 @@ class _Pairs(Dataset):
             return error
 
 
-def whole_images(pairs: list[Pair], num_workers: int) -> Stream:
+def whole_images(pairs: Sequence[Pair], num_workers: int) -> Stream:
     """A stream of read_pair of each pair in turn. It raises UserError for a bad image."""
     loader = DataLoader(
         _Pairs(pairs),

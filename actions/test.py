@@ -20,7 +20,8 @@ from engine.device import describe
 from engine.events import EventFile, new_run
 from engine.ranks import Ranks
 from engine.scoring import shared_out
-from media.lists import Pair, read_list
+from media.lists import read_list
+from media.pair_list import PairList
 from model import CONSTANT_MASK
 from report import page
 from report.metrics import MEASURES, measure
@@ -72,7 +73,7 @@ def test(settings: Settings) -> int:
             stay, each whole.
     """
     with Ranks() as ranks:
-        pairs = read_list(settings.test_list)
+        pairs = read_list(settings.test_list, say=ranks.say)
         derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
         _require_apart(settings, pairs, derainer.path)
         folder = Path(settings.result_dir)
@@ -95,7 +96,7 @@ def _pictures(folder: Path, name: str) -> list[Path]:
     return [folder / kind / f"{name}.png" for kind in ("derained", "mask", "compare")]
 
 
-def _require_apart(settings: Settings, pairs: list[Pair], checkpoint: Path) -> None:
+def _require_apart(settings: Settings, pairs: PairList, checkpoint: Path) -> None:
     folder = Path(settings.result_dir)
     read = [Path(settings.test_list), checkpoint]
     read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
@@ -137,10 +138,10 @@ class _Worked:
 
 
 def _derain_list(
-    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: list[Pair]
+    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: PairList
 ) -> list[Row]:
     """Derain, score and write each image of the list; the rows of the results."""
-    folder, scored = Path(settings.result_dir), pairs[0].clean is not None
+    folder, scored = Path(settings.result_dir), pairs.paired
     names = output_names([pair.rainy for pair in pairs])
 
     def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> _Worked:

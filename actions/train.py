@@ -10,7 +10,8 @@ from engine.device import describe
 from engine.events import new_run
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, run_steps
 from engine.training_run import TrainingRun
-from media.lists import fingerprint, read_list
+from media.lists import read_list
+from media.pair_list import fingerprint
 from settings import Settings, UserError, checkpoint_path
 from system.files import lock, remove_unfinished, require_apart, require_writable
 
@@ -31,9 +32,10 @@ def train(settings: Settings) -> int:
 def _train(run: TrainingRun) -> int:
     settings = run.settings
     _check_batch(settings, run.ranks.world_size)
-    pairs = read_list(settings.train_list, need_clean=True)
-    val_pairs = read_list(settings.val_list or settings.train_list, need_clean=True)
-    run.data = fingerprint(pairs, Path(settings.train_list).parent)
+    pairs = read_list(settings.train_list, True, run.ranks.say)
+    apart = settings.val_list not in ("", settings.train_list)
+    val_pairs = read_list(settings.val_list, True, run.ranks.say) if apart else pairs
+    run.data = fingerprint(pairs)
     with _alone(run):
         new = _load_start(run)
         first, last = run.clock + 1, settings.num_steps - 1
@@ -147,5 +149,4 @@ def _record(settings: Settings) -> dict[str, float | str | bool]:
 
 
 def _say(run: TrainingRun, line: str) -> None:
-    if run.ranks.first:
-        print(line, flush=True)
+    run.ranks.say(line)

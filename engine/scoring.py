@@ -1,7 +1,7 @@
 """Scores of whole images: the pairs of a list, shared out among the ranks."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import dataset
 from engine.derainer import Derainer
 from engine.ranks import Ranks
-from media.lists import Pair
+from media.pair_list import Pair
 from report.metrics import MEASURES, measure
 from system.overlap import behind, finishers
 from system.progress import QUIET_SECONDS
@@ -21,7 +21,7 @@ T, U = TypeVar("T"), TypeVar("U")
 def score(
     derainer: Derainer,
     ranks: Ranks,
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     workers: int,
     say: Callable[[str], None] = print,
 ) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def score(
 
 def shared_out(
     ranks: Ranks,
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     workers: int,
     work: Callable[[int, np.ndarray, np.ndarray | None], T],
     finish: Callable[[T], U],
@@ -66,7 +66,7 @@ def shared_out(
     The work is done here, one pair after the other; what finishes it runs beside it, in threads.
     """
     own = range(ranks.rank, len(pairs), ranks.world_size)
-    images = dataset.whole_images([pairs[index] for index in own], workers)
+    images = dataset.whole_images(pairs[ranks.rank :: ranks.world_size], workers)
     worked = (work(index, *pair) for index, pair in zip(own, images, strict=True))
     with closing(images), closing(behind(worked, finish, finishers(ranks.local_size))) as results:
         yield from ranks.share(len(pairs), lambda _: next(results))
