@@ -5,7 +5,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from settings import Settings, UserError, one_line
+from options import UserError, one_line
+from settings import Settings
 from system import interrupt, machine, streams
 from system.commandline import parse, short_help
 from system.compiled import limit_pool, use_threads
@@ -110,6 +111,12 @@ def _pairs(settings: Settings) -> int:
     return pairs(settings)
 
 
+def _lists(settings: Settings) -> int:
+    from actions.lists import lists
+
+    return lists(settings)
+
+
 ACTIONS: dict[str, Callable[[Settings], int]] = {
     "train": _train,
     "test": _test,
@@ -117,6 +124,7 @@ ACTIONS: dict[str, Callable[[Settings], int]] = {
     "export": _export,
     "clean": _clean,
     "pairs": _pairs,
+    "lists": _lists,
 }
 
 

@@ -73,7 +73,8 @@ def test(settings: Settings) -> int:
             stay, each whole.
     """
     with Ranks() as ranks:
-        pairs = read_list(settings.test_list, say=ranks.say)
+        how = ranks.say, settings.layout, settings.side_by_side
+        pairs = read_list(settings.test_list, False, *how)
         derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
         _require_apart(settings, pairs, derainer.path)
         folder = Path(settings.result_dir)

@@ -32,9 +32,10 @@ def train(settings: Settings) -> int:
 def _train(run: TrainingRun) -> int:
     settings = run.settings
     _check_batch(settings, run.ranks.world_size)
-    pairs = read_list(settings.train_list, True, run.ranks.say)
+    how = run.ranks.say, settings.layout, settings.side_by_side
+    pairs = read_list(settings.train_list, True, *how)
     apart = settings.val_list not in ("", settings.train_list)
-    val_pairs = read_list(settings.val_list, True, run.ranks.say) if apart else pairs
+    val_pairs = read_list(settings.val_list, True, *how) if apart else pairs
     run.data = fingerprint(pairs)
     with _alone(run):
         new = _load_start(run)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from media import image_file
+from media.layouts import read_folder
 from media.pair_list import Pair, PairList, Way
 from media.presence import Tell, is_file, require_images, require_no_drive, sole_image
 from settings import UserError
@@ -20,9 +21,13 @@ BLANKS = b" \t"  # what separates names; other white space, such as U+3000, belo
 
 
 def read_list(
-    path: str, need_clean: bool = False, say: Callable[[str], object] = print
+    path: str,
+    need_clean: bool = False,
+    say: Callable[[str], object] = print,
+    layout: str = "",
+    side_by_side: str = "no",
 ) -> PairList:
-    """The pairs of a list file, every file checked to exist.
+    """The pairs of a list file, every file checked to exist, or of a folder: see read_folder.
 
     A line holds `rainy clean`, or `rainy` alone; TABs separate where a name holds spaces.
     Names are tried as given, against the list's folder, and without a leading `./` or `/`
@@ -30,16 +35,25 @@ def read_list(
     the names that are mended.
 
     Args:
-        say: tells a user what was taken for something else, and how far the reading is if it
-            takes more than two seconds.
+        say: tells a user what was recognised, and how far the reading is if it takes more than two
+            seconds.
+        layout: for folders.
+        side_by_side: "rainy-left" or "rainy-right" where files may hold both images; or "no".
 
     Raises:
         UserError: the list or an image is missing, the list is empty, not UTF-8 or UTF-16, or a
             line has more names or fewer than the first; or need_clean is set and there are no
             clean images.
     """
+    halves = side_by_side.removeprefix("no")
+    if Path(path).is_dir():
+        return read_folder(path, layout, halves, say)
     tell = Patience(say).tell
     pairs = _parsed(path, _text(path), tell)
+    if halves and pairs.paired:
+        say(f"{path}: --side-by-side is not for it: it names both images of a pair")
+    elif halves:
+        pairs.halves = halves
     if need_clean and not pairs.paired:
         name = next(pairs.names()).decode()
         raise UserError(f"{pairs.where(0)}: expected `rainy clean`, got one name: {name}")
@@ -166,6 +180,8 @@ def _decode(data: bytes, name: str) -> np.ndarray:
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
     """Both images of a pair, (H,W,3) uint8 BGR. Raises UserError, also where their sizes differ."""
     rainy = read_image(pair.rainy, pair.where)
+    if pair.halves:
+        return _halves(rainy, pair)
     if pair.clean is None:
         return rainy, None
     clean = read_image(pair.clean, pair.where)
@@ -175,3 +191,14 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
             f"{rainy.shape[1]}x{rainy.shape[0]}, {pair.clean} is {clean.shape[1]}x{clean.shape[0]}"
         )
     return rainy, clean
+
+
+def _halves(image: np.ndarray, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    width = image.shape[1]
+    if width % 2:
+        raise UserError(
+            f"{pair.where}: {pair.rainy} is {width} pixels wide; expected an even number, as it "
+            "holds two images side by side"
+        )
+    left, right = (np.ascontiguousarray(half) for half in np.split(image, 2, axis=1))
+    return (left, right) if pair.halves == "rainy-left" else (right, left)
