@@ -115,20 +115,21 @@ def read_folder(
 def _tree(path: str, passed_over: Counter[str], tell: Callable[[str], object]) -> dict[str, Folder]:
     """All folders under path by their relative names, "" for itself. Raises UserError."""
     tree: dict[str, Folder] = {}
-    waiting, seen = [""], set()
+    waiting: list[tuple[str, tuple]] = [("", ())]
     while waiting:
-        inner = waiting.pop()
+        inner, above = waiting.pop()
         place = Path(path, inner)
         try:
             about = place.stat()
-            if (about.st_dev, about.st_ino) in seen:  # by a link
+            own = (about.st_dev, about.st_ino)
+            if own in above:  # a link leads back
                 continue
-            seen.add((about.st_dev, about.st_ino))
             with os.scandir(place) as entries:
                 tree[inner] = _sorted_out(entries, passed_over)
         except OSError as error:
             raise UserError(f"{place}: cannot be read: {error.strerror}") from None
-        waiting += [_join(inner, name) for name in reversed(tree[inner].folders)]
+        below = reversed(tree[inner].folders)
+        waiting += [(_join(inner, name), (*above, own)) for name in below]
         tell(f"{path}: looked into {len(tree)} folders")
     return tree
 

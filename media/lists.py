@@ -50,6 +50,8 @@ def read_list(
         return read_folder(path, layout, halves, say)
     tell = Patience(say).tell
     pairs = _parsed(path, _text(path), tell)
+    if layout:
+        say(f"{path}: --layout is not for it: it is a list, not a folder")
     if halves and pairs.paired:
         say(f"{path}: --side-by-side is not for it: it names both images of a pair")
     elif halves:

@@ -46,7 +46,7 @@ def require_images(pairs: PairList, tell: Tell = lambda _: None) -> str:
     if missing:
         _refuse(pairs, [(i, _name(listed, places[i])) for i in missing[:TOLD]], len(missing))
     mended = count - len(missing)
-    return f"{mended} names are of folders, and stand for the image in them" if mended else ""
+    return f"names of folders, for which the one image in each is taken: {mended}" if mended else ""
 
 
 def is_file(path: Path) -> bool:

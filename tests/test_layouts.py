@@ -10,8 +10,9 @@ from test_lists import image_file
 
 import dataset
 from actions import train
-from media import lists, pair_list
+from media import lists
 from settings import UserError
+from system import progress
 
 RAIN = 50  # how much brighter a rainy image is than its clean one
 # A layout: what is said of it, and (rainy, clean) files.
@@ -147,12 +148,16 @@ def test_rain100_as_two_folders_trains_and_tests(run):
 # Side by side
 
 
-@pytest.fixture
-def halves() -> Path:
+def write_halves() -> Path:
     for number in (1, 2):
         image = np.hstack([flat(10 * number + RAIN), flat(10 * number)])
         image_file(Path(f"did/{number}.png"), image)
     return Path("did")
+
+
+@pytest.fixture
+def halves() -> Path:
+    return write_halves()
 
 
 @pytest.mark.parametrize(("side", "rain"), [("rainy-left", RAIN), ("rainy-right", -RAIN)])
@@ -206,6 +211,13 @@ def test_what_side_by_side_is_not_for_is_said(said):
     ]
 
 
+def test_layout_is_not_for_lists(said):
+    write(Path("set"), [("rain/1.png", "norain/1.png")])
+    Path("list.txt").write_text("set/rain/1.png set/norain/1.png\n")
+    assert len(lists.read_list("list.txt", True, said.append, layout="name")) == 1
+    assert said == ["list.txt: --layout is not for it: it is a list, not a folder"]
+
+
 # Two readings, none, and what is left over
 
 
@@ -256,6 +268,26 @@ def test_what_is_left_over_is_counted_and_the_first_five_named(said):
     ]
 
 
+def test_links_are_followed_and_never_in_circles(said):
+    write(Path("elsewhere"), [("rain/1.png", "clean/1.png")])
+    for part in ("a", "b"):
+        Path(f"set/{part}").mkdir(parents=True)
+        for side in ("rain", "clean"):
+            Path(f"set/{part}/{side}").symlink_to(Path(f"elsewhere/{side}").resolve())
+    Path("set/a/back").symlink_to(Path("set").resolve())
+    assert len(lists.read_list("set", say=said.append)) == 2
+    assert said == ["set: 2 pairs, rain/ and clean/ by name, in 2 folders"]
+
+
+def test_how_far_it_is_is_told_where_that_takes_long(said, monkeypatch):
+    monkeypatch.setattr(progress, "SOON", 0.0)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    write(Path("set"), [("rain/1.png", "norain/1.png")])
+    lists.read_list("set", say=said.append)
+    told = [f"set: looked into {n} folders" for n in (1, 2, 3)]
+    assert said == [*told, "set: pairing 2 images", "set: 1 pair, rain/ and norain/ by name"]
+
+
 def test_parts_for_training_and_testing_are_not_mixed():
     write(Path("set"), [(f"{p}/rain/1.png", f"{p}/norain/1.png") for p in ("train", "test")])
     with pytest.raises(UserError) as caught:
@@ -289,47 +321,23 @@ def test_folders_without_pairs_are_refused(run):
     )
 
 
-# The list of a folder
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_list_of_a_folder_is_as_good_as_the_folder(layout, run):
-    told, expected = LAYOUTS[layout]
-    write(Path("a set"), expected)
-    status, out, err = run("-a", "lists", "-i", "a set", "-o", "a set/pairs.txt")
-    assert (status, err) == (0, "")
-    shown = out.splitlines()
-    assert shown[0] == f"a set: {told}"
-    assert shown[-1] == f"a set/pairs.txt: {len(expected)} lines"
-    assert len(shown) == 2 + min(3, len(expected))
-    folder = lists.read_list("a set", say=lambda _: None)
-    listed = lists.read_list("a set/pairs.txt", need_clean=True)
-    assert [(p.rainy, p.clean) for p in listed] == [(p.rainy, p.clean) for p in folder]
-    assert pair_list.fingerprint(listed) == pair_list.fingerprint(folder)
-
-
-def test_the_list_of_halves_needs_the_option_too(run, halves):
-    side = ["--side-by-side", "rainy-right"]
-    status, out, _ = run("-a", "lists", "-i", "did", "-o", "did.txt", *side)
-    assert status == 0
-    assert out.splitlines()[-1] == "did.txt: 2 lines; pass it with --side-by-side rainy-right"
-    listed = lists.read_list("did.txt", True, side_by_side="rainy-right")
-    folder = lists.read_list("did", True, lambda _: None, side_by_side="rainy-right")
-    assert [(p.rainy, p.halves) for p in listed] == [(p.rainy, p.halves) for p in folder]
+# Small sets that are not part of the repository
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("-i set -o out", "-o: 'out'; expected the name of a list, such as pairs.txt"),
-        ("-i set", "-o: ''; expected the name of a list, such as pairs.txt"),
-        ("-i none -o l.txt", "-i: 'none' is not a folder; expected a folder of pairs"),
-        ("-i tab -o l.txt", "'tab/rain/1\\t.png': expected a name without TAB or end of line"),
-    ],
+    ("name", "count"), [("ddn", 6), ("did", 2), ("rain100", 2), ("rain200", 2), ("spa", 1)]
 )
-def test_lists_refuses_in_one_line(run, words, message):
-    write(Path("tab"), [("rain/1\t.png", "norain/1\t.png")])
-    status, _, err = run("-a", "lists", *words.split())
-    assert status == 2
-    assert err.startswith(f"main.py: {message}")
-    assert err.count("\n") == 1
+def test_sets_without_a_list_are_read(shared, name, count):
+    folder = str(shared / "cases" / "07_sets_without_list" / name)
+    side = "rainy-left" if name == "did" else "no"
+    pairs = lists.read_list(folder, True, lambda _: None, side_by_side=side)
+    assert len(pairs) == count
+    for pair in pairs:
+        rainy, clean = lists.read_pair(pair)
+        assert rainy.shape == clean.shape == (32, 40, 3)
+
+
+@pytest.mark.parametrize("name", ["backslash", "utf16"])
+def test_lists_of_windows_are_read(shared, name):
+    (pair,) = lists.read_list(str(shared / "cases" / "12_lists" / f"{name}.txt"), need_clean=True)
+    assert pair.rainy == pair.clean == shared / "cases" / "12_lists" / "a.png"

@@ -187,7 +187,7 @@ def test_a_folder_with_the_name_of_an_image_stands_for_the_one_in_it():
     said = []
     (pair,) = lists.read_list("list.txt", say=said.append)
     assert (pair.rainy, pair.clean) == (Path("rain/1.png/other.png"), Path("clean/1.png"))
-    assert said == ["list.txt: 1 names are of folders, and stand for the image in them"]
+    assert said == ["list.txt: names of folders, for which the one image in each is taken: 1"]
     write(["clean/1.png two/1.png"])
     with pytest.raises(UserError, match=r":1: no such image: two/1.png"):
         lists.read_list("list.txt")
