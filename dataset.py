@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from media.lists import Pair, read_pair
+from media.lists import read_pair
+from media.pair_list import Pair
 from media.pixels import to_float
 from settings import Settings, UserError
 from system.interrupt import deferred, leave_to_parent

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parent
-for _name in ("settings", "model", "dataset", "cal_ssim", "irnn_cuda", "engine", "media", "system"):
+OWN = "options settings model dataset cal_ssim irnn_cuda engine media system"
+for _name in OWN.split():
     _other = getattr(sys.modules.get(_name), "__file__", None)
     if _other and ROOT not in Path(_other).resolve().parents:
         raise ImportError(

@@ -5,7 +5,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from settings import Settings, UserError, one_line
+from options import UserError, one_line
+from settings import Settings
 from system import interrupt, machine, streams
 from system.commandline import parse, short_help
 from system.compiled import limit_pool, use_threads
@@ -116,6 +117,12 @@ def _check(settings: Settings) -> int:
     return check(settings)
 
 
+def _lists(settings: Settings) -> int:
+    from actions.lists import lists
+
+    return lists(settings)
+
+
 ACTIONS: dict[str, Callable[[Settings], int]] = {
     "train": _train,
     "test": _test,
@@ -124,6 +131,7 @@ ACTIONS: dict[str, Callable[[Settings], int]] = {
     "clean": _clean,
     "pairs": _pairs,
     "check": _check,
+    "lists": _lists,
 }
 
 

@@ -7,52 +7,19 @@ Sections and equations are those of the paper (arXiv 1904.01538); "recipe" marks
 released code or the published checkpoint shows where the paper says nothing.
 """
 
-import difflib
 import os
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, fields
+from typing import Literal, get_type_hints
 
-
-def one_line(text: str, longest: int = 300) -> str:
-    """text in printable characters (names of files hold any), its middle cut out if it is long."""
-    ends = text[:longest] + text[longest:][-longest:]
-    told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in ends)
-    if len(told) <= longest:
-        return told
-    return f"{told[: longest * 2 // 3 - 5]} ... {told[-longest // 3 :]}"
-
-
-class UserError(Exception):
-    """What a user can mend, told in one line; main.py prints it and exits with status 2."""
-
-    def __str__(self) -> str:
-        return one_line(super().__str__())
-
+from options import UserError, check, option
 
 # The actions that an option serves.
 TRAIN, TEST, DERAIN, EXPORT = ("train",), ("test",), ("derain",), ("export",)
-CLEAN, PAIRS, CHECK = ("clean",), ("pairs",), ("check",)
+CLEAN, PAIRS, CHECK, LISTS = ("clean",), ("pairs",), ("check",), ("lists",)
 DERAINING = TRAIN + TEST + DERAIN  # train derains the images of --val-list
 NETWORK = DERAINING + EXPORT
 VIDEOS = CLEAN + PAIRS
-
-
-def option(
-    default: Any,
-    serves: tuple[str, ...],
-    help: str | dict[str, str],
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    recipe: bool = False,
-) -> Any:
-    """A dataclass field with its actions, its help text and, for numbers, its inclusive range.
-
-    help may differ by action: those that it does not name have the text of "".
-    recipe marks what decides where a training run goes: a resume must not change it unnoticed.
-    """
-    metadata = {"serves": serves, "help": help, "low": low, "high": high, "recipe": recipe}
-    return field(default=default, metadata=metadata)
+LISTED = TRAIN + TEST + CHECK + LISTS
 
 
 @dataclass(frozen=True)
@@ -60,8 +27,10 @@ class Settings:
     """All settings of one run. Raises UserError for a value of the wrong type or range."""
 
     # What to do
-    action: Literal["train", "test", "derain", "export", "clean", "pairs", "check"] = option(
-        MISSING, NETWORK + VIDEOS + CHECK, "what to do, one of the actions named below"
+    action: Literal["train", "test", "derain", "export", "clean", "pairs", "check", "lists"] = (
+        option(
+            MISSING, NETWORK + VIDEOS + CHECK + LISTS, "what to do, one of the actions named below"
+        )
     )
     model: str = option(
         "latest",
@@ -76,37 +45,51 @@ class Settings:
     train_list: str = option(
         "training/real_world.txt",
         TRAIN + CHECK,
-        "list of training pairs, one on each line: rainy image, clean image",
+        "list of training pairs, one on each line: rainy image, clean image; or a folder of pairs",
     )
     val_list: str = option(
-        "", TRAIN, "list of validation pairs; without it, validation uses the training list"
+        "",
+        TRAIN,
+        "list or folder of validation pairs; without it, validation uses the training list",
     )
     test_list: str = option(
         "testing/real_test_1000.txt",
         TEST,
-        "list of images to test on: pairs of a rainy and a clean image, or rainy images alone",
+        "list of images to test on: pairs of a rainy and a clean image, or rainy images alone; or "
+        "a folder of pairs",
+    )
+    layout: str = option(
+        "", LISTED, "how the files of a folder are paired, where two ways fit; a message names them"
+    )
+    side_by_side: Literal["no", "rainy-left", "rainy-right"] = option(
+        "no",
+        LISTED,
+        "which half of each file is the rainy image, where a folder or a list has one file a pair",
+        recipe=True,
     )
     model_dir: str = option("model", NETWORK, "folder of the checkpoints")
     log_dir: str = option("logdir", TRAIN + TEST, "folder for the TensorBoard event files")
     result_dir: str = option("results", TEST, "folder for the results of the test")
     input: str = option(
         "",
-        DERAIN + VIDEOS,
+        DERAIN + VIDEOS + LISTS,
         {
             "derain": "what to derain: a picture, a video or a folder of them",
             "clean": "rain video to read",
             "pairs": "rain video, or folder of rain videos, to read",
+            "lists": "folder of pairs to list",
         },
     )
     output: str = option(
         "",
-        DERAIN + EXPORT + VIDEOS + CHECK,
+        DERAIN + EXPORT + VIDEOS + CHECK + LISTS,
         {
             "derain": "file or folder to write",
             "export": ".onnx file to write",
             "clean": "PNG file to write",
             "pairs": "folder to put the new set into",
             "check": "table to write, or to go on with; without it, check.csv",
+            "lists": "list to write, a .txt file",
         },
     )
     fix: str = option(
@@ -301,7 +284,7 @@ class Settings:
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for f in fields(self):
-            _check(f, kinds[f.name], getattr(self, f.name))
+            check(f, kinds[f.name], getattr(self, f.name))
         if self.self_ensemble not in (1, 2, 4):
             raise UserError(f"--self-ensemble: {self.self_ensemble}; expected 1, 2 or 4")
         if 0 < self.tile < 64:
@@ -313,35 +296,3 @@ class Settings:
                 f"--model: {self.model!r} is not a checkpoint; expected the name of one in the "
                 "folder --model-dir, or the path of its file"
             )
-
-
-def flag(name: str) -> str:
-    """The option of a setting."""
-    return "--" + name.replace("_", "-")
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """The end of a message: the known word that was probably meant, if there is one."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    return f"; did you mean {match[0]}?" if match else ""
-
-
-def _check(f: Any, kind: Any, value: Any) -> None:
-    """Raise UserError unless value is of the field's type and within its range."""
-    name = flag(f.name)
-    if get_origin(kind) is Literal:
-        known = list(get_args(kind))
-        if value not in known:
-            hint = nearest(str(value), known)
-            raise UserError(f"{name}: {value!r} is not one of {', '.join(known)}{hint}")
-        return
-    allowed = (int, float) if kind is float else kind
-    if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{name}: expected {kind.__name__}, got {value!r}")
-    if isinstance(value, str) and value != value.encode(errors="replace").decode():
-        raise UserError(f"{name}: {value!r} is not UTF-8 text")
-    low, high = f.metadata["low"], f.metadata["high"]
-    # Written so that NaN, which compares false with everything, is refused too.
-    if low is not None and not low <= value <= (float("inf") if high is None else high):
-        upper = "up" if high is None else f"to {high}"
-        raise UserError(f"{name}: {value} is out of range; expected a number from {low} {upper}")

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import cv2
 
 from media.inspection import MASKED, Look, look, mask_advice, shrink_advice, some
-from media.lists import BLANKS, Pair, read_list, read_pair
+from media.lists import BLANKS, read_list, read_pair
+from media.pair_list import Pair
 from report.table import inert
 from settings import Settings, UserError
 from system import machine
@@ -84,7 +85,8 @@ def check(settings: Settings) -> int:
     Raises:
         UserError: a bad list; a table of another kind, or one that cannot be written.
     """
-    pairs = read_list(settings.train_list, need_clean=True)
+    how = settings.layout, settings.side_by_side
+    pairs = read_list(settings.train_list, True, print, *how)
     table, fixed = Path(settings.output or TABLE), Path(settings.fix)
     written = [table, fixed] if settings.fix else [table]
     read = [
@@ -261,7 +263,7 @@ def _lines(path: Path, pairs: list[Pair]) -> Iterator[str]:
     for pair in pairs:
         names = [os.path.abspath(name) for name in (pair.rainy, pair.clean)]
         for name in names:
-            if set(name) & set("\t\n\r") or name[-1] in BLANKS or not _is_text(name):
+            if set(name) & set("\t\n\r") or name[-1].encode() in BLANKS or not _is_text(name):
                 raise UserError(f"{path}: not written, as no list can hold the name {name!r}")
         yield "\t".join(names) + "\n"
 

@@ -22,7 +22,8 @@ from engine.events import EventFile, new_run
 from engine.ranks import Ranks
 from engine.scoring import shared_out
 from media.inspection import first_looks
-from media.lists import Pair, read_list
+from media.lists import read_list
+from media.pair_list import Pair, PairList
 from model import CONSTANT_MASK
 from report import page
 from report.metrics import MEASURES, measure
@@ -75,7 +76,8 @@ def test(settings: Settings) -> int:
             the images before it stay, each whole.
     """
     with Ranks() as ranks:
-        pairs = read_list(settings.test_list)
+        how = ranks.say, settings.layout, settings.side_by_side
+        pairs = read_list(settings.test_list, False, *how)
         derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
         _require_apart(settings, pairs, derainer.path)
         names = output_names([pair.rainy for pair in pairs])
@@ -119,7 +121,7 @@ def _pictures(folder: Path, name: str) -> list[Path]:
     return [folder / kind / f"{name}.png" for kind in ("derained", "mask", "compare")]
 
 
-def _require_apart(settings: Settings, pairs: Sequence[Pair], checkpoint: Path) -> None:
+def _require_apart(settings: Settings, pairs: PairList, checkpoint: Path) -> None:
     folder = Path(settings.result_dir)
     read = [Path(settings.test_list), checkpoint]
     read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
@@ -161,7 +163,7 @@ class _Worked:
 
 
 def _derain_list(
-    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: list[Pair], names: list[str]
+    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: Sequence[Pair], names: list[str]
 ) -> list[Row]:
     """Derain, score and write each image, under its name; the rows of the results.
 

@@ -12,7 +12,8 @@ from engine.events import new_run
 from engine.precheck import require_usable, tell_of_data
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, run_steps
 from engine.training_run import TrainingRun
-from media.lists import fingerprint, read_list
+from media.lists import read_list
+from media.pair_list import fingerprint
 from settings import Settings, UserError
 from system.files import lock, remove_unfinished, require_apart, require_writable
 
@@ -33,11 +34,13 @@ def train(settings: Settings) -> int:
 def _train(run: TrainingRun) -> int:
     settings = run.settings
     _check_batch(settings, run.ranks.world_size)
-    pairs = read_list(settings.train_list, need_clean=True)
-    val_pairs = read_list(settings.val_list or settings.train_list, need_clean=True)
-    run.data = fingerprint(pairs, Path(settings.train_list).parent)
+    how = run.ranks.say, settings.layout, settings.side_by_side
+    pairs = read_list(settings.train_list, True, *how)
+    apart = settings.val_list not in ("", settings.train_list)
+    val_pairs = read_list(settings.val_list, True, *how) if apart else pairs
+    run.data = fingerprint(pairs)
     sizes = require_usable(settings.train_list, pairs, settings.seed, run.ranks)
-    if settings.val_list:
+    if apart:
         require_usable(settings.val_list, val_pairs, settings.seed, run.ranks)
     with _alone(run):
         new = _load_start(run)
@@ -161,5 +164,4 @@ def _record(settings: Settings) -> dict[str, float | str | bool]:
 
 
 def _say(run: TrainingRun, line: str) -> None:
-    if run.ranks.first:
-        print(line, flush=True)
+    run.ranks.say(line)

@@ -37,7 +37,7 @@ from benchmarks.timing import SIDE, Call, agree, alternate, matrix_product, resi
 from cal_ssim import SSIM
 from engine import checkpoint, tiles
 from engine.training_step import train_one_step
-from media.lists import Pair
+from media.pair_list import Pair
 from model import STAGES, SPANet
 from rain import synthetic_rain
 from settings import Settings

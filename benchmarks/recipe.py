@@ -11,6 +11,7 @@ where it was stopped: start the same command again.
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,8 @@ import torch
 from dataset import mask_label
 from engine import checkpoint
 from engine.events import read_scalars
-from media.lists import Pair, read_list, read_pair
+from media.lists import read_list, read_pair
+from media.pair_list import Pair
 from media.pixels import to_float
 from model import CHANNELS, SPANet
 from settings import Settings
@@ -59,7 +61,7 @@ def train(folder: Path, options: list[str], own: list[str], steps: int) -> None:
 
 
 @torch.inference_mode()
-def correlation(path: Path, pairs: list[Pair]) -> float:
+def correlation(path: Path, pairs: Sequence[Pair]) -> float:
     """Of the mask with its label, over every pixel of the pairs; nan where the mask is constant."""
     net = SPANet()
     net.load_state_dict(checkpoint.load(path)["net"])
@@ -98,7 +100,7 @@ def main() -> int:
     return 0
 
 
-def show(given: argparse.Namespace, pairs: list[Pair]) -> None:
+def show(given: argparse.Namespace, pairs: Sequence[Pair]) -> None:
     print(f"{given.batch_size} crops of {given.patch_size}x{given.patch_size}, {given.precision}")
     print(f"{'run':<22}{'step':>6}{'loss':>9}{'mask mean':>11}{'deviation':>11}{'correlation':>13}")
     for name in RUNS:

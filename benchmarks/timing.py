@@ -59,7 +59,7 @@ def copy_rate(device: str, seconds: float) -> float:
     return 2 * source.numel() * source.element_size() / taken["copy"]
 
 
-def resident(field: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at most."""
-    status = Path("/proc/self/status").read_text()
+def resident(field: str, process: int | str = "self") -> float:
+    """MiB of a process, this one if none is named: VmRSS now, VmHWM at most."""
+    status = Path(f"/proc/{process}/status").read_text()
     return int(re.search(rf"{field}:\s*(\d+) kB", status)[1]) / 2**10

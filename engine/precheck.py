@@ -18,7 +18,7 @@ from media.inspection import (
     shrink_advice,
     some,
 )
-from media.lists import Pair
+from media.pair_list import Pair
 from settings import Settings, UserError
 from system.progress import Progress, complain
 

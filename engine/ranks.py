@@ -102,6 +102,11 @@ class Ranks:
                     raise found
                 yield found
 
+    def say(self, line: str) -> None:
+        """Print a line, on the first rank."""
+        if self.first:
+            print(line, flush=True)
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Tell in one line that another rank was lost while this one waited for it."""

@@ -10,7 +10,7 @@ import numpy as np
 import dataset
 from engine.derainer import Derainer
 from engine.ranks import Ranks
-from media.lists import Pair
+from media.pair_list import Pair
 from report.metrics import MEASURES, measure
 from settings import UserError
 from system.overlap import behind, finishers
@@ -79,7 +79,7 @@ def shared_out(
         pixels: how many pixels of an image are being finished, for the memory that it takes.
     """
     own = range(ranks.rank, len(pairs), ranks.world_size)
-    images = dataset.whole_images([pairs[index] for index in own], workers)
+    images = dataset.whole_images(pairs[ranks.rank :: ranks.world_size], workers)
 
     def worked() -> Iterator[T | UserError]:
         for index, pair in zip(own, images, strict=True):

@@ -4,11 +4,10 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,7 +30,7 @@ from engine.training_step import (
     losses_of,
     train_one_step,
 )
-from media.lists import Pair, fingerprint
+from media.pair_list import PairList, fingerprint
 from media.pixels import to_uint8
 from report.visualize import heat_map, strip
 from settings import Settings, UserError
@@ -45,9 +44,7 @@ NO_COMPILER = ("No working C++ compiler", "Failed to find C compiler", "Python.h
 WARM = 5  # steps until all is compiled and in place, and steps whose rate is then told
 
 
-def run_steps(
-    run: TrainingRun, pairs: Sequence[Pair], val_pairs: Sequence[Pair], first: int, last: int
-) -> int:
+def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int, last: int) -> int:
     """Steps first to last, or to where a signal stops them; returns its number, 0 without one."""
     settings, ranks = run.settings, run.ranks
     steps = range(first, last + 1)
@@ -56,7 +53,7 @@ def run_steps(
     place = (ranks.rank, ranks.world_size)
     workers = settings.num_workers
     shown = [*loss_names(), "lr"]
-    val_data = fingerprint(val_pairs, Path(settings.val_list).parent)
+    val_data = fingerprint(val_pairs) if settings.val_list else ""
     scored = run.best["scored"] if run.best else -1
     if settings.val_list and run.best and run.best["list"] != val_data:
         run.best = None
@@ -277,7 +274,7 @@ def _score_is_due(settings: Settings, step: int) -> bool:
 
 
 def _score(
-    run: TrainingRun, derainer: Derainer, pairs: Sequence[Pair], data: str, progress: Progress
+    run: TrainingRun, derainer: Derainer, pairs: PairList, data: str, progress: Progress
 ) -> None:
     """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
     psnr, ssim = score(derainer, run.ranks, pairs, run.settings.num_workers, progress.say)

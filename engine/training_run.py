@@ -15,7 +15,8 @@ from engine.events import EventFile, forget_after, new_run
 from engine.ranks import Ranks
 from engine.resuming import best_score, optimiser_state, require_random_state, run_name
 from model import SPANet
-from settings import Settings, UserError, flag
+from options import UserError, flag
+from settings import Settings
 
 
 class TrainingRun:

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from media import image_file
-from media.lists import Pair, read_pair
+from media.lists import read_pair
+from media.pair_list import Pair
 from settings import UserError
 from system.overlap import behind
 from system.progress import Progress

@@ -1,129 +1,151 @@
 """From a list file to images: what a line names, read and checked."""
 
-import hashlib
+import codecs
 import io
-import os
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from media import image_file
+from media.layouts import read_folder
+from media.pair_list import Pair, PairList, Way
+from media.presence import Tell, is_file, require_images, require_no_drive, sole_image
 from settings import UserError
-from system.reading import open_regular
+from system.progress import Patience
+from system.reading import read_bytes
 
-BLANKS = " \t"  # what separates names; other white space, such as U+3000, belongs to a name
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One line of a list; clean is None where the list names rainy images alone."""
-
-    rainy: Path
-    clean: Path | None
-    where: str  # "list file:line number", for messages
+BLANKS = b" \t"  # what separates names; other white space, such as U+3000, belongs to a name
 
 
-def read_list(path: str, need_clean: bool = False) -> list[Pair]:
-    """The pairs of a list file, every file checked to exist.
+def read_list(
+    path: str,
+    need_clean: bool = False,
+    say: Callable[[str], object] = print,
+    layout: str = "",
+    side_by_side: str = "no",
+) -> PairList:
+    """The pairs of a list file, every file checked to exist, or of a folder: see read_folder.
 
     A line holds `rainy clean`, or `rainy` alone; TABs separate where a name holds spaces.
     Names are tried as given, against the list's folder, and without a leading `./` or `/`
-    against both; what finds the first image is used for the whole list.
+    against both; what finds the first image is used for the whole list. See require_images for
+    the names that are mended.
+
+    Args:
+        say: tells a user what was recognised, and how far the reading is if it takes more than two
+            seconds.
+        layout: for folders.
+        side_by_side: "rainy-left" or "rainy-right" where files may hold both images; or "no".
 
     Raises:
-        UserError: the list or an image is missing, the list is empty, not UTF-8, or a line has
-            more names or fewer than the first; or need_clean is set and there are no clean images.
+        UserError: the list or an image is missing, the list is empty, not UTF-8 or UTF-16, or a
+            line has more names or fewer than the first; or need_clean is set and there are no
+            clean images.
     """
+    halves = side_by_side.removeprefix("no")
+    if Path(path).is_dir():
+        return read_folder(path, layout, halves, say)
+    tell = Patience(say).tell
+    pairs = _parsed(path, _text(path), tell)
+    if layout:
+        say(f"{path}: --layout is not for it: it is a list, not a folder")
+    if halves and pairs.paired:
+        say(f"{path}: --side-by-side is not for it: it names both images of a pair")
+    elif halves:
+        pairs.halves = halves
+    if need_clean and not pairs.paired:
+        name = next(pairs.names()).decode()
+        raise UserError(f"{pairs.where(0)}: expected `rainy clean`, got one name: {name}")
+    pairs.way = _way(pairs)
+    if note := require_images(pairs, tell):
+        say(f"{path}: {note}")
+    return pairs
+
+
+def _text(path: str) -> bytes:
+    """A list as UTF-8 with LF at the end of lines. Raises UserError."""
     try:
-        # Opened as text, LF, CRLF and CR have become LF; nothing else ends a line.
-        with open_regular(path, "r", "utf-8-sig") as file:
-            lines = file.read().split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        data = read_bytes(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot read the list: {error.strerror}; "
             "Train_Dataset_README.md describes lists"
         ) from None
-    entries = [
-        (number, _names(line, f"{path}:{number}"))
-        for number, line in enumerate(lines, 1)
-        if line.strip(BLANKS) and not line.lstrip(BLANKS).startswith("#")
-    ]
-    if not entries:
-        raise UserError(f"{path}: the list is empty; expected a line `rainy clean` for each pair")
-    width = len(entries[0][1])
-    if need_clean and width == 1:
+    encoding = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}:{entries[0][0]}: expected `rainy clean`, got one name: {entries[0][1][0]}"
-        )
-    resolve = _resolver(path, entries[0])
-    pairs = []
-    for number, names in entries:
-        where = f"{path}:{number}"
+            f"{path}: not {encoding} text ({error.reason} at byte {error.start})"
+        ) from None
+    if encoding != "UTF-8":
+        data = text.encode("utf-8", "surrogatepass")
+    # No byte of a longer character is one of these. Nothing else ends a line.
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _parsed(path: str, data: bytes, tell: Tell) -> PairList:
+    """The names of a list, whose way to their files is not yet known. Raises UserError."""
+    text, spans, numbers = bytearray(), array("q"), array("q")
+    width = 0
+    for number, line in enumerate(io.BytesIO(data), 1):
+        names = _names(line, path, number)
+        if not names:
+            continue
+        width = width or len(names)
         if len(names) != width:
             raise UserError(
-                f"{where}: {_count(names)}, where the first line has {width}; "
+                f"{path}:{number}: {_count(names)}, where the first line has {width}; "
                 "a list holds pairs or rainy images, not both"
             )
-        files = [resolve(name) for name in names]
-        for name, file in zip(names, files, strict=True):
-            if not _is_file(file):
-                raise UserError(f"{where}: no such image: {name} (looked for {file})")
-        pairs.append(Pair(files[0], files[1] if width == 2 else None, where))
-    return pairs
+        for name in names:
+            spans.append(len(text))
+            text += name
+            spans.append(len(text))
+        numbers.append(number)
+        if number % 10_000 == 0:
+            tell(f"{path}: read {number} lines")
+    if not numbers:
+        raise UserError(f"{path}: the list is empty; expected a line `rainy clean` for each pair")
+    places = np.frombuffer(spans, np.int64).reshape(-1, width, 2)
+    return PairList(path, bytes(text), places, np.frombuffer(numbers, np.int64), Way())
 
 
-def _count(names: list[str]) -> str:
+def _count(names: list[bytes]) -> str:
     return f"{len(names)} name{'s' if len(names) > 1 else ''}"
 
 
-def _names(line: str, where: str) -> list[str]:
-    names = [name.strip(BLANKS) for name in line.split("\t" if "\t" in line else " ")]
-    names = [name for name in names if name]
-    if len(names) > 2 or "\0" in line:
+def _names(line: bytes, path: str, number: int) -> list[bytes]:
+    """The names of a line; none where it is blank or a comment."""
+    separator = b"\t" if b"\t" in line else b" "
+    line = line.removesuffix(b"\n").strip(BLANKS)
+    if not line or line.startswith(b"#"):
+        return []
+    names = [name for part in line.split(separator) if (name := part.strip(BLANKS))]
+    if len(names) > 2 or b"\0" in line:
         raise UserError(
-            f"{where}: {_count(names)}; expected `rainy clean` "
+            f"{path}:{number}: {_count(names)}; expected `rainy clean` "
             "(separate the two by a TAB where a name holds spaces)"
         )
     return names
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long, a folder that may not be entered
-        return False
-
-
-def _resolver(path: str, first_entry: tuple[int, list[str]]) -> Any:
-    """The function from name to file that finds the first image of a list."""
-    folder = Path(path).parent
-
-    def bare(name: str) -> str:
-        return name.removeprefix(".").lstrip("/") if name.startswith(("./", "/")) else name
-
-    ways = [
-        lambda name: Path(name),
-        lambda name: folder / name,
-        lambda name: Path(bare(name)),
-        lambda name: folder / bare(name),
-    ]
-    number, names = first_entry
-    for way in ways:
-        if _is_file(way(names[0])):
-            return way
-    tried = ", ".join(dict.fromkeys(str(way(names[0])) for way in ways))
-    raise UserError(f"{path}:{number}: no such image: {names[0]} (looked for {tried})")
-
-
-def fingerprint(pairs: list[Pair], folder: Path) -> str:
-    """What a list of pairs names, wherever its folder is and whatever its comments say."""
-    names = (os.path.relpath(file, folder) for pair in pairs for file in (pair.rainy, pair.clean))
-    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+def _way(pairs: PairList) -> Way:
+    """The way from name to file that finds the first image of a list. Raises UserError."""
+    folder = Path(pairs.source).parent
+    ways = [Way(), Way(folder), Way(bare=True), Way(folder, bare=True)]
+    name = next(pairs.names()).decode()
+    for spelling in (name, name.replace("\\", "/")):
+        for way in ways:
+            if is_file(way(spelling)) or sole_image(way(spelling)):
+                return way
+    require_no_drive(pairs.where(0), name)
+    tried = ", ".join(dict.fromkeys(str(way(name)) for way in ways))
+    raise UserError(f"{pairs.where(0)}: no such image: {name} (looked for {tried})")
 
 
 def read_image(path: Path, where: str) -> np.ndarray:
@@ -171,6 +193,8 @@ def _opaque(image: np.ndarray, name: str) -> np.ndarray:
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
     """Both images of a pair, (H,W,3) uint8 BGR. Raises UserError, also where their sizes differ."""
     rainy = read_image(pair.rainy, pair.where)
+    if pair.halves:
+        return _halves(rainy, pair)
     if pair.clean is None:
         return rainy, None
     clean = read_image(pair.clean, pair.where)
@@ -180,3 +204,14 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
             f"{rainy.shape[1]}x{rainy.shape[0]}, {pair.clean} is {clean.shape[1]}x{clean.shape[0]}"
         )
     return rainy, clean
+
+
+def _halves(image: np.ndarray, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    width = image.shape[1]
+    if width % 2:
+        raise UserError(
+            f"{pair.where}: {pair.rainy} is {width} pixels wide; expected an even number, as it "
+            "holds two images side by side"
+        )
+    left, right = (np.ascontiguousarray(half) for half in np.split(image, 2, axis=1))
+    return (left, right) if pair.halves == "rainy-left" else (right, left)

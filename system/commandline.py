@@ -8,7 +8,8 @@ import sys
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from settings import Settings, UserError, flag, nearest
+from options import UserError, flag, nearest
+from settings import Settings
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ GUIDES = {
         "",
         "--train-list own/real_world.txt --fix own/good.txt",
     ),
+    "lists": Guide(
+        "write down the pairs of a folder as a list, and show three of them",
+        "-i FOLDER -o LIST.txt",
+        "-i Rain100L -o Rain100L.txt",
+    ),
 }
 ABOUT = "SPANet: a network that removes rain from pictures and videos; train it, test it, use it."
 MORE = """\
@@ -66,7 +72,8 @@ more:
 LESS = "`python main.py -a ACTION -h` shows the options of one action, with an example."
 SHORT_NAMES = {"action": "-a", "model": "-m", "input": "-i", "output": "-o"}
 KINDS_OF_TEXT = {  # by the last word of a setting's name
-    "list": "FILE",
+    "list": "FILE|FOLDER",
+    "layout": "NAME",
     "from": "FILE",
     "fix": "FILE",
     "dir": "DIR",

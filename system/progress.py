@@ -2,19 +2,34 @@
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TextIO
 
 import progressbar
 
-from settings import one_line
+from options import one_line
 
 QUIET_SECONDS = 10.0
+SOON = 2.0  # seconds after which a user wants to know what is going on
 
 
 def complain(message: str) -> None:
     """Tell a user what is not as it should be, and does not end the program."""
     print(f"main.py: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+class Patience:
+    """Tells how far some work is when it has taken two seconds, and every ten from then on."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self.say, self.due = say, time.monotonic() + SOON
+
+    def tell(self, line: str) -> None:
+        now = time.monotonic()
+        if now >= self.due:
+            self.due = now + QUIET_SECONDS
+            self.say(line)
 
 
 class Progress:

@@ -117,7 +117,7 @@ def test_bad_lists_are_refused_by_line(tmp_path, text, message):
 def test_missing_list_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.txt: cannot read the list: No such file"):
         lists.read_list("nowhere.txt")
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="holds no images; expected "):
         lists.read_list(str(tmp_path))
 
 

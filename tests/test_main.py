@@ -92,7 +92,7 @@ def test_help_and_mistakes_import_nothing_but_pythons_own(words):
     status, names = json.loads(done.stderr.splitlines()[-1])
     assert status == (0 if "-h" in words else 2)
     others = {name.split(".")[0] for name in names} - sys.stdlib_module_names
-    assert others == {"main", "settings", "system"}
+    assert others == {"main", "options", "settings", "system"}
 
 
 def test_no_word_at_all_gets_the_short_help(run):
@@ -134,7 +134,8 @@ def test_values_are_typed():
     [
         (
             "--lr 0.5",
-            "-a/--action: expected one of train, test, derain, export, clean, pairs, check\n",
+            "-a/--action: expected one of train, test, derain, export, clean, pairs, check, "
+            "lists\n",
         ),
         ("-h -a tset", "--action: 'tset' is not one of train"),
         ("-a tset", "--action: 'tset' is not one of train, test, derain, export, clean, pairs"),
@@ -169,7 +170,7 @@ def test_values_are_typed():
         ("-a test --lr 0.5", "--lr: is for train; this is -a test\n"),
         ("-a test --lr 0.0005", "--lr: is for train; this is -a test\n"),  # its default
         ("-a test --no-compile", "--compile: is for train; this is -a test\n"),
-        ("-a train -i x", "-i/--input: is for derain, clean and pairs; this is -a train\n"),
+        ("-a train -i x", "-i/--input: is for derain, clean, pairs and lists; this is -a train\n"),
         ("-a clean -m x", "-m/--model: is for train, test, derain and export; this is -a clean\n"),
         (
             "-a derain --patch-size 9",
@@ -202,6 +203,7 @@ def test_settings_made_in_python_may_hold_those_of_other_actions():
 def test_every_option_is_taken_by_the_actions_it_serves():
     values = {"--self-ensemble": "2", "--tile": "64", "--device": "cpu", "--precision": "bf16"}
     values["--crop"] = "native"
+    values["--side-by-side"] = "rainy-left"
     for f in dataclasses.fields(Settings)[1:]:
         words = [flag(f)] if isinstance(f.default, bool) else [flag(f), values.get(flag(f), "1")]
         for action in main.ACTIONS:

@@ -1,0 +1,215 @@
+"""Lists at the size that is published: what they weigh, and how missing files are told."""
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from actions import train
+from benchmarks import former_lists, list_size
+from media import lists, pair_list
+from settings import UserError
+from system import progress
+
+ODD = (
+    "\ufeff# odd names\r\n./x/a.png\t./x//y/b b.png\r\n\r\n./x/y/../y/é.png\t./c.png\n"
+    "./x/./a.png c.png/\n./x/-\u3000d.png  ./x/e\u2028.png\n"
+)
+# What the code computed that made objects of all lines: checkpoints hold such values.
+ODD_PRINT = "71792e082bd264092fc6d0ca608a4098554c14431f689bf6b958298295d1d6b6"
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def write(lines: list[str]) -> Path:
+    Path("list.txt").write_text("\n".join(lines))
+    return Path("list.txt")
+
+
+@pytest.fixture
+def odd() -> Path:
+    touch("set/c.png", *(f"set/x/{n}.png" for n in ("a", "y/b b", "y/é", "-\u3000d", "e\u2028")))
+    Path("set/list.txt").write_bytes(ODD.encode())
+    return Path("set/list.txt")
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 1 << 16])
+def test_the_fingerprint_is_that_of_older_checkpoints(odd, monkeypatch, at_once):
+    monkeypatch.setattr(pair_list, "AT_ONCE", at_once)
+    for path in (str(odd), str(odd.resolve()), "./set/../set/list.txt"):
+        pairs = lists.read_list(path, need_clean=True)
+        assert pair_list.fingerprint(pairs) == ODD_PRINT
+    former = former_lists.read_list(str(odd))
+    assert former_lists.fingerprint(former, odd.parent) == ODD_PRINT
+
+
+def test_a_list_gives_the_pairs_that_it_gave_as_objects(odd):
+    pairs, former = lists.read_list(str(odd)), former_lists.read_list(str(odd))
+    assert [(p.rainy, p.clean, p.where) for p in pairs] == [tuple(p) for p in former]
+    assert [p.where for p in pairs[1::2]] == [former[1].where, former[3].where]
+    assert list(pickle.loads(pickle.dumps(pairs[:2]))) == list(pairs)[:2]
+    assert pairs[-1] == pairs[3]
+    with pytest.raises(IndexError):
+        pairs[4]
+
+
+def test_names_weigh_little_more_than_their_text():
+    names = [f"real_world/{i // 100:03d}/{i:05d}.png" for i in range(5000)]
+    touch(*names)
+    write([f"./{name} ./{name}" for name in names])
+    pairs = lists.read_list("list.txt")
+    text = sum(2 * len(f"./{name}") for name in names)
+    assert len(pickle.dumps(pairs)) < text + 5000 * (4 + 1) * 8 + 1000
+    assert pairs[4999].rainy == Path(names[-1])
+
+
+def test_folders_are_listed_and_names_not_asked_one_by_one(monkeypatch):
+    names = [f"{folder}/{i}.png" for i in range(50) for folder in "ab"]
+    touch(*names)
+    write([f"{first} {second}" for first, second in zip(names[::2], names[1::2], strict=True)])
+    asked, listed = [], []
+    ask, scan = Path.is_file, os.scandir
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or ask(path))
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scan(path))
+    assert len(lists.read_list("list.txt")) == 50
+    assert sorted(listed) == ["a", "b"]
+    assert len(asked) == 1  # what finds the first
+
+
+def test_files_are_found_in_folders_that_may_not_be_listed(monkeypatch):
+    touch("a/1.png", "a/2.png")
+    write(["a/1.png a/2.png"])
+
+    def closed(path):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert len(lists.read_list("list.txt")) == 1
+
+
+def test_of_many_missing_files_the_first_five_are_named_by_line(capsys):
+    touch("a/1.png")
+    write(["# pairs", "a/1.png a/1.png"] + [f"a/1.png b/{i}.png" for i in range(6)] + ["a c/d.png"])
+    with pytest.raises(UserError) as caught:
+        lists.read_list("list.txt")
+    assert str(caught.value) == (
+        "list.txt: 8 images are missing, of which the first 5 are named above"
+    )
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"main.py: list.txt:{3 + i}: no such image: b/{i}.png (looked for b/{i}.png)"
+        for i in range(5)
+    ]
+    write(["a/1.png a/1.png", "a/1.png b/0.png", "b/1.png a/1.png"])
+    with pytest.raises(UserError, match=r"^list\.txt: 2 images are missing$"):
+        lists.read_list("list.txt")
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    write(["a/1.png a/1.png", "a/1.png a"])
+    with pytest.raises(UserError, match=r"^list\.txt:2: no such image: a \(looked for a\)$"):
+        lists.read_list("list.txt")
+
+
+def test_what_takes_long_is_told(monkeypatch):
+    touch("a/1.png")
+    write(["a/1.png a/1.png"] * 20_000)
+    said = []
+    assert len(lists.read_list("list.txt", say=said.append)) == 20_000
+    assert said == []
+    monkeypatch.setattr(progress, "SOON", 0.0)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    lists.read_list("list.txt", say=said.append)
+    assert said == [
+        "list.txt: read 10000 lines",
+        "list.txt: read 20000 lines",
+        "list.txt: looked into 1 of 1 folders",
+    ]
+
+
+def test_the_list_of_training_and_validation_is_read_once(run, pairs, monkeypatch):
+    seen, read = [], lists.read_list
+    monkeypatch.setattr(train, "run_steps", lambda *_: 0)
+    monkeypatch.setattr(train, "read_list", lambda *given: seen.append(given[0]) or read(*given))
+    words = ["-a", "train", "--train-list", pairs]
+    assert run(*words)[0] == 0
+    assert run(*words, "--val-list", pairs, "--model-dir", "other")[0] == 0
+    assert seen == [str(pairs)] * 2
+
+
+# Lists from Windows
+
+
+def test_lists_of_windows_shells_are_read():
+    touch("in/a.png", "in/é.png")
+    names = ["in\\a.png .\\in\\é.png", ".\\in\\a.png\tin/a.png"]
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be"):
+        text = "\r\n".join(names)
+        mark = "\ufeff" if encoding == "utf-16-be" else ""
+        Path("list.txt").write_bytes((mark + text).encode(encoding))
+        pairs = lists.read_list("list.txt")
+        assert [(str(p.rainy), str(p.clean)) for p in pairs] == [
+            ("in/a.png", "in/é.png"),
+            ("in/a.png", "in/a.png"),
+        ]
+    Path("list.txt").write_bytes("in/a.png".encode("utf-16")[:-1])
+    with pytest.raises(UserError, match=r"^list\.txt: not UTF-16 text \(truncated data at byte "):
+        lists.read_list("list.txt")
+
+
+def test_a_name_that_holds_a_backslash_is_taken_as_it_stands_where_it_is_a_file():
+    touch("a\\b.png", "c.png", "d/e.png")
+    write(["a\\b.png c.png", "d\\e.png c.png"])
+    assert [p.rainy for p in lists.read_list("list.txt")] == [Path("a\\b.png"), Path("d/e.png")]
+
+
+def test_a_drive_of_windows_is_refused_with_the_reason():
+    touch("a.png")
+    for line, where in (("C:\\rain\\a.png a.png", 1), ("a.png a.png\na.png D:/rain/a.png", 2)):
+        write([line])
+        with pytest.raises(UserError) as caught:
+            lists.read_list("list.txt")
+        name = line.split()[0 if where == 1 else -1]
+        assert str(caught.value) == (
+            f"list.txt:{where}: {name} is on drive {name[:2]} of a Windows computer; "
+            "expected names relative to the folder of the list"
+        )
+
+
+def test_a_folder_with_the_name_of_an_image_stands_for_the_one_in_it():
+    touch("rain/1.png/other.png", "clean/1.png", "two/1.png/a.png", "two/1.png/b.png")
+    write(["/rain/1.png /clean/1.png"])
+    said = []
+    (pair,) = lists.read_list("list.txt", say=said.append)
+    assert (pair.rainy, pair.clean) == (Path("rain/1.png/other.png"), Path("clean/1.png"))
+    assert said == ["list.txt: names of folders, for which the one image in each is taken: 1"]
+    write(["clean/1.png two/1.png"])
+    with pytest.raises(UserError, match=r":1: no such image: two/1.png"):
+        lists.read_list("list.txt")
+
+
+# The benchmark
+
+
+def test_the_benchmark_prints_seconds_and_memory_of_both_ways(tmp_path, monkeypatch, capsys):
+    taken = {"first": 3.0, "peak": 500.0, "worker": 30.0}
+    monkeypatch.setattr(list_size, "trained", lambda *_: taken)
+    assert list_size.main(["--lines", "60", "--folder", str(tmp_path)]) == 0
+    *_, line, figures = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r" +60( +\d+\.\d\d){2}( +\d+){2} +3\.0 +500 +30", line)
+    (row,) = json.loads(figures)
+    assert row["ours"]["fingerprint"] == row["former"]["fingerprint"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_benchmarks_sets_have_the_names_and_the_size_that_are_asked_for():
+    path = list_size.make(Path("set"), 4000)
+    assert len(lists.read_list(str(path), need_clean=True)) == 4000
+    assert path.read_text().splitlines()[-1] == (
+        "./real_world/001/001-11/001-11_224_0.png ./real_world_gt/001/001_224_0.png"
+    )
