@@ -148,7 +148,8 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
             "a.png",
             "b.gif",
             "-o: b.gif: cannot write .gif files; expected one of .png, .jpg, .jpeg, .jfif, "
-            ".webp, .tif, .tiff, .bmp, .avif, .heic, .heif, or a folder (b.gif/ makes one of that name)\n",
+            ".webp, .tif, .tiff, .bmp, .avif, .heic, .heif, or a folder (b.gif/ makes one of that "
+            "name)\n",
         ),
         (
             "a.png",
