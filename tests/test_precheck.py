@@ -1,5 +1,6 @@
 """What training and testing find out of their pairs before the first step or image."""
 
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from PIL import Image
 from test_train import SMALL
 
 from engine import precheck
+from engine.training_run import changes
 from media import image_file, inspection, lists
 from settings import Settings, UserError
 
@@ -118,3 +120,11 @@ def test_64_pairs_are_looked_at_whole(run, tmp_path, capsys):
     settings = Settings("train", num_workers=2, patch_size=8)
     precheck.tell_of_data(settings, lists.read_list(str(path)), [(8, 8)])
     assert "over 64 pairs" in capsys.readouterr().out
+
+
+def test_crops_and_mirroring_are_of_the_recipe_and_older_checkpoints_had_the_defaults():
+    old = dataclasses.asdict(Settings("train"))
+    del old["crop"], old["flip"]
+    assert changes(old, Settings("train")) == []
+    found = changes(old, Settings("train", crop="native", flip=True))
+    assert found == ["--crop is native, was recipe", "--flip is True, was False"]

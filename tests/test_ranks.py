@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
+from conftest import command, write_pairs
 from test_model import recipe_weights
 from test_resume import start, until
 from test_train import SMALL, clock, events, weights
 
 from actions import train
 from cal_ssim import SSIM
+from engine.precheck import PIXELS
 from engine.ranks import Ranks
 from engine.training_run import TrainingRun
 from engine.training_step import train_one_step
+from media.inspection import drawn
 from model import SPANet
 from settings import Settings, UserError
 
@@ -92,14 +94,31 @@ def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
     assert list(events("logdir/train_derain")["loss"]) == list(range(40))
 
 
-def test_a_bad_image_on_one_rank_ends_all_with_its_message(pairs):
-    (pairs.parent / "rain" / "pair1.png").write_bytes(b"gone")
+def test_a_bad_image_on_one_rank_ends_all_with_its_message(tmp_path):
+    pairs = write_pairs(tmp_path / "data", [(17, 17)] * 70, density=10)
+    # A pair whose pixels are not looked at before the first step, and whose header is in order.
+    number = min(set(range(70)) - set(drawn(70, PIXELS, Settings("train").seed)))
+    path = pairs.parent / "rain" / f"pair{number}.png"
+    path.write_bytes(path.read_bytes()[:-20])
     began = time.monotonic()
     done = finish(torchrun(2, *start(pairs, "--num-steps", 1000, "--batch-size", 4)))
     assert done.returncode != 0
-    assert "list.txt:2: " in done.stderr
-    assert "pair1.png: not an image" in done.stderr
+    assert f"list.txt:{number + 1}: " in done.stderr
+    assert f"pair{number}.png: not an image" in done.stderr
+    assert "share of mask pixels" in done.stdout
     assert time.monotonic() - began < 60
+
+
+def test_ranks_tell_of_bad_images_once_and_score_the_others(pairs, model):
+    (pairs.parent / "rain" / "pair1.png").write_bytes(b"gone")
+    late = pairs.parent / "rain" / "pair3.png"
+    late.write_bytes(late.read_bytes()[:-20])
+    done = finish(torchrun(2, "-a", "test", "--test-list", pairs, "--device", "cpu"))
+    assert done.returncode != 0
+    for number in (2, 4):
+        assert done.stderr.count(f"list.txt:{number}: ") == 1
+    assert done.stdout.endswith("(released protocol, 3 of 5 images)\n")
+    assert Path("results/index.html").exists()
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused_with_the_numbers(run, pairs):
