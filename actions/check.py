@@ -104,7 +104,8 @@ def check(settings: Settings) -> int:
     if settings.fix:
         good = [pair for pair, row in zip(pairs, rows, strict=True) if not row.trouble]
         _write_list(fixed, good)
-        print(f"{fixed}: {len(good)} of {len(pairs)} pairs, all that can be used")
+        ending = f"; pass it with --side-by-side {pairs.halves}" if pairs.halves else ""
+        print(f"{fixed}: {len(good)} of {len(pairs)} pairs, all that can be used{ending}")
     return 0 if len(usable) == len(rows) else 2
 
 
@@ -170,7 +171,8 @@ def _known(table: Path) -> tuple[dict[tuple[str, ...], Row], bool]:
 
 def _row(pair: Pair, threshold: int, seen: Look | None = None, trouble: str = "") -> Row:
     values = seen.values() if seen else [""] * 6
-    names = (inert(str(path)) for path in (pair.rainy, pair.clean))
+    # Where one file holds both, the half that is rainy stands in the clean one's place.
+    names = (inert(str(name)) for name in (pair.rainy, pair.halves or pair.clean))
     return Row(pair.where, *names, *values, str(threshold), _state(pair), inert(trouble), "")
 
 
@@ -261,11 +263,12 @@ def _write_list(path: Path, pairs: list[Pair]) -> None:
 
 def _lines(path: Path, pairs: list[Pair]) -> Iterator[str]:
     for pair in pairs:
-        names = [os.path.abspath(name) for name in (pair.rainy, pair.clean)]
+        files = [pair.rainy] if pair.halves else [pair.rainy, pair.clean]
+        names = [os.path.abspath(name) for name in files]
         for name in names:
             if set(name) & set("\t\n\r") or name[-1].encode() in BLANKS or not _is_text(name):
                 raise UserError(f"{path}: not written, as no list can hold the name {name!r}")
-        yield "\t".join(names) + "\n"
+        yield "\t".join(names) + "\t" * (len(names) == 1) + "\n"
 
 
 def _is_text(name: str) -> bool:

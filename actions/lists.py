@@ -32,7 +32,7 @@ def lists(settings: Settings) -> int:
     for index in sorted({0, len(pairs) // 2, len(pairs) - 1}):
         print(one_line("  " + lines[index].strip("\t").replace("\t", "   ")))
     ending = f"; pass it with --side-by-side {pairs.halves}" if pairs.halves else ""
-    print(f"{target}: {len(pairs)} lines{ending}")
+    print(f"{target}: {len(pairs)} line{'s' * (len(pairs) > 1)}{ending}")
     return 0
 
 

@@ -113,7 +113,11 @@ def first_look(pair: Pair) -> tuple[int, int] | UserError:
     """
     sizes = {image_file.size(path) for path in (pair.rainy, pair.clean) if path is not None}
     if len(sizes) == 1 and None not in sizes:
-        return sizes.pop()
+        width, height = sizes.pop()
+        if not pair.halves:
+            return width, height
+        if width % 2 == 0:
+            return width // 2, height
     try:
         rainy, _ = read_pair(pair)
     except UserError as error:

@@ -11,7 +11,8 @@ from conftest import write_pairs
 
 import actions.check
 from media import lists
-from media.inspection import look, some
+from media.inspection import first_look, look, some
+from media.lists import read_list
 
 
 def table(name: str = "check.csv") -> list[dict[str, str]]:
@@ -176,3 +177,25 @@ def test_no_pair_of_real_rain_looks_swapped_and_all_do_when_they_are(shared):
 def test_some_of_many():
     assert some(["a", "b", "c"]) == "a, b, c"
     assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_pairs_side_by_side_in_one_file(run):
+    Path("set").mkdir()
+    rng = np.random.default_rng(0)
+    for number in (1, 2):
+        clean = rng.integers(0, 150, (24, 30, 3), np.uint8)
+        rainy = clean.copy()
+        rainy[:, ::5] += 60
+        cv2.imwrite(f"set/{number}.png", np.hstack([rainy, clean]))
+    words = ["-a", "check", "--train-list", "set", "--side-by-side", "rainy-left"]
+    status, out, err = run(*words, "--fix", "good.txt")
+    assert (status, err) == (0, "")
+    assert "good.txt: 2 of 2 pairs, all that can be used; pass it with --side-by-side" in out
+    assert [row["width"] for row in table()] == ["30", "30"]
+    assert {row["clean"] for row in table()} == {"rainy-left"}
+    assert all(float(row["mask"]) == pytest.approx(0.2) for row in table())
+    # The same table, the other way round: other rows, and pairs that look swapped.
+    words = ["-a", "check", "--train-list", "good.txt", "--side-by-side", "rainy-right"]
+    assert "2 pairs look swapped" in run(*words)[1]
+    looks = [first_look(pair) for pair in read_list("good.txt", True, print, "", "rainy-left")]
+    assert looks == [(30, 24), (30, 24)]
