@@ -42,7 +42,7 @@ def score(
 
     def finish(images: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
         output, clean = images
-        return measure(output, clean.astype(np.float32) / 255)
+        return measure(output, clean.astype(np.float32) / 255, ["released"])
 
     sums, told = [0.0, 0.0], time.monotonic()
 

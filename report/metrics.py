@@ -6,22 +6,33 @@ released  PSNR with data range 1; SSIM with a 7x7 uniform window and data range 
           skimage.measure assumed for float images when the published figures were computed.
 rgb       the same with data range 1: the value that the definition of SSIM gives.
 y         on the luminance of the 8-bit images (BT.601, 16..235), PSNR with peak 255; SSIM with an
-          11x11 Gaussian window: what most deraining tables report.
+          11x11 Gaussian window: what BasicSR computes.
+y_down    the same, but for SSIM both images are averaged down where their shorter side is 384 or
+          more: PReNet's scripts.
+y_round   as y, with the luminance rounded to whole numbers: the scripts of MPRNet and Restormer.
 """
 
 import math
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from media.pixels import luminance
 
-PROTOCOLS = ("released", "rgb", "y")
+PROTOCOLS = ("released", "rgb", "y", "y_down", "y_round")
+DATA_RANGES = {"released": 2, "rgb": 1}  # of SSIM, where it is that of the colours
 MEASURES = ("psnr", "ssim")
+GAUSSIAN = {
+    "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255
+}  # fmt: skip
 
 
-def measure(output: np.ndarray, clean: np.ndarray) -> dict[str, float]:
-    """PSNR (dB) and SSIM of output against clean, by every protocol.
+def measure(
+    output: np.ndarray, clean: np.ndarray, protocols: Sequence[str] = PROTOCOLS
+) -> dict[str, float]:
+    """PSNR (dB) and SSIM of output against clean, by the protocols.
 
     Args:
         output: (H,W,3) float, BGR; clipped to 0..1 here.
@@ -39,20 +50,43 @@ def measure(output: np.ndarray, clean: np.ndarray) -> dict[str, float]:
     for name, image in (("output", output), ("clean", clean)):
         if image.dtype.kind != "f":
             raise ValueError(f"measure: {name} must be float in 0..1, got {image.dtype}")
-    output = np.clip(output, 0, 1)
+    images = clean, np.clip(output, 0, 1)
+    found = {}
+    for protocol in protocols:
+        of_colours = protocol in DATA_RANGES
+        psnr, ssim = (_of_colours if of_colours else _of_luminance)(protocol, *images)
+        found |= {f"{protocol}_psnr": psnr, f"{protocol}_ssim": ssim}
+    return found
+
+
+def _of_colours(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
     psnr = _psnr(clean, output, data_range=1)
-    first, second = clean.astype(np.float64), output.astype(np.float64)
-    window = {"win_size": 7, "channel_axis": -1}
-    y_first, y_second = luminance(clean), luminance(output)
-    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return {
-        "released_psnr": psnr,
-        "released_ssim": _ssim(first, second, 7, data_range=2, **window),
-        "rgb_psnr": psnr,
-        "rgb_ssim": _ssim(first, second, 7, data_range=1, **window),
-        "y_psnr": _psnr(y_first, y_second, data_range=255),
-        "y_ssim": _ssim(y_first, y_second, 11, data_range=255, **gaussian),
-    }
+    exact = clean.astype(np.float64), output.astype(np.float64)
+    options = {"win_size": 7, "channel_axis": -1, "data_range": DATA_RANGES[protocol]}
+    return psnr, _ssim(*exact, 7, **options)
+
+
+def _of_luminance(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
+    planes = [luminance(image) for image in (clean, output)]
+    if protocol == "y_round":
+        planes = [np.rint(plane) for plane in planes]
+    psnr = _psnr(*planes, data_range=255)
+    if protocol == "y_down":
+        planes = [_averaged_down(plane) for plane in planes]
+    return psnr, _ssim(*planes, 11, **GAUSSIAN)
+
+
+def _averaged_down(image: np.ndarray) -> np.ndarray:
+    """An image (H,W) whose shorter side is near 256: means of f x f pixels, one every f pixels.
+
+    Beyond the edges the image is mirrored, its outermost pixels repeated.
+    """
+    factor = max(1, (2 * min(image.shape) + 256) // 512)  # rounded, halves up
+    if factor == 1:
+        return image
+    middle = ((factor + 1) // 2 - 1,) * 2
+    means = cv2.blur(image, (factor, factor), anchor=middle, borderType=cv2.BORDER_REFLECT)
+    return means[::factor, ::factor]
 
 
 def _psnr(true: np.ndarray, test: np.ndarray, data_range: float) -> float:

@@ -148,6 +148,6 @@ def print_means(means: dict[str, float], count: int, listed: int) -> None:
             " -> ".join(f"{means[f'{side}_{protocol}_{m}']:.4f}" for side in ("input", "output"))
             for m in MEASURES
         )
-        print(f"{protocol:9} {psnr:24} {ssim}")
+        print(f"{protocol:8} {psnr:24} {ssim}")
     psnr, ssim = means["output_released_psnr"], means["output_released_ssim"]
     print(f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, {images})")

@@ -1,7 +1,9 @@
 """The SSIM loss and the reported PSNR and SSIM, against the released computation."""
 
+import csv
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from conftest import golden
 
 from cal_ssim import SSIM, gaussian_window
 from media.pixels import luminance, to_uint8
-from report.metrics import measure
+from report.metrics import MEASURES, PROTOCOLS, measure
 
 
 def released_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -89,6 +91,64 @@ def test_y_protocol_is_psnr_and_gaussian_ssim_of_8_bit_luminance():
     assert found["y_ssim"] == pytest.approx(gaussian_ssim(clean, output), abs=1e-9)
 
 
+@pytest.mark.parametrize(("height", "width", "factor"), [(384, 390, 2), (641, 660, 3)])
+def test_y_down_averages_large_images_down(height, width, factor):
+    rng = np.random.default_rng(0)
+    clean, output = rng.random((2, height, width, 3)).astype(np.float32)
+    found = measure(output, clean)
+    middle = (factor + 1) // 2 - 1  # of a box, at whose place its mean stands
+    edges = (middle, factor - 1 - middle)
+    means = []
+    for image in (clean, output):
+        plane = np.pad(luminance(image), (edges, edges), "symmetric")
+        boxes = np.lib.stride_tricks.sliding_window_view(plane, (factor, factor))
+        means.append(boxes.mean((2, 3))[::factor, ::factor])
+    assert found["y_down_ssim"] == pytest.approx(gaussian_ssim(*means), abs=1e-9)
+    assert abs(found["y_down_ssim"] - found["y_ssim"]) > 1e-3
+    assert found["y_down_psnr"] == found["y_psnr"]
+    small = measure(output[:383], clean[:383])
+    assert small["y_down_ssim"] == small["y_ssim"]
+
+
+def test_y_round_takes_whole_numbers_of_luminance():
+    arrays = golden("metrics")
+    found = measure(arrays["pred"], arrays["clean"])
+    clean, output = (np.rint(luminance(arrays[key])) for key in ("clean", "pred"))
+    assert found["y_round_psnr"] == pytest.approx(
+        10 * np.log10(255**2 / np.mean((output - clean) ** 2))
+    )
+    assert found["y_round_ssim"] == pytest.approx(gaussian_ssim(clean, output), abs=1e-9)
+
+
+def test_scores_are_those_of_the_scripts_of_others(shared):
+    """PReNet's script (y_down) and MPRNet's (y_round), run in GNU Octave on 56 pairs."""
+    with (shared / "golden" / "score" / "scores.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 56
+    columns = {
+        "double_psnr": "y_down_psnr", "double_ssim_averaged_down": "y_down_ssim",
+        "rounded_psnr": "y_round_psnr", "rounded_ssim": "y_round_ssim",
+    }  # fmt: skip
+    for row in rows:
+        images = [cv2.imread(str(shared / row[key])) for key in ("result", "truth")]
+        found = measure(
+            *(image.astype(np.float32) / 255 for image in images), ["y_down", "y_round"]
+        )
+        for column, name in columns.items():
+            bound = 1e-4 if name.endswith("psnr") else 1e-5
+            assert found[name] == pytest.approx(float(row[column]), abs=bound, nan_ok=True), row
+
+
+def test_a_protocol_alone_is_what_it_is_among_all():
+    rng = np.random.default_rng(0)
+    clean, output = rng.random((2, 20, 30, 3)).astype(np.float32)
+    every = measure(output, clean)
+    assert list(every) == [f"{protocol}_{m}" for protocol in PROTOCOLS for m in MEASURES]
+    for protocol in PROTOCOLS:
+        alone = measure(output, clean, [protocol])
+        assert alone == {f"{protocol}_{m}": every[f"{protocol}_{m}"] for m in MEASURES}
+
+
 def test_luminance_spans_16_to_235():
     black_white_blue = np.array([[[0, 0, 0], [1, 1, 1], [1, 0, 0]]], np.float32)
     assert luminance(black_white_blue)[0] == pytest.approx([16, 235, 16 + 24.966])
@@ -104,8 +164,8 @@ def test_output_is_clipped_before_it_is_measured():
 def test_equal_images_have_infinite_psnr():
     image = np.random.default_rng(0).random((20, 20, 3)).astype(np.float32)
     found = measure(image, image)
-    assert all(found[f"{p}_psnr"] == math.inf for p in ("released", "rgb", "y"))
-    assert all(found[f"{p}_ssim"] == pytest.approx(1) for p in ("released", "rgb", "y"))
+    assert all(found[f"{p}_psnr"] == math.inf for p in PROTOCOLS)
+    assert all(found[f"{p}_ssim"] == pytest.approx(1) for p in PROTOCOLS)
 
 
 def test_images_smaller_than_a_window_have_no_ssim():

@@ -12,6 +12,7 @@ import pytest
 from conftest import write_pairs
 
 from report import page
+from report.metrics import PROTOCOLS
 from report.table import SCORES, Row, Table
 from settings import Settings
 
@@ -79,7 +80,7 @@ def made(folder: Path, count: int, name: str = "image <b>{}</b>") -> Path:
             page.write_pictures(folder, index, *flat[:2], np.ones((30, 40)), flat[2])
         row = Row(index, name.format(index), f"derained/{index} %.png", 40, 30, 0.5, 0.1, 3.0)
         for side, base in (("input", 25), ("output", 30)):
-            for protocol in ("released", "rgb", "y"):
+            for protocol in PROTOCOLS:
                 row.scores[f"{side}_{protocol}_psnr"] = base + rng.normal(0, 2)
                 row.scores[f"{side}_{protocol}_ssim"] = rng.uniform(0.8, 1)
         rows.append(row)
@@ -123,8 +124,8 @@ def test_the_table_sorts_by_every_heading_and_shows_the_worst_ten(browser, tmp_p
     names = [f"image <b>{i}</b>" for i in range(25)]
     assert seen.column(0) == names
     headings = seen.page.locator("#table thead th button")
-    assert headings.count() == 13
-    for number in range(13):
+    assert headings.count() == 1 + 4 * len(PROTOCOLS)
+    for number in range(headings.count()):
         for order in ("ascending", "descending"):
             headings.nth(number).click()
             heading = seen.page.locator("#table thead tr:nth-child(2) th").nth(number)
@@ -212,7 +213,7 @@ def test_pages_of_real_runs(browser, run, model, tmp_path):
     status, out, _ = run("-a", "derain", "-i", source, "-o", "out", "--device", "cpu")
     assert status == 0
     assert "2 of 2 derained; open out/index.html to look at them\n" in out
-    for folder, columns in (("results", 13), ("out", 5)):
+    for folder, columns in (("results", 1 + 4 * len(PROTOCOLS)), ("out", 5)):
         seen = Watched(browser, Path(folder, "index.html"))
         assert len(seen.page.locator("#table thead th button").all()) == columns
         assert [Path(name).stem for name in seen.column(0)] == ["pair0", "pair1"]
