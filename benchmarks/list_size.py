@@ -23,6 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from system import machine
+
+machine.share_cores()
+
 import cv2
 import numpy as np
 

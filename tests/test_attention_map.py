@@ -62,7 +62,7 @@ def test_a_short_calm_of_the_mask_is_not_death():
 
 def test_the_benchmark_of_the_recipe_prints_its_table(tmp_path):
     pairs = write_pairs(tmp_path / "sparse", **SPARSE)
-    options = ["--list", str(pairs), "-o", "runs", "--batch-size", "2", "--patch-size", "16"]
+    options = ["--list", str(pairs), "-o", "runs", "--batch-size", "2", "--patch-size", "40"]
     program = [sys.executable, str(ROOT / "benchmarks" / "recipe.py"), *options, "--steps", "1"]
     done = subprocess.run(program, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
