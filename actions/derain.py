@@ -114,6 +114,7 @@ def _derain_jobs(
             where = look or f": {jobs[0].target}"
         require_there([jobs[number].target for number in sorted(rows)], "results")
         print(f"{len(rows)} of {len(jobs)} derained{where}")
+    ranks.exchange(None)  # one that leaves with status 2 has the others ended
     return 2 if bad else 0
 
 
