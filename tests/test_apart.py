@@ -6,6 +6,7 @@ By real processes where two of them meet.
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -153,7 +154,9 @@ def test_two_tests_in_one_folder(model, tmp_path):
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as first:
         while not first.stdout.readline().startswith("1/40"):
             pass
+        first.send_signal(signal.SIGSTOP)  # it must not be done before the second begins
         second = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        first.send_signal(signal.SIGCONT)
         assert (second.returncode, second.stdout) == (2, "")
         assert second.stderr == (
             "main.py: results: another run is writing there; expected one at a time\n"
