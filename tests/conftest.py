@@ -12,8 +12,7 @@ machine.share_cores()  # those of the commands that the tests run, too
 # Nor have processes that test side by side, and what they start, more threads than there are cores.
 TESTING = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if TESTING > 1:
-    for pool in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(pool, str(max(1, machine.cores() // TESTING)))
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(max(1, machine.cores() // TESTING)))
 
 import cv2
 import numba  # noqa: F401  first of all: its pool then has all cores, whatever a test asks for
