@@ -137,4 +137,11 @@ ACTIONS: dict[str, Callable[[Settings], int]] = {
 
 if __name__ == "__main__":
     streams.make_lasting()
-    sys.exit(interrupt.program(main))
+    status = interrupt.program(main)
+    if "WORLD_SIZE" in os.environ:
+        # A rank is done, with all written and closed. The threads by which gloo met the others can
+        # abort the process as Python takes it down, and torchrun would end the others for that.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+    sys.exit(status)
