@@ -5,8 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from options import UserError, one_line
-from settings import Settings
+from settings import Settings, UserError, one_line
 from system import interrupt, machine, streams
 from system.commandline import parse, short_help
 from system.compiled import limit_pool, use_threads

@@ -7,11 +7,45 @@ Sections and equations are those of the paper (arXiv 1904.01538); "recipe" marks
 released code or the published checkpoint shows where the paper says nothing.
 """
 
+import difflib
 import os
-from dataclasses import MISSING, dataclass, fields
-from typing import Literal, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from options import UserError, check, option
+
+def one_line(text: str, longest: int = 300) -> str:
+    """text in printable characters (names of files hold any), its middle cut out if it is long."""
+    ends = text[:longest] + text[longest:][-longest:]
+    told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in ends)
+    if len(told) <= longest:
+        return told
+    return f"{told[: longest * 2 // 3 - 5]} ... {told[-longest // 3 :]}"
+
+
+class UserError(Exception):
+    """What a user can mend, told in one line; main.py prints it and exits with status 2."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def option(
+    default: Any,
+    serves: tuple[str, ...],
+    help: str | dict[str, str],
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    recipe: bool = False,
+) -> Any:
+    """A dataclass field with its actions, its help text and, for numbers, its inclusive range.
+
+    help may differ by action: those that it does not name have the text of "".
+    recipe marks what decides where a training run goes: a resume must not change it unnoticed.
+    """
+    metadata = {"serves": serves, "help": help, "low": low, "high": high, "recipe": recipe}
+    return field(default=default, metadata=metadata)
+
 
 # The actions that an option serves.
 TRAIN, TEST, DERAIN, EXPORT = ("train",), ("test",), ("derain",), ("export",)
@@ -20,6 +54,7 @@ DERAINING = TRAIN + TEST + DERAIN  # train derains the images of --val-list
 NETWORK = DERAINING + EXPORT
 VIDEOS = CLEAN + PAIRS
 LISTED = TRAIN + TEST + CHECK + LISTS
+EVERY = NETWORK + VIDEOS + CHECK + LISTS
 
 
 @dataclass(frozen=True)
@@ -28,9 +63,7 @@ class Settings:
 
     # What to do
     action: Literal["train", "test", "derain", "export", "clean", "pairs", "check", "lists"] = (
-        option(
-            MISSING, NETWORK + VIDEOS + CHECK + LISTS, "what to do, one of the actions named below"
-        )
+        option(MISSING, EVERY, "what to do, one of the actions named below")
     )
     model: str = option(
         "latest",
@@ -48,15 +81,12 @@ class Settings:
         "list of training pairs, one on each line: rainy image, clean image; or a folder of pairs",
     )
     val_list: str = option(
-        "",
-        TRAIN,
-        "list or folder of validation pairs; without it, validation uses the training list",
+        "", TRAIN, "list or folder of validation pairs; without it, the training list serves"
     )
     test_list: str = option(
         "testing/real_test_1000.txt",
         TEST,
-        "list of images to test on: pairs of a rainy and a clean image, or rainy images alone; or "
-        "a folder of pairs",
+        "list of pairs to test on, or of rainy images alone; or a folder of pairs",
     )
     layout: str = option(
         "", LISTED, "how the files of a folder are paired, where two ways fit; a message names them"
@@ -121,31 +151,24 @@ class Settings:
         {
             "": "number of views of each image whose results are averaged: 1 (the image itself), 2 "
             "(also mirrored) or 4 (both also rotated by 180 degrees)",
-            "train": "number of views of each image of --val-list whose results are averaged: 1, "
-            "2 or 4, as in a test",
+            "train": "number of views of each image of --val-list: 1, 2 or 4, as in a test",
         },
     )
     tile: int = option(
         0,
         DERAINING,
         {
-            "": "save memory by deraining images in overlapping tiles of N x N pixels; 0 means "
-            "whole images",
-            "train": "side of the tiles in which the images of --val-list are derained; 0 means "
-            "whole images",
+            "": "save memory: derain in overlapping tiles of N x N pixels; 0 means whole images",
+            "train": "side of the tiles for the images of --val-list; 0 means whole images",
         },
         low=0,
         high=65536,
     )
 
     # Where training starts
-    init_from: str = option(
-        "", TRAIN, "checkpoint file whose weights, and nothing else, a new run starts from"
-    )
+    init_from: str = option("", TRAIN, "checkpoint file whose weights alone a new run starts from")
     allow_changed_settings: bool = option(
-        False,
-        TRAIN,
-        "resume even if the training list has changed, or settings that affect the result",
+        False, TRAIN, "resume even if the training list or settings of the recipe have changed"
     )
 
     # Network (section 4)
@@ -220,16 +243,14 @@ class Settings:
     percentile: float = option(
         -1.0,
         VIDEOS,
-        "percentile of each pixel's values over time that makes the clean image; -1 takes the one "
-        "that most pixels vote for",
+        "percentile over time that makes the clean image; -1: the one that most pixels vote for",
         low=-1,
         high=100,
     )
     candidates: str = option(
         "",
         CLEAN,
-        "numbers of frames to try, such as 20,50,100: writes a clean image for each number, and "
-        "a picture that shows them side by side",
+        "numbers of frames to try, such as 20,50,100: writes a clean image of each, and a sheet",
     )
 
     # Pairs from rain videos
@@ -243,8 +264,7 @@ class Settings:
     rain_level: int = option(
         10,
         PAIRS,
-        "a pixel counts as rain if it is brighter than the clean image by more than N grey levels "
-        "in every channel",
+        "rain is brighter than the clean image by more than N grey levels in every channel",
         low=0,
         high=254,
     )
@@ -256,8 +276,7 @@ class Settings:
     mask_threshold: int = option(
         0,
         TRAIN + CHECK,
-        "a pixel is labelled as rain if its rainy and clean values differ by more than N grey "
-        "levels in any channel",
+        "rainy and clean differ by more than N grey levels in some channel where rain is labelled",
         low=0,
         high=254,
         recipe=True,
@@ -284,7 +303,7 @@ class Settings:
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for f in fields(self):
-            check(f, kinds[f.name], getattr(self, f.name))
+            _check(f, kinds[f.name], getattr(self, f.name))
         if self.self_ensemble not in (1, 2, 4):
             raise UserError(f"--self-ensemble: {self.self_ensemble}; expected 1, 2 or 4")
         if 0 < self.tile < 64:
@@ -296,3 +315,35 @@ class Settings:
                 f"--model: {self.model!r} is not a checkpoint; expected the name of one in the "
                 "folder --model-dir, or the path of its file"
             )
+
+
+def flag(name: str) -> str:
+    """The option of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The end of a message: the known word that was probably meant, if there is one."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _check(f: Any, kind: Any, value: Any) -> None:
+    """Raise UserError unless value is of the field's type and within its range."""
+    name = flag(f.name)
+    if get_origin(kind) is Literal:
+        known = list(get_args(kind))
+        if value not in known:
+            hint = nearest(str(value), known)
+            raise UserError(f"{name}: {value!r} is not one of {', '.join(known)}{hint}")
+        return
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{name}: expected {kind.__name__}, got {value!r}")
+    if isinstance(value, str) and value != value.encode(errors="replace").decode():
+        raise UserError(f"{name}: {value!r} is not UTF-8 text")
+    low, high = f.metadata["low"], f.metadata["high"]
+    # Written so that NaN, which compares false with everything, is refused too.
+    if low is not None and not low <= value <= (float("inf") if high is None else high):
+        upper = "up" if high is None else f"to {high}"
+        raise UserError(f"{name}: {value} is out of range; expected a number from {low} {upper}")

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from media.lists import read_list
 from media.pair_list import PairList
-from options import UserError, one_line
-from settings import Settings
+from settings import Settings, UserError, one_line
 from system.files import write_atomically
 
 BEYOND = ("\t", "\n", "\r")  # what no name in a list can hold

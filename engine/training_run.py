@@ -15,8 +15,7 @@ from engine.events import EventFile, forget_after, new_run
 from engine.ranks import Ranks
 from engine.resuming import best_score, optimiser_state, require_random_state, run_name
 from model import SPANet
-from options import UserError, flag
-from settings import Settings
+from settings import Settings, UserError, flag
 
 
 class TrainingRun:

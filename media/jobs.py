@@ -9,7 +9,7 @@ from pathlib import Path
 
 from media.pictures import FORMATS
 from media.video_writer import ENCODERS
-from options import UserError, one_line
+from settings import UserError, one_line
 from system.files import require_apart, shown
 
 OTHER_VIDEOS = {".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"}

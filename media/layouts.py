@@ -19,7 +19,7 @@ import numpy as np
 from media.pair_list import PairList, Way
 from media.pictures import FORMATS
 from media.presence import TOLD, sole_image
-from options import UserError, one_line
+from settings import UserError, one_line
 from system.files import shown
 from system.progress import Patience
 

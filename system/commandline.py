@@ -8,8 +8,7 @@ import sys
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from options import UserError, flag, nearest
-from settings import Settings
+from settings import Settings, UserError, flag, nearest
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TextIO
 
 import progressbar
 
-from options import one_line
+from settings import one_line
 
 QUIET_SECONDS = 10.0
 SOON = 2.0  # seconds after which a user wants to know what is going on

@@ -9,7 +9,6 @@ from conftest import ROOT
 # From the ground up. A room may import what lies on floors below it, and its own files. The network
 # and the media stand side by side, as do dataset, rain and report: none imports its neighbour.
 FLOORS = [
-    ["options"],
     ["settings"],
     ["system"],
     ["irnn_cuda", "cal_ssim"],

@@ -114,7 +114,7 @@ def named(node: ast.stmt) -> set[str]:
 def test_a_program_says_how_threads_wait_before_it_loads_them(path):
     body = ast.parse(path.read_text()).body
     said = [i for i, node in enumerate(body) if ast.unparse(node) == "machine.share_cores()"]
-    light = sys.stdlib_module_names | {"options", "settings", "system"}
+    light = sys.stdlib_module_names | {"settings", "system"}
     heavy = [i for i, node in enumerate(body) if named(node) - light]
     if path.name == "neighbours.py":  # which starts processes with each way of waiting
         assert not heavy

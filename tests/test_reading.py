@@ -18,7 +18,7 @@ from engine import checkpoint
 from engine.events import EventFile, forget_after
 from media.lists import read_image, read_list
 from media.pictures import read_picture
-from options import UserError, one_line
+from settings import UserError, one_line
 from system.files import lock
 from system.reading import open_regular, read_bytes
 
