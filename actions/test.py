@@ -240,12 +240,10 @@ def _told_what_is_done(rows: list[Row], count: int, ranks: Ranks) -> Iterator[No
 
 def _scores(output: np.ndarray, rainy: np.ndarray, clean: np.ndarray) -> dict[str, float]:
     """The scores of a row: of the derained image, (H,W,3) float, and of the rainy one."""
-    truth = clean.astype(np.float32) / 255
-    images = (output, rainy.astype(np.float32) / 255)
     return {
         f"{side}_{name}": value
-        for side, image in zip(SIDES, images, strict=True)
-        for name, value in measure(image, truth).items()
+        for side, image in zip(SIDES, (output, rainy), strict=True)
+        for name, value in measure(image, clean, order="BGR").items()
     }
 
 

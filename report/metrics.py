@@ -14,6 +14,7 @@ y_round   as y, with the luminance rounded to whole numbers: the scripts of MPRN
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -27,30 +28,43 @@ MEASURES = ("psnr", "ssim")
 GAUSSIAN = {
     "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255
 }  # fmt: skip
+BAND = 1 << 16  # pixels whose SSIM is computed at a time: what it takes then stays in the cache
 
 
 def measure(
-    output: np.ndarray, clean: np.ndarray, protocols: Sequence[str] = PROTOCOLS
+    output: np.ndarray,
+    clean: np.ndarray,
+    *,
+    order: Literal["RGB", "BGR"],
+    protocols: Sequence[str] = PROTOCOLS,
 ) -> dict[str, float]:
     """PSNR (dB) and SSIM of output against clean, by the protocols.
 
     Args:
-        output: (H,W,3) float, BGR; clipped to 0..1 here.
-        clean: (H,W,3) float, BGR, 0..1.
+        output: (H,W,3) uint8 in 0..255, or float in 0..1; a float is clipped to 0..1 here.
+        clean: likewise, of the same size; a float must be in 0..1.
+        order: of the channels of both: "BGR" as OpenCV reads them, "RGB" as Pillow and scikit-image
+            do. The protocols on luminance depend on it.
 
     Returns:
         {"released_psnr": ..., "released_ssim": ..., "rgb_psnr": ..., ...}. PSNR of equal images
         is inf; SSIM of an image smaller than its window is nan.
 
     Raises:
-        ValueError: not two (H,W,3) float images of one shape.
+        ValueError: not two (H,W,3) images of one shape, of another type, or out of range.
     """
+    if order not in ("RGB", "BGR"):
+        raise ValueError(f"measure: order must be RGB or BGR, got {order!r}")
     if output.shape != clean.shape or output.ndim != 3 or output.shape[2] != 3:
         raise ValueError(f"measure: expected two (H,W,3), got {output.shape} and {clean.shape}")
-    for name, image in (("output", output), ("clean", clean)):
-        if image.dtype.kind != "f":
-            raise ValueError(f"measure: {name} must be float in 0..1, got {image.dtype}")
+    output, clean = _as_float("output", output), _as_float("clean", clean)
+    if not (clean.min() >= 0 and clean.max() <= 1):
+        raise ValueError(
+            f"measure: clean must be in 0..1, got {clean.min():.6g} to {clean.max():.6g}"
+        )
     images = clean, np.clip(output, 0, 1)
+    if order == "RGB":
+        images = tuple(image[..., ::-1] for image in images)
     found = {}
     for protocol in protocols:
         of_colours = protocol in DATA_RANGES
@@ -59,11 +73,18 @@ def measure(
     return found
 
 
+def _as_float(name: str, image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image.astype(np.float32) / 255  # as the network's own images are made
+    if image.dtype.kind == "f":
+        return image
+    raise ValueError(f"measure: {name} must be uint8, or float in 0..1, got {image.dtype}")
+
+
 def _of_colours(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
     psnr = _psnr(clean, output, data_range=1)
-    exact = clean.astype(np.float64), output.astype(np.float64)
     options = {"win_size": 7, "channel_axis": -1, "data_range": DATA_RANGES[protocol]}
-    return psnr, _ssim(*exact, 7, **options)
+    return psnr, _ssim(clean, output, 7, **options)
 
 
 def _of_luminance(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
@@ -96,6 +117,15 @@ def _psnr(true: np.ndarray, test: np.ndarray, data_range: float) -> float:
 
 
 def _ssim(true: np.ndarray, test: np.ndarray, side: int, **options) -> float:
-    if min(true.shape[:2]) < side:
+    """SSIM in float64 by a window of that side: the mean over all windows, a band at a time."""
+    height, width = true.shape[:2]
+    if min(height, width) < side:
         return math.nan
-    return float(structural_similarity(true, test, **options))
+    rows, step = height - side + 1, max(1, BAND // width)  # of windows
+    total = 0.0
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        band = slice(first, first + count + side - 1)
+        exact = (image[band].astype(np.float64) for image in (true, test))
+        total += count * float(structural_similarity(*exact, **options))
+    return total / rows

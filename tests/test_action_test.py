@@ -52,9 +52,8 @@ def test_pairs_are_scored_and_written(run, pairs, model):
         strip = cv2.imread(f"results/compare/{row['name']}.png")
         assert strip.shape == (rainy.shape[0], 4 * rainy.shape[1] + 3 * 4, 3)
         assert np.array_equal(strip[:, : rainy.shape[1]], rainy)
-        truth = clean.astype(np.float32) / 255
-        for side, image in (("output", output), ("input", rainy.astype(np.float32) / 255)):
-            for name, value in measure(image, truth).items():
+        for side, image in (("output", output), ("input", rainy)):
+            for name, value in measure(image, clean, order="BGR").items():
                 assert float(row[f"{side}_{name}"]) == pytest.approx(value, abs=1e-9)
 
     summary = json.loads(Path("results/summary.json").read_text())

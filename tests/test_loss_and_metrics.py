@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import golden
+from skimage.metrics import structural_similarity
 
 from cal_ssim import SSIM, gaussian_window
 from media.pixels import luminance, to_uint8
-from report.metrics import MEASURES, PROTOCOLS, measure
+from report.metrics import GAUSSIAN, MEASURES, PROTOCOLS, measure
 
 
 def released_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ def test_loss_refuses_other_shapes():
 
 def test_golden_metrics():
     arrays = golden("metrics")
-    found = measure(arrays["pred"], arrays["clean"])
+    found = measure(arrays["pred"], arrays["clean"], order="BGR")
     assert found["released_psnr"] == pytest.approx(float(arrays["psnr_measure_0_14"]), abs=1e-6)
     assert found["released_ssim"] == pytest.approx(float(arrays["ssim_measure_0_14"]), abs=1e-9)
     assert found["rgb_ssim"] == pytest.approx(float(arrays["ssim_data_range_1"]), abs=1e-9)
@@ -83,7 +84,7 @@ def gaussian_ssim(first: np.ndarray, second: np.ndarray) -> float:
 
 def test_y_protocol_is_psnr_and_gaussian_ssim_of_8_bit_luminance():
     arrays = golden("metrics")
-    found = measure(arrays["pred"], arrays["clean"])
+    found = measure(arrays["pred"], arrays["clean"], order="BGR")
     images = np.stack([arrays["pred"], arrays["clean"]]).astype(np.float64)
     b, g, r = np.moveaxis(np.rint(np.clip(images, 0, 1) * 255), -1, 0)
     output, clean = 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
@@ -95,7 +96,7 @@ def test_y_protocol_is_psnr_and_gaussian_ssim_of_8_bit_luminance():
 def test_y_down_averages_large_images_down(height, width, factor):
     rng = np.random.default_rng(0)
     clean, output = rng.random((2, height, width, 3)).astype(np.float32)
-    found = measure(output, clean)
+    found = measure(output, clean, order="BGR")
     middle = (factor + 1) // 2 - 1  # of a box, at whose place its mean stands
     edges = (middle, factor - 1 - middle)
     means = []
@@ -106,13 +107,13 @@ def test_y_down_averages_large_images_down(height, width, factor):
     assert found["y_down_ssim"] == pytest.approx(gaussian_ssim(*means), abs=1e-9)
     assert abs(found["y_down_ssim"] - found["y_ssim"]) > 1e-3
     assert found["y_down_psnr"] == found["y_psnr"]
-    small = measure(output[:383], clean[:383])
+    small = measure(output[:383], clean[:383], order="BGR")
     assert small["y_down_ssim"] == small["y_ssim"]
 
 
 def test_y_round_takes_whole_numbers_of_luminance():
     arrays = golden("metrics")
-    found = measure(arrays["pred"], arrays["clean"])
+    found = measure(arrays["pred"], arrays["clean"], order="BGR")
     clean, output = (np.rint(luminance(arrays[key])) for key in ("clean", "pred"))
     assert found["y_round_psnr"] == pytest.approx(
         10 * np.log10(255**2 / np.mean((output - clean) ** 2))
@@ -132,7 +133,9 @@ def test_scores_are_those_of_the_scripts_of_others(shared):
     for row in rows:
         images = [cv2.imread(str(shared / row[key])) for key in ("result", "truth")]
         found = measure(
-            *(image.astype(np.float32) / 255 for image in images), ["y_down", "y_round"]
+            *(image.astype(np.float32) / 255 for image in images),
+            order="BGR",
+            protocols=["y_down", "y_round"],
         )
         for column, name in columns.items():
             bound = 1e-4 if name.endswith("psnr") else 1e-5
@@ -142,10 +145,10 @@ def test_scores_are_those_of_the_scripts_of_others(shared):
 def test_a_protocol_alone_is_what_it_is_among_all():
     rng = np.random.default_rng(0)
     clean, output = rng.random((2, 20, 30, 3)).astype(np.float32)
-    every = measure(output, clean)
+    every = measure(output, clean, order="BGR")
     assert list(every) == [f"{protocol}_{m}" for protocol in PROTOCOLS for m in MEASURES]
     for protocol in PROTOCOLS:
-        alone = measure(output, clean, [protocol])
+        alone = measure(output, clean, order="BGR", protocols=[protocol])
         assert alone == {f"{protocol}_{m}": every[f"{protocol}_{m}"] for m in MEASURES}
 
 
@@ -158,12 +161,12 @@ def test_output_is_clipped_before_it_is_measured():
     clean = np.random.default_rng(0).random((20, 20, 3)).astype(np.float32)
     wild = clean.copy()
     wild[0, 0] = (-3, 5, 0.5)
-    assert measure(wild, clean) == measure(np.clip(wild, 0, 1), clean)
+    assert measure(wild, clean, order="BGR") == measure(np.clip(wild, 0, 1), clean, order="BGR")
 
 
 def test_equal_images_have_infinite_psnr():
     image = np.random.default_rng(0).random((20, 20, 3)).astype(np.float32)
-    found = measure(image, image)
+    found = measure(image, image, order="BGR")
     assert all(found[f"{p}_psnr"] == math.inf for p in PROTOCOLS)
     assert all(found[f"{p}_ssim"] == pytest.approx(1) for p in PROTOCOLS)
 
@@ -171,19 +174,57 @@ def test_equal_images_have_infinite_psnr():
 def test_images_smaller_than_a_window_have_no_ssim():
     rng = np.random.default_rng(0)
     clean, output = rng.random((2, 8, 30, 3)).astype(np.float32)
-    found = measure(output, clean)
+    found = measure(output, clean, order="BGR")
     assert found["released_ssim"] == found["released_ssim"]
     assert math.isnan(found["y_ssim"])
-    assert math.isnan(measure(output[:5], clean[:5])["released_ssim"])
+    assert math.isnan(measure(output[:5], clean[:5], order="BGR")["released_ssim"])
     assert found["y_psnr"] > 0
 
 
 def test_measure_refuses_what_it_would_misjudge():
     image = np.zeros((8, 8, 3), np.float32)
-    with pytest.raises(ValueError, match="uint8"):
-        measure(image.astype(np.uint8), image)
-    with pytest.raises(ValueError, match=r"\(8, 7, 3\)"):
-        measure(image, image[:, :7])
+    for output, clean, order, told in (
+        (
+            image.astype(np.uint16),
+            image,
+            "BGR",
+            "output must be uint8, or float in 0..1, got uint16",
+        ),
+        (image, image[:, :7], "RGB", r"\(8, 7, 3\)"),
+        (image[..., 0], image[..., 0], "RGB", r"\(8, 8\)"),
+        (image, image + 255, "RGB", "clean must be in 0..1, got 255 to 255"),
+        (image, image * np.nan, "RGB", "clean must be in 0..1, got nan to nan"),
+        (image, image, "rgb", "order must be RGB or BGR, got 'rgb'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            measure(output, clean, order=order)
+
+
+def test_measure_takes_what_libraries_read():
+    rng = np.random.default_rng(0)
+    clean, output = rng.integers(0, 256, (2, 40, 30, 3), np.uint8)
+    expected = measure(output / np.float32(255), clean / np.float32(255), order="BGR")
+    assert measure(output, clean, order="BGR") == expected
+    swapped = measure(output[..., ::-1], clean[..., ::-1], order="RGB")
+    assert swapped == pytest.approx(expected, rel=1e-12)
+    assert abs(measure(output, clean, order="RGB")["y_psnr"] - expected["y_psnr"]) > 1e-3
+
+
+@pytest.mark.parametrize("size", [(7, 11), (12, 9), (300, 512), (31, 70_000), (1100, 13)])
+def test_ssim_in_bands_is_that_of_the_whole(size):
+    rng = np.random.default_rng(0)
+    clean = rng.integers(0, 256, (*size, 3), np.uint8)
+    output = np.clip(clean + rng.normal(0, 9, clean.shape), 0, 255).astype(np.uint8)
+    found = measure(output, clean, order="BGR")
+    colours = [image / np.float32(255) for image in (clean, output)]
+    exact = [image.astype(np.float64) for image in colours]
+    options = {"win_size": 7, "channel_axis": -1}
+    for protocol, peak in (("released", 2), ("rgb", 1)):
+        whole = structural_similarity(*exact, data_range=peak, **options)
+        assert found[f"{protocol}_ssim"] == pytest.approx(whole, abs=1e-12)
+    if min(size) >= 11:
+        whole = structural_similarity(*map(luminance, colours), **GAUSSIAN)
+        assert found["y_ssim"] == pytest.approx(whole, abs=1e-12)
 
 
 def test_to_uint8_rounds_and_clips():
