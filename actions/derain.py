@@ -18,7 +18,7 @@ from engine.ranks import Ranks
 from media.jobs import Job, plan
 from media.pictures import read_picture, require_format
 from media.video import Source
-from report import page
+from report import copies, page
 from report.table import Row
 from settings import Settings
 from system.files import (
@@ -54,7 +54,7 @@ def derain(settings: Settings) -> int:
 
 def _derain(settings: Settings, ranks: Ranks) -> int:
     first = ranks.first
-    jobs, folder, note, complaints = plan(settings.input, settings.output, page.PICTURES)
+    jobs, folder, note, complaints = plan(settings.input, settings.output, copies.FOLDER)
     for complaint in complaints if first else ():
         complain(complaint)
     if note and first:

@@ -13,6 +13,7 @@ from engine.ranks import Ranks
 from media.jobs import Job
 from media.pictures import Picture, encode_picture, read_picture, require_format
 from report import page
+from report.copies import write_pictures
 from report.table import Row
 from settings import UserError
 from system.files import write_atomically
@@ -82,11 +83,11 @@ def derain_pictures(
             return str(error)
         write_atomically(job.target, data)
         if done.mask is not None:
-            shown = done.before.preview(), done.after.preview(), done.mask
-            page.write_pictures(folder, done.number, *shown)
-        file = page.address(job.target.relative_to(folder)) if folder else ""
+            shown = {"before": done.before.preview(), "after": done.after.preview()}
+            write_pictures(folder, done.number, shown, done.mask)
+        files = page.files_of(folder, before=job.source, after=job.target) if folder else {}
         images = done.before.colour, done.after.colour, done.mask
-        row = Row.of(done.number, job.name, file, *images)
+        row = Row.of(done.number, job.name, files, *images)
         row.seconds, row.note = done.seconds, done.note
         return row
 

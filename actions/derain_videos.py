@@ -15,6 +15,7 @@ from media.jobs import Job
 from media.video import Source
 from media.video_writer import Sink, Unwritable
 from report import page
+from report.copies import write_pictures
 from report.table import Row
 from settings import UserError
 from system.interrupt import deferred
@@ -75,9 +76,10 @@ def _derain_video(
     with deferred():
         sink.close()
     if folder:
-        page.write_pictures(folder, number, *shown)
-    file = page.address(job.target.relative_to(folder)) if folder else ""
-    row = Row.of(number, job.name, file, *shown)
+        before, after, mask = shown
+        write_pictures(folder, number, {"before": before, "after": after}, mask)
+    files = page.files_of(folder, before=job.source, after=job.target) if folder else {}
+    row = Row.of(number, job.name, files, *shown)
     row.seconds, row.frames = time.monotonic() - start, sink.written
     return row
 

@@ -26,6 +26,7 @@ from media.lists import read_list
 from media.pair_list import Pair, PairList
 from model import CONSTANT_MASK
 from report import page
+from report.copies import write_pictures
 from report.metrics import MEASURES, measure
 from report.table import SIDES, Row, Table, means_of, print_means, write_summary
 from report.visualize import encode_png, heat_map, strip
@@ -184,9 +185,13 @@ def _derain_list(
     def finish(done: _Worked) -> Row:
         pair, name = pairs[done.index], names[done.index]
         _write_pictures(folder, name, done)
-        page.write_pictures(folder, done.index, done.rainy, done.derained, done.mask, done.clean)
-        file = page.address(Path(f"derained/{name}.png"))
-        row = Row.of(done.index, name, file, done.rainy, done.derained, done.mask)
+        shown = {"before": done.rainy, "after": done.derained}
+        if done.clean is not None:
+            shown["clean"] = done.clean
+        write_pictures(folder, done.index, shown, done.mask)
+        sources = {} if pair.halves else {"before": pair.rainy, "clean": pair.clean}
+        files = page.files_of(folder, **sources, after=_pictures(folder, name)[0])
+        row = Row.of(done.index, name, files, done.rainy, done.derained, done.mask)
         row.seconds, row.note = done.seconds, done.note
         row.rainy, row.clean = str(pair.rainy), str(pair.clean or "")
         if done.clean is not None:
@@ -282,7 +287,7 @@ def _tell(
         "seconds": round(seconds, 3),
     }
     write_summary(folder / "summary.json", facts, means)
-    content = page.scored_page(rows, means) if scored else page.plain_page(rows)
+    content = page.scored_page(rows, means, TOLD) if scored else page.plain_page(rows, TOLD[1:])
     title = f"SPANet: {Path(settings.test_list).name}, derained by {derainer.path.name}"
     title += f": {len(rows)} of {listed} images" * (len(rows) < listed)
     page.write_page(folder, title, content, page.about(derainer.about(), device, seconds), settings)

@@ -1,8 +1,7 @@
 """The page of a result folder: index.html, which opens from disk and asks the network for nothing.
 
-page.html is its template: the styles, and the program that draws the table, the histogram and
-the picture in view from the data that is put into it here. Pictures lie in index_files/, reduced to
-what a screen shows, and thumbnails of them, which the browser loads as they come into view.
+Its template is page.html, into which go page.css, page.js (the picture in view), page_lists.js
+(scores, thumbnails, tables) and the data. Its pictures are those of copies.py.
 """
 
 import html
@@ -10,31 +9,70 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import cv2
-import numpy as np
-
-from report.metrics import PROTOCOLS
-from report.table import Row
-from report.visualize import heat_map
+from report.copies import VIEW, own_copies
+from report.metrics import MEASURES, PROTOCOLS
+from report.table import SIDES, Row
 from settings import Settings, UserError
 from system.files import write_atomically
 from system.reading import open_regular
 
-PAGE, PICTURES = "index.html", "index_files"
+PAGE = "index.html"
 MARK = b'<meta name="generator" content="SPANet">'  # by which a page is known as ours
-VIEW, THUMBNAIL = 1280, 128  # pixels of the longer side at most
-KINDS = ("before", "after", "clean", "mask", "thumb")
 PACKAGES = ("torch", "numpy", "numba", "opencv-python-headless", "scikit-image")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the slider of a page can show of each picture.
+
+    Attributes:
+        name: what it is called.
+        kind: what its copies are called: before, after, clean, or a number.
+        scored: whether it is held against the clean one.
+    """
+
+    name: str
+    kind: str
+    scored: bool = False
+
+
+@dataclass
+class Shown:
+    """A picture of a page.
+
+    Attributes:
+        index: the number of its copies.
+        width, height: pixels.
+        has: the kinds of the sides that it has copies of.
+        mask: whether it has an attention map.
+        files: the files of its sides, as links from the page, by kind.
+        scores: by kind, a number for each protocol and measure.
+        values: one for each further column of the page.
+    """
+
+    index: int
+    name: str
+    width: int
+    height: int
+    has: Sequence[str]
+    mask: bool = False
+    files: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    values: Sequence[float] = ()
+
+
+BEFORE, AFTER, CLEAN = Side("rainy", "before"), Side("derained", "after"), Side("clean", "clean")
 
 
 def require_own_page(folder: Path) -> None:
@@ -51,15 +89,22 @@ def require_own_page(folder: Path) -> None:
         raise UserError(f"{page}: is not a page of results; expected a folder without one")
 
 
-def address(path: Path) -> str:
-    """A relative path as a link from the page."""
-    return quote(os.fsencode(path))
+def files_of(folder: Path, **files: Path | None) -> dict[str, str]:
+    """Links from the page in a folder to files, by the kinds of their sides."""
+    return {kind: _link(folder, path) for kind, path in files.items() if path}
+
+
+def _link(folder: Path, path: Path) -> str:
+    try:
+        relative = os.path.relpath(path.resolve(), folder.resolve())
+    except ValueError:  # on another drive of Windows
+        return path.resolve().as_uri()
+    return quote(os.fsencode(relative).replace(os.sep.encode(), b"/"))
 
 
 def own_files(folder: Path) -> list[Path]:
     """The page of an earlier run and its pictures, or where the page will be; nothing else."""
-    pictures = (folder / PICTURES).glob("[0-9]*-*.jpg")
-    return [folder / PAGE, *(p for p in pictures if p.stem.split("-", 1)[1] in KINDS)]
+    return [folder / PAGE, *own_copies(folder)]
 
 
 def remove_page(folder: Path) -> None:
@@ -68,96 +113,100 @@ def remove_page(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_pictures(
-    folder: Path,
-    index: int,
-    before: np.ndarray,
-    after: np.ndarray,
-    mask: np.ndarray,
-    clean: np.ndarray | None = None,
-) -> None:
-    """Write what the page shows of row `index`.
-
-    Args:
-        before, after, clean: (H,W,3) uint8 BGR.
-        mask: (H,W) float in 0..1.
-
-    Raises:
-        UserError: they cannot be written.
-    """
-    shown = {"before": before, "after": after, "clean": clean, "mask": heat_map(mask)}
-    for kind, image in shown.items():
-        if image is not None:
-            _write_jpeg(folder, index, kind, _reduced(image, VIEW))
-    _write_jpeg(folder, index, "thumb", _reduced(before, THUMBNAIL))
-
-
-def _write_jpeg(folder: Path, index: int, kind: str, image: np.ndarray) -> None:
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    write_atomically(folder / PICTURES / f"{index:06d}-{kind}.jpg", data.tobytes(), lasting=False)
-
-
-def _reduced(image: np.ndarray, side: int) -> np.ndarray:
-    scale = side / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def scored_page(rows: list[Row], means: dict[str, float]) -> dict[str, Any]:
+def scored_page(rows: list[Row], means: dict[str, float], links: Sequence[str]) -> dict[str, Any]:
     """What the page shows of a test's rows, where the clean images are known."""
-    columns, gains = [], []
-    for protocol in PROTOCOLS:
-        gains.append((protocol, len(columns) + 1))
-        for measure, digits in (("PSNR", 4), ("SSIM", 4)):
-            columns.append({"label": measure, "digits": digits})
-            columns.append({"label": f"{measure} gain", "digits": digits, "signed": True})
-    table = []
+    sides = [Side("rainy", "before", True), Side("derained", "after", True), CLEAN]
+    kinds = dict(zip(SIDES, ("after", "before"), strict=True))
+    shown = []
     for row in rows:
-        values = []
-        for protocol in PROTOCOLS:
-            for measure in ("psnr", "ssim"):
-                output, start = (
-                    row.scores[f"{side}_{protocol}_{measure}"] for side in ("output", "input")
-                )
-                values += [output, output - start]
-        table.append(_row(row, values))
-    names = [
-        f"{side}_{{}}_{measure}" for measure in ("psnr", "ssim") for side in ("input", "output")
+        scores = {
+            kind: {name: row.scores[f"{side}_{name}"] for name in _names()}
+            for side, kind in kinds.items()
+        }
+        shown.append(_shown(row, sides, scores=scores))
+    told = [
+        (side.name, len(rows), {name: means[f"{own}_{name}"] for name in _names()})
+        for side, own in zip(sides, reversed(SIDES), strict=False)
     ]
-    return {
-        "lead": f"{_count(len(rows), 'picture')}, rainy and derained, beside the clean ones.",
-        "columns": columns,
-        "groups": [{"group": protocol, "span": 4} for protocol in PROTOCOLS],
-        "gains": gains,
-        "means": [[p, *(_number(means[name.format(p)]) for name in names)] for p in PROTOCOLS],
-        "ten": {"label": "Worst ten", "column": 1, "descending": False},
-        "clean": True,
-        "rows": table,
-    }
+    lead = f"{_count(len(rows), 'picture')}, rainy and derained, beside the clean ones."
+    return content(lead, sides, shown, told, links)
 
 
-def plain_page(rows: list[Row]) -> dict[str, Any]:
+def plain_page(rows: list[Row], links: Sequence[str] = ()) -> dict[str, Any]:
     """What the page shows where the clean images are not known."""
     kinds = {"attention": 4, "change": 2, "seconds": 2, "frames": 0}
+    sides = [BEFORE, AFTER]
+    shown = [_shown(row, sides, values=[getattr(row, name) for name in kinds]) for row in rows]
+    lead = (
+        f"{_count(len(rows), 'picture')}, rainy and derained. Attention is the mean of the "
+        "attention map, change that of the difference in grey levels."
+    )
     columns = [{"label": name, "digits": digits} for name, digits in kinds.items()]
+    return content(lead, sides, shown, [], links) | {"columns": columns, "by": 1}
+
+
+def content(
+    lead: str,
+    sides: list[Side],
+    shown: list[Shown],
+    means: list[tuple[str, int, dict[str, float]]],
+    links: Sequence[str],
+    input: bool = True,
+) -> dict[str, Any]:
+    """The data of a page.
+
+    Args:
+        means: name, number of images and means of each scored side.
+        links: names of files beside the page.
+        input: whether the first scored side is the rainy image, over which others have gains.
+    """
     return {
-        "lead": f"{_count(len(rows), 'picture')}, rainy and derained. Attention is the mean of "
-        "the attention map, change that of the difference in grey levels.",
-        "columns": columns,
-        "groups": [{"group": "", "span": len(columns)}],
-        "gains": [],
-        "means": [],
-        "ten": {"label": "Ten most changed", "column": 1, "descending": True},
-        "clean": False,
-        "rows": [_row(row, [getattr(row, name) for name in kinds]) for row in rows],
+        "lead": lead,
+        "links": list(links),
+        "sides": [asdict(side) for side in sides],
+        "protocols": list(PROTOCOLS) if means else [],
+        "input": input,
+        "columns": [],
+        "by": None,
+        "view": VIEW,
+        "means": [
+            {"side": name, "images": count, "values": _numbers(values)}
+            for name, count, values in means
+        ],
+        "rows": [_row(picture, sides) for picture in shown],
     }
 
 
-def _row(row: Row, values: Iterable[float]) -> dict[str, Any]:
-    kept = {key: getattr(row, key) for key in ("index", "name", "width", "height", "file")}
-    return kept | {"values": [_number(value) for value in values]}
+def _shown(row: Row, sides: list[Side], **told: Any) -> Shown:
+    has = [side.kind for side in sides]
+    masked = not math.isnan(row.attention)
+    return Shown(row.index, row.name, row.width, row.height, has, masked, row.files, **told)
+
+
+def _row(picture: Shown, sides: list[Side]) -> dict[str, Any]:
+    longer = max(picture.width, picture.height)
+    scores = (picture.scores.get(side.kind) for side in sides)
+    return {
+        "index": picture.index,
+        "name": picture.name,
+        "width": picture.width,
+        "height": picture.height,
+        "reduced": longer > VIEW,
+        "copy": min(longer, VIEW),
+        "has": [number for number, side in enumerate(sides) if side.kind in picture.has],
+        "mask": picture.mask,
+        "files": picture.files,
+        "scores": [_numbers(values) if values else None for values in scores],
+        "values": [_number(value) for value in picture.values],
+    }
+
+
+def _names() -> list[str]:
+    return [f"{protocol}_{measure}" for protocol in PROTOCOLS for measure in MEASURES]
+
+
+def _numbers(scores: dict[str, float]) -> list[float | str | None]:
+    return [_number(scores[name]) for name in _names()]
 
 
 def _number(value: float) -> float | str | None:
@@ -196,8 +245,15 @@ def write_page(
     """Write index.html. Raises UserError."""
     chosen = [(name, str(value)) for name, value in asdict(settings).items()]
     data = json.dumps(page | {"run": run, "settings": chosen}, allow_nan=False, ensure_ascii=False)
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    # Within a script nothing but `<` could end it.
-    text = template.replace("{{TITLE}}", html.escape(title))
-    text = text.replace("{{DATA}}", data.replace("<", "\\u003c"))
+    parts = {
+        "{{STYLE}}": _part("page.css"),
+        "{{SCRIPT}}": _part("page.js") + _part("page_lists.js"),
+        "{{TITLE}}": html.escape(title),
+        "{{DATA}}": data.replace("<", "\\u003c"),  # within a script nothing else could end it
+    }
+    text = re.sub(r"\{\{[A-Z]+\}\}", lambda found: parts[found[0]], _part("page.html"))
     write_atomically(folder / PAGE, text.encode())
+
+
+def _part(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

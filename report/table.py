@@ -28,7 +28,7 @@ class Row:
     Attributes:
         index: the number of its pictures on the page.
         name: what it is called.
-        file: a link from the page to what was written.
+        files: links from the page to its files, by the side that they show: before, after, clean.
         width, height: pixels.
         attention, deviation: mean and standard deviation of the attention map, which is in 0..1.
         change: mean difference between before and after, in grey levels of 255.
@@ -42,7 +42,7 @@ class Row:
 
     index: int
     name: str
-    file: str
+    files: dict[str, str]
     width: int
     height: int
     attention: float
@@ -60,7 +60,7 @@ class Row:
         cls,
         index: int,
         name: str,
-        file: str,
+        files: dict[str, str],
         before: np.ndarray,
         after: np.ndarray,
         mask: np.ndarray | None,
@@ -74,7 +74,7 @@ class Row:
         attention = deviation = math.nan
         if mask is not None:
             attention, deviation = float(mask.mean()), float(mask.std(dtype=np.float64))
-        return cls(index, name, file, width, height, attention, deviation, float(change))
+        return cls(index, name, files, width, height, attention, deviation, float(change))
 
 
 class Table:

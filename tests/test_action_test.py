@@ -35,8 +35,8 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     status, out, err = run("-a", "test", "-m", "latest", "--test-list", pairs, "--device", "cpu")
     assert (status, err) == (0, "")
     expected = [f"{kind}/pair{i}.png" for kind in ("compare", "derained", "mask") for i in range(5)]
-    kinds = ("after", "before", "clean", "mask", "thumb")
-    expected += [f"index_files/{i:06d}-{kind}.jpg" for kind in kinds for i in range(5)]
+    kinds = ("after.js", "before.js", "clean.js", "mask.js", "thumb.jpg")
+    expected += [f"index_files/{i:06d}-{kind}" for kind in kinds for i in range(5)]
     assert tree("results") == sorted([*expected, "index.html", "metrics.csv", "summary.json"])
 
     found = rows()

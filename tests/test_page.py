@@ -1,0 +1,220 @@
+"""The picture in view on a page of results, in Chromium: zoom, line, error map, attention, keys."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pages import COLOURS, Watched, made
+
+from report import page
+from report.copies import VIEW, own_copies, write_pictures
+from settings import Settings
+
+SIZE = 60, 80
+KINDS = ("before", "after", "clean")
+
+
+def drawn(folder: Path, size: tuple[int, int] = SIZE) -> dict[str, np.ndarray]:
+    """A page of two pictures of noise, each pixel its own; what the first one's copies hold."""
+    rng = np.random.default_rng(1)
+    images = {kind: rng.integers(0, 256, (*size, 3), np.uint8) for kind in KINDS}
+    mask = np.zeros(size)
+    mask[: size[0] // 2] = 1
+    shown = []
+    for index in range(2):
+        write_pictures(folder, index, images, mask)
+        shown.append(page.Shown(index, f"street {index}", *size[::-1], KINDS, mask=True))
+    for kind, image in images.items():
+        cv2.imwrite(str(folder / f"{kind}.png"), image)
+        shown[0].files[kind] = f"{kind}.png"
+    content = page.content("", [page.BEFORE, page.AFTER, page.CLEAN], shown, [], [])
+    page.write_page(folder, "Noise", content, [], Settings("test"))
+    return images
+
+
+def inked(seen: Watched, row: int, column: int) -> np.ndarray:
+    """The colour on the screen at the middle of a pixel of the picture, BGR."""
+    k, x, y = seen.page.evaluate("[view.k, view.x, view.y]")
+    return seen.screen()[int(y + (row + 0.5) * k), int(x + (column + 0.5) * k)]
+
+
+def test_the_slider_moves_and_the_sides_change(browser, tmp_path):
+    seen = Watched(browser, made(tmp_path, 3))
+    red, green, blue = (np.array(colour) for colour in COLOURS)
+    assert np.array_equal(seen.pixel(0.25, 0.3), red)
+    assert np.array_equal(seen.pixel(0.75, 0.3), green)
+    box = seen.page.locator("#stage").bounding_box()
+    seen.page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.5 * box["height"])
+    assert np.array_equal(seen.pixel(0.75, 0.3), red)
+    seen.page.locator("#cut").focus()
+    seen.page.keyboard.press("Home")
+    assert np.array_equal(seen.pixel(0.1, 0.3), green)
+    for _ in range(50):
+        seen.page.keyboard.press("ArrowRight")  # on the slider it is the slider's own
+    assert seen.page.locator("#cut").input_value() == "50"
+    assert np.array_equal(seen.pixel(0.25, 0.3), red)
+    seen.page.select_option("#side1", "2")
+    seen.settle()
+    assert np.array_equal(seen.pixel(0.75, 0.3), blue)
+    assert seen.page.locator("#label1").inner_text() == "clean"
+    seen.page.check("#overlay")
+    seen.settle()
+    assert np.abs(seen.pixel(0.75, 0.3) - blue).max() > 40
+    assert np.abs(seen.pixel(0.25, 0.3) - red).max() > 40
+    assert seen.complaints == []
+
+
+def test_zoom_shows_the_pixels_themselves_and_keeps_both_sides_in_step(browser, tmp_path):
+    images = drawn(tmp_path)
+    seen = Watched(browser, tmp_path / "index.html")
+    fit = seen.page.evaluate("view.k")
+    box = seen.page.locator("#stage").bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    seen.page.mouse.move(*middle)
+    for _ in range(6):
+        seen.page.mouse.wheel(0, -100)
+    seen.page.wait_for_timeout(100)
+    assert seen.page.evaluate("view.k") > 4 * fit
+    for column, kind in ((39, "before"), (41, "after")):
+        assert np.array_equal(inked(seen, 30, column), images[kind][30, column])
+    transforms = """[...document.querySelectorAll('.half img:first-child')]
+        .map(one => getComputedStyle(one).transform)"""
+    before = seen.page.evaluate(transforms)
+    assert len(set(before)) == 1
+    seen.page.mouse.move(middle[0] + 100, middle[1])
+    seen.page.mouse.down()
+    seen.page.mouse.move(middle[0] + 140, middle[1] + 30)
+    seen.page.mouse.up()
+    after = seen.page.evaluate(transforms)
+    assert len(set(after)) == 1
+    assert after != before
+    x, y = seen.page.evaluate("[view.x, view.y]")
+    seen.press("Shift+ArrowLeft", "Shift+ArrowUp")
+    assert seen.page.evaluate("[view.x, view.y]") == [x + 60, y + 60]
+    seen.press("f")
+    for kind in ("after", "before"):
+        assert np.array_equal(inked(seen, 28, 38), images[kind][28, 38])
+        seen.press("f")
+    seen.press("0")
+    assert seen.page.evaluate("view.k") == fit
+    seen.press("1")
+    assert seen.page.evaluate("view.k") == pytest.approx(max(1, fit))
+    assert seen.complaints == []
+
+
+def test_two_fingers_zoom(browser, tmp_path):
+    drawn(tmp_path)
+    seen = Watched(browser, tmp_path / "index.html")
+    fit = seen.page.evaluate("view.k")
+    seen.page.evaluate("""() => {
+        stage.setPointerCapture = () => {};
+        const box = stage.getBoundingClientRect();
+        const send = (kind, id, x) => stage.dispatchEvent(new PointerEvent(kind,
+            {pointerId: id, clientX: box.left + x, clientY: box.top + 200, pointerType: "touch"}));
+        send("pointerdown", 1, 300); send("pointerdown", 2, 400);
+        send("pointermove", 1, 200); send("pointermove", 2, 500);
+        send("pointerup", 1, 200); send("pointerup", 2, 500);
+    }""")
+    assert seen.page.evaluate("view.k") == pytest.approx(3 * fit)
+    assert seen.page.evaluate("pointers.size") == 0
+
+
+def test_the_error_map_is_the_difference_times_the_factor(browser, tmp_path):
+    images = drawn(tmp_path)
+    seen = Watched(browser, tmp_path / "index.html")
+    seen.press("e", *["+"] * 8)
+    seen.page.fill("#times", "3")
+    seen.settle()
+    clean = images["clean"].astype(int)
+    for row, column, kind in ((29, 38, "before"), (30, 41, "after"), (31, 42, "after")):
+        expected = np.minimum(3 * np.abs(images[kind].astype(int) - clean), 255)[row, column]
+        assert np.abs(inked(seen, row, column) - expected).max() <= 1
+    seen.page.uncheck("#error")
+    assert np.array_equal(inked(seen, 30, 41), images["after"][30, 41])
+
+
+def test_the_crop_in_view_is_saved_at_its_own_pixels(browser, tmp_path):
+    images = drawn(tmp_path)
+    seen = Watched(browser, tmp_path / "index.html")
+    seen.press(*["+"] * 8)
+    for error in (False, True):
+        if error:
+            seen.press("e")
+        with seen.page.expect_download() as download:
+            seen.page.keyboard.press("s")
+        name = download.value.suggested_filename
+        stem, x, y, size = name.removesuffix(".png").rsplit("_", 3)
+        width, height = map(int, size.split("x"))
+        assert stem == "street_0"
+        found = cv2.imread(str(download.value.path()))
+        assert found.shape == (height, width, 3)
+        assert 0 < width < SIZE[1]
+        crop = (slice(int(y), int(y) + height), slice(int(x), int(x) + width))
+        left, right, clean = (images[kind][crop].astype(int) for kind in KINDS)
+        if error:
+            left, right = (np.minimum(8 * np.abs(side - clean), 255) for side in (left, right))
+        assert np.array_equal(found[:, 0], left[:, 0])
+        assert np.array_equal(found[:, -1], right[:, -1])
+    assert seen.complaints == []
+
+
+def test_keys_anywhere_on_the_page(browser, tmp_path):
+    drawn(tmp_path)
+    seen = Watched(browser, tmp_path / "index.html")
+    name = seen.page.locator("#name")
+    seen.page.locator("#table thead button").first.focus()
+    seen.press("ArrowRight")
+    assert name.inner_text() == "street 1"
+    assert seen.page.title() == "street 1 - Noise"
+    seen.press("ArrowRight")
+    assert name.inner_text() == "street 1"  # the last one
+    seen.press("ArrowLeft")
+    assert name.inner_text() == "street 0"
+    seen.page.locator("#side0").focus()
+    seen.press("e")  # in a list to choose from, it is not the page's
+    assert not seen.page.is_checked("#error")
+    seen.page.locator("#overlay").focus()
+    seen.press("a")
+    assert seen.page.is_checked("#overlay")
+    seen.press("?")
+    assert seen.page.locator("#keys").is_visible()
+    listed = seen.page.locator("#keylist kbd").all_inner_texts()
+    assert len(listed) == seen.page.evaluate("KEYS.length")
+    assert {"←", "→", "f", "+", "-", "0", "a", "e", "s", "?"} <= set(listed)
+    seen.press("Escape")
+    assert not seen.page.locator("#keys").is_visible()
+
+
+def test_large_pictures_are_reduced_until_they_are_zoomed(browser, tmp_path):
+    size = 900, 2 * VIEW
+    images = drawn(tmp_path, size)
+    seen = Watched(browser, tmp_path / "index.html")
+    assert "a copy of 1280 pixels" in seen.page.locator("#facts").inner_text()
+    sources = "[...document.querySelectorAll('.half img:first-child')].map(one => one.src)"
+    assert all(one.startswith("data:image/jpeg") for one in seen.page.evaluate(sources))
+    seen.press(*["+"] * 16)
+    assert all(one.endswith(".png") for one in seen.page.evaluate(sources))
+    middle = size[1] // 2
+    for column, kind in ((middle - 2, "before"), (middle + 2, "after")):
+        assert np.array_equal(inked(seen, 440, column), images[kind][440, column])
+    (tmp_path / "after.png").unlink()
+    seen = Watched(browser, tmp_path / "index.html")
+    seen.press(*["+"] * 16)
+    ends = [one[-4:] for one in seen.page.evaluate(sources)]
+    assert ends[0] == ".png"
+    assert seen.page.evaluate(sources)[1].startswith("data:image/jpeg")
+
+
+def test_a_page_that_lost_its_pictures_says_so(browser, tmp_path):
+    drawn(tmp_path)
+    for path in own_copies(tmp_path):
+        path.unlink()
+    seen = Watched(browser, tmp_path / "index.html")
+    assert "missing in index_files" in seen.page.locator("#lost").inner_text()
+
+
+def test_a_phone_scrolls_in_one_direction(browser, tmp_path):
+    seen = Watched(browser, made(tmp_path, 3), width=390)
+    assert seen.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert seen.page.locator("#stage").bounding_box()["width"] > 350
