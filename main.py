@@ -78,6 +78,12 @@ def _test(settings: Settings) -> int:
     return test(settings)
 
 
+def _score(settings: Settings) -> int:
+    from actions.score import score
+
+    return score(settings)
+
+
 def _derain(settings: Settings) -> int:
     machine.prepare_inference()
     from actions.derain import derain
@@ -125,6 +131,7 @@ def _lists(settings: Settings) -> int:
 ACTIONS: dict[str, Callable[[Settings], int]] = {
     "train": _train,
     "test": _test,
+    "score": _score,
     "derain": _derain,
     "export": _export,
     "clean": _clean,

@@ -48,13 +48,13 @@ def option(
 
 
 # The actions that an option serves.
-TRAIN, TEST, DERAIN, EXPORT = ("train",), ("test",), ("derain",), ("export",)
+TRAIN, TEST, SCORE, DERAIN, EXPORT = ("train",), ("test",), ("score",), ("derain",), ("export",)
 CLEAN, PAIRS, CHECK, LISTS = ("clean",), ("pairs",), ("check",), ("lists",)
 DERAINING = TRAIN + TEST + DERAIN  # train derains the images of --val-list
 NETWORK = DERAINING + EXPORT
 VIDEOS = CLEAN + PAIRS
-LISTED = TRAIN + TEST + CHECK + LISTS
-EVERY = NETWORK + VIDEOS + CHECK + LISTS
+LISTED = TRAIN + TEST + SCORE + CHECK + LISTS
+EVERY = NETWORK + SCORE + VIDEOS + CHECK + LISTS
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Settings:
     """All settings of one run. Raises UserError for a value of the wrong type or range."""
 
     # What to do
-    action: Literal["train", "test", "derain", "export", "clean", "pairs", "check", "lists"] = (
-        option(MISSING, EVERY, "what to do, one of the actions named below")
-    )
+    action: Literal[
+        "train", "test", "score", "derain", "export", "clean", "pairs", "check", "lists"
+    ] = option(MISSING, EVERY, "what to do, one of the actions named below")
     model: str = option(
         "latest",
         NETWORK,
@@ -80,13 +80,11 @@ class Settings:
         TRAIN + CHECK,
         "list of training pairs, one on each line: rainy image, clean image; or a folder of pairs",
     )
-    val_list: str = option(
-        "", TRAIN, "list or folder of validation pairs; without it, the training list serves"
-    )
+    val_list: str = option("", TRAIN, "list or folder of validation pairs; else the training list")
     test_list: str = option(
         "testing/real_test_1000.txt",
-        TEST,
-        "list of pairs to test on, or of rainy images alone; or a folder of pairs",
+        TEST + SCORE,
+        "list of pairs to test on, or of rainy images (score: clean ones) alone; or a folder",
     )
     layout: str = option(
         "", LISTED, "how the files of a folder are paired, where two ways fit; a message names them"
@@ -102,8 +100,9 @@ class Settings:
     result_dir: str = option("results", TEST, "folder for the results of the test")
     input: str = option(
         "",
-        DERAIN + VIDEOS + LISTS,
+        SCORE + DERAIN + VIDEOS + LISTS,
         {
+            "score": "folder of results to score, or of such folders, one a method",
             "derain": "what to derain: a picture, a video or a folder of them",
             "clean": "rain video to read",
             "pairs": "rain video, or folder of rain videos, to read",
@@ -112,8 +111,9 @@ class Settings:
     )
     output: str = option(
         "",
-        DERAIN + EXPORT + VIDEOS + CHECK + LISTS,
+        SCORE + DERAIN + EXPORT + VIDEOS + CHECK + LISTS,
         {
+            "score": "folder to write the scores into",
             "derain": "file or folder to write",
             "export": ".onnx file to write",
             "clean": "PNG file to write",
@@ -122,9 +122,10 @@ class Settings:
             "lists": "list to write, a .txt file",
         },
     )
-    fix: str = option(
-        "", CHECK, "also write this list, of the pairs of --train-list that can be used"
+    crop_to_common: bool = option(
+        False, SCORE, "score results of another size by what they share at the top left"
     )
+    fix: str = option("", CHECK, "also write a list of those pairs that can be used to this file")
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = option(
@@ -180,12 +181,8 @@ class Settings:
     )
 
     # Optimisation (section 4; figures of the recipe)
-    num_steps: int = option(
-        40001, TRAIN, "total number of steps, across all resumes", low=1, high=10**12
-    )
-    batch_size: int = option(
-        16, TRAIN, "number of crops in each step", low=1, high=65536, recipe=True
-    )
+    num_steps: int = option(40001, TRAIN, "steps in all, across resumes", low=1, high=10**12)
+    batch_size: int = option(16, TRAIN, "crops in each step", low=1, high=65536, recipe=True)
     accumulate_steps: int = option(
         1, TRAIN, "process each batch in N parts: less memory, same gradients", low=1, high=65536
     )
@@ -194,9 +191,7 @@ class Settings:
     )
     # 5e-4 is what the published checkpoint holds; at the 5e-3 of the released main.py the attention
     # map is 0 everywhere within ten steps.
-    lr: float = option(
-        5e-4, TRAIN, "initial learning rate of Adam", low=0.0, high=10.0, recipe=True
-    )
+    lr: float = option(5e-4, TRAIN, "initial rate of Adam", low=0.0, high=10.0, recipe=True)
     # The released loop lowers the rate before it takes step 29 999, not after.
     lr_decay_step: int = option(
         29999, TRAIN, "first step with the reduced learning rate", low=0, recipe=True
@@ -290,9 +285,7 @@ class Settings:
         400, TRAIN, "score the images of --val-list every N steps; save the best as 'best'", low=1
     )
     latest_every: int = option(25, TRAIN, "save the checkpoint 'latest' every N steps", low=1)
-    picture_every: int = option(
-        200, TRAIN, "write pictures to the event files every N steps", low=1
-    )
+    picture_every: int = option(200, TRAIN, "write pictures to the events every N steps", low=1)
     checkpoint_every: int = option(
         400, TRAIN, "save a numbered checkpoint, such as 'step_400', every N steps", low=1
     )

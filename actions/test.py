@@ -24,6 +24,7 @@ from engine.scoring import shared_out
 from media.inspection import first_looks
 from media.lists import read_list
 from media.pair_list import Pair, PairList
+from media.results import DERAINED, result_names
 from model import CONSTANT_MASK
 from report import page
 from report.copies import write_pictures
@@ -44,28 +45,6 @@ EVENTS = "test_derain"
 TOLD = ("metrics.csv", "summary.json")  # in the result folder, besides pictures and page
 
 
-def output_names(files: list[Path]) -> list[str]:
-    """A name for each file's results: its stem, numbered where an earlier file has the same.
-
-    No two are equal even on a file system that ignores case, and a file keeps its stem unless
-    one before it in the list took it.
-    """
-    stems = [file.stem for file in files]
-    reserved = {stem.casefold() for stem in stems}
-    taken: set[str] = set()
-    counts: dict[str, int] = {}  # the last number given to a stem
-    names = []
-    for stem in stems:
-        name, number = stem, counts.get(stem.casefold(), 1)
-        while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
-            number += 1
-            name = f"{stem}-{number}"
-        counts[stem.casefold()] = number
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
 def test(settings: Settings) -> int:
     """Derain every image of `--test-list` with checkpoint `-m`. Returns the exit status.
 
@@ -81,7 +60,7 @@ def test(settings: Settings) -> int:
         pairs = read_list(settings.test_list, False, *how)
         derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
         _require_apart(settings, pairs, derainer.path)
-        names = output_names([pair.rainy for pair in pairs])
+        names = result_names([pair.rainy for pair in pairs])
         listed, good = len(pairs), _good(pairs, ranks)
         pairs, names = ([of[index] for index in good] for of in (pairs, names))
         folder = Path(settings.result_dir)
@@ -120,7 +99,7 @@ def _good(pairs: Sequence[Pair], ranks: Ranks) -> list[int]:
 
 def _pictures(folder: Path, name: str) -> list[Path]:
     """The files of an image's results, but for those of the page."""
-    return [folder / kind / f"{name}.png" for kind in ("derained", "mask", "compare")]
+    return [folder / kind / f"{name}.png" for kind in (DERAINED, "mask", "compare")]
 
 
 def _require_apart(settings: Settings, pairs: PairList, checkpoint: Path) -> None:
@@ -128,7 +107,7 @@ def _require_apart(settings: Settings, pairs: PairList, checkpoint: Path) -> Non
     read = [Path(settings.test_list), checkpoint]
     read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
     written = [folder / name for name in TOLD] + page.own_files(folder)
-    for name in output_names([pair.rainy for pair in pairs]):
+    for name in result_names([pair.rainy for pair in pairs]):
         written += _pictures(folder, name)
     require_apart(read, written, "--result-dir")
 

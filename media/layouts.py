@@ -27,6 +27,7 @@ RAINY = {"rain", "rainy", "rainy_image", "input", "inputs", "lq"}
 CLEAN = {"norain", "clean", "target", "targets", "gt", "ground_truth", "groundtruth", "hq"}
 TRUTH = "_gt"  # how the clean folder beside a rainy one may end: real_world and real_world_gt
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+ALONE = "no pairs among them"
 HERE = "."  # files of a folder itself, in the place of a subfolder's name
 NO_IMAGES = "__MACOSX"  # what macOS puts into archives: names of images, and none in them
 
@@ -71,11 +72,14 @@ class File(NamedTuple):
 
 @dataclass
 class Reading:
-    """Pairs of rainy and clean files, and those that no pair was found for."""
+    """Pairs of rainy and clean files, and those that no pair was found for.
+
+    A pair in one file, and an image alone, is that file.
+    """
 
     name: str
     told: str
-    pairs: list[tuple[File, File]] = field(default_factory=list)
+    pairs: list[tuple[File, ...]] = field(default_factory=list)
     rainy: list[File] = field(default_factory=list)  # left over
     clean: list[File] = field(default_factory=list)
 
@@ -85,7 +89,7 @@ class Reading:
 
 
 def read_folder(
-    path: str, layout: str, side_by_side: str, say: Callable[[str], object]
+    path: str, layout: str, side_by_side: str, say: Callable[[str], object], alone: bool = False
 ) -> PairList:
     """The pairs of a folder in one of the layouts of Train_Dataset_README.md.
 
@@ -94,6 +98,7 @@ def read_folder(
         side_by_side: "rainy-left" or "rainy-right" where each file may hold both images; or "".
         say: tells a user what was recognised, what is left over, and how far the reading is if it
             takes more than two seconds.
+        alone: where there are no pairs, take the images themselves.
 
     Raises:
         UserError: no reading fits, or several do; the folder cannot be read.
@@ -103,7 +108,7 @@ def read_folder(
     tell(f"{path}: pairing {sum(len(folder.images) for folder in tree.values())} images")
     found = _chosen(path, [reading for reading in _readings(path, tree) if reading.pairs], layout)
     if found is None:
-        found = _halves(path, tree, side_by_side)
+        found = _unpaired(path, tree, side_by_side, alone)
     elif side_by_side:
         say(f"{path}: --side-by-side is not for it: each image has a file of its own")
         side_by_side = ""
@@ -282,23 +287,25 @@ def _expected(ways: list[str]) -> str:
     return f"expected one of: {'; '.join(ways)}" if ways else "no layout does"
 
 
-def _halves(path: str, tree: dict[str, Folder], side_by_side: str) -> Reading:
-    """Every image of a folder, as both of a pair. Raises UserError."""
+def _unpaired(path: str, tree: dict[str, Folder], side_by_side: str, alone: bool) -> Reading:
+    """Every image of a folder, as both of a pair, or alone. Raises UserError."""
     images = list(_files(tree))
     if not images:
         raise UserError(f"{path}: holds no images; expected {', '.join(sorted(FORMATS))}")
+    if alone and not side_by_side:
+        return Reading("", ALONE, [(name,) for name in images])
     if not side_by_side:
         raise UserError(
             f"{path}: {len(images)} images, no pairs among them; expected a layout of "
             "Train_Dataset_README.md, or --side-by-side if each file holds both images, or for "
             "rainy images alone -a derain -i"
         )
-    return Reading("", f"side by side, {side_by_side}", [(name, name) for name in images])
+    return Reading("", f"side by side, {side_by_side}", [(name,) for name in images])
 
 
 def _told(reading: Reading) -> str:
-    count = len(reading.pairs)
-    return f"{count} pair{'s' if count > 1 else ''}, {reading.told}"
+    count, noun = len(reading.pairs), "image" if reading.told == ALONE else "pair"
+    return f"{count} {noun}{'s' if count > 1 else ''}, {reading.told}"
 
 
 def _left_over(tree: dict[str, Folder], found: Reading, passed_over: Counter[str]) -> Iterator[str]:
@@ -324,11 +331,11 @@ def _files(tree: dict[str, Folder]) -> Iterator[File]:
     return (File(inner, name) for inner, folder in tree.items() for name in folder.images)
 
 
-def _as_list(path: str, pairs: list[tuple[File, File]], halves: str) -> PairList:
+def _as_list(path: str, pairs: list[tuple[File, ...]], halves: str) -> PairList:
     """The pairs in the order of their rainy files, those of a folder together. Raises UserError."""
     text, spans = bytearray(), array("q")
     for files in sorted(pairs):
-        for file in files[:1] if halves else files:
+        for file in files:
             spans.append(len(text))
             try:
                 text += str(file).encode()

@@ -26,6 +26,7 @@ def read_list(
     say: Callable[[str], object] = print,
     layout: str = "",
     side_by_side: str = "no",
+    alone: bool = False,
 ) -> PairList:
     """The pairs of a list file, every file checked to exist, or of a folder: see read_folder.
 
@@ -39,6 +40,7 @@ def read_list(
             seconds.
         layout: for folders.
         side_by_side: "rainy-left" or "rainy-right" where files may hold both images; or "no".
+        alone: of a folder without pairs, take the images themselves.
 
     Raises:
         UserError: the list or an image is missing, the list is empty, not UTF-8 or UTF-16, or a
@@ -47,7 +49,7 @@ def read_list(
     """
     halves = side_by_side.removeprefix("no")
     if Path(path).is_dir():
-        return read_folder(path, layout, halves, say)
+        return read_folder(path, layout, halves, say, alone)
     tell = Patience(say).tell
     pairs = _parsed(path, _text(path), tell)
     if layout:

@@ -72,6 +72,15 @@ function told(row) {
   at("next").disabled = place < 0 || place + 1 >= order.length;
 }
 
+// The mean gain of a side over the input, of those pictures that both have.
+function meanGain(name, which) {
+  const side = data.sides.findIndex(one => one.name === name && one.scored);
+  const values = data.rows.map(row => [row.scores[side]?.[which], row.scores[SCORED[0]]?.[which]])
+    .filter(pair => pair.every(value => value !== undefined && value !== null))
+    .map(([a, b]) => a === b ? 0 : a - b);
+  return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+}
+
 // Means: the protocols, each with a row a side; the best in bold.
 if (data.means.length) {
   at("summary").hidden = false;
@@ -90,7 +99,7 @@ if (data.means.length) {
         const best = values.every(other => other[measure] === null || !(other[measure] > value));
         make("td", row, text, best && values.length > 1 && value !== null ? {class: "best"} : {});
         if (!data.input || n === 0) make("td", row, "");
-        else cell(row, value === null || values[0][measure] === null ? null : value - values[0][measure], 4, true);
+        else cell(row, meanGain(side, 2 * p + measure), 4, true);
       }
     });
   });
@@ -114,7 +123,7 @@ function histogram() {
   const middle = (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
   const said = `PSNR gain of ${names}, ${data.protocols[protocol()]}, ${values.length} pictures: lowest `
     + `${figure(sorted[0], 2)} dB, median ${figure(middle, 2)} dB, highest ${figure(sorted.at(-1), 2)} dB; `
-    + `${worse} got worse`;
+    + `${worse} below 0`;
   const svg = make("svg", box, undefined, {width, height, role: "img", "aria-label": said});
   const most = Math.max(...counts), wide = (width - 40) / counts.length;
   counts.forEach((count, index) => {

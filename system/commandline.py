@@ -31,6 +31,11 @@ GUIDES = {
         "",
         "-m demo --test-list own/real_test.txt",
     ),
+    "score": Guide(
+        "score results of other programs by the clean images, and make the tables of a paper",
+        "-i RESULTS -o FOLDER",
+        "-i results --test-list Rain100L -o scores",
+    ),
     "derain": Guide(
         "remove the rain from a picture, a video or a folder of them",
         "-i INPUT -o OUTPUT",

@@ -13,7 +13,6 @@ import torch
 from conftest import command, shell, write_pairs
 from test_train import events
 
-from actions.test import output_names
 from engine.derainer import Derainer
 from engine.training_run import TrainingRun
 from media.pixels import to_uint8
@@ -112,15 +111,6 @@ def test_one_pixel_and_equal_images(run, model):
     assert means["input_released_psnr"] == "inf"
     assert means["output_released_ssim"] == "nan"
     assert isinstance(means["output_released_psnr"], float)
-
-
-def test_names_of_results():
-    names = ["a/x.png", "b/x.jpg", "x-2.png", "c/x.png", "X.png", "y.tar.png", "../../z.png"]
-    found = output_names([Path(name) for name in names])
-    assert found == ["x", "x-3", "x-2", "x-4", "X-5", "y.tar", "z"]
-    assert len({name.casefold() for name in found}) == len(names)
-    many = output_names([Path(f"{i}/rain.png") for i in range(5000)])
-    assert (many[0], many[4999], len(set(many))) == ("rain", "rain-5000", 5000)
 
 
 def test_nothing_is_written_outside_the_result_folder(run, model, tmp_path):

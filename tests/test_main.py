@@ -134,11 +134,14 @@ def test_values_are_typed():
     [
         (
             "--lr 0.5",
-            "-a/--action: expected one of train, test, derain, export, clean, pairs, check, "
+            "-a/--action: expected one of train, test, score, derain, export, clean, pairs, check, "
             "lists\n",
         ),
         ("-h -a tset", "--action: 'tset' is not one of train"),
-        ("-a tset", "--action: 'tset' is not one of train, test, derain, export, clean, pairs"),
+        (
+            "-a tset",
+            "--action: 'tset' is not one of train, test, score, derain, export, clean, pairs",
+        ),
         ("-a train --batchsize 8", "unknown option --batchsize; did you mean --batch-size?"),
         ("--batch_size=8 -a train", "unknown option --batch_size; did you mean --batch-size?"),
         ("-a train --batch 8", "unknown option --batch; did you mean --batch-size?"),
@@ -170,7 +173,10 @@ def test_values_are_typed():
         ("-a test --lr 0.5", "--lr: is for train; this is -a test\n"),
         ("-a test --lr 0.0005", "--lr: is for train; this is -a test\n"),  # its default
         ("-a test --no-compile", "--compile: is for train; this is -a test\n"),
-        ("-a train -i x", "-i/--input: is for derain, clean, pairs and lists; this is -a train\n"),
+        (
+            "-a train -i x",
+            "-i/--input: is for score, derain, clean, pairs and lists; this is -a train\n",
+        ),
         ("-a clean -m x", "-m/--model: is for train, test, derain and export; this is -a clean\n"),
         (
             "-a derain --patch-size 9",

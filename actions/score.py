@@ -1,0 +1,217 @@
+"""The action `score`: results of other programs, held against the clean images. No network runs.
+
+In the folder -o: metrics.csv (a row a result), summary.json (the means), table.md and table.tex
+(a row a method, to be put into a paper) and index.html (all of it, to look at).
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from actions.score_pairs import Done, Task, score_pair
+from media.lists import read_list
+from media.pair_list import PairList
+from media.results import Match, Method, find_methods, match, result_names
+from report import comparison, page
+from report.comparison import INPUT
+from settings import Settings, UserError
+from system import machine
+from system.files import claimed, require_apart, require_writable, shown, write_atomically
+from system.overlap import spread
+from system.progress import Progress, complain
+
+WRITTEN = ("metrics.csv", "summary.json", "table.md", "table.tex")
+TOLD = 5  # of many names, as many are told
+
+
+def score(settings: Settings) -> int:
+    """Score the results in `-i` by the clean images of `--test-list`. Returns the exit status.
+
+    That is 2 where a picture has no result, a result no picture, or one of either is bad: they are
+    told, and the others are scored.
+
+    Raises:
+        UserError: bad input, no result that can be scored, or a file that cannot be written.
+    """
+    if not settings.input or not settings.output:
+        raise UserError("-i and -o: expected a folder of results, and a folder to write into")
+    start, folder = time.monotonic(), Path(settings.output)
+    methods, empty = find_methods(Path(settings.input), folder)
+    if any(method.name == INPUT for method in methods):
+        raise UserError(
+            f"-i: {settings.input}: a method is called {INPUT}, as the row of the rainy images is; "
+            "expected another name"
+        )
+    how = settings.layout, settings.side_by_side
+    pairs = read_list(settings.test_list, False, print, *how, alone=True)
+    if not pairs.paired:
+        print(f"{settings.test_list}: taken as the clean images; there is no row of the {INPUT}")
+    names = result_names([pair.rainy for pair in pairs])
+    _require_apart(settings, pairs, methods, folder)
+    if empty:
+        print(f"left out, as without pictures: {_some(shown(path) for path in empty)}")
+    matches = [match(method, pairs, names) for method in methods]
+    for method, found in zip(methods, matches, strict=True):
+        _tell_match(method, found, pairs)
+    if not any(found.files for found in matches):
+        raise UserError(f"-i: {settings.input}: none of its pictures is of {settings.test_list}")
+    require_writable(folder)
+    with claimed(folder):
+        _clear(folder)
+        tasks = []
+        for place, (name, pair) in enumerate(zip(names, pairs, strict=True)):
+            own = {n: found.files.get(place) for n, found in enumerate(matches, 1)}
+            tasks.append(Task(place, name, pair, {n: path for n, path in own.items() if path}))
+        done = _scored(settings, folder, methods, tasks)
+        _write(settings, folder, methods, pairs, done, time.monotonic() - start)
+    complete = all(found.complete for found in matches)
+    return 0 if complete and not any(one.complaints for one in done) else 2
+
+
+def _some(names: Iterable[object]) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:TOLD]) + (f", and {len(names) - TOLD} more" if names[TOLD:] else "")
+
+
+def _require_apart(
+    settings: Settings, pairs: PairList, methods: list[Method], folder: Path
+) -> None:
+    results = {path.parent.resolve() for method in methods for path in method.files}
+    if folder.resolve() in {Path(settings.input).resolve(), *results}:
+        raise UserError(f"-o: {folder}: the results are there; expected another folder")
+    read = [Path(settings.test_list), *(path for method in methods for path in method.files)]
+    read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
+    require_apart(read, [*(folder / name for name in WRITTEN), *page.own_files(folder)], "-o")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run says in the folder. Raises UserError where another kind did."""
+    page.require_own_page(folder)
+    comparison.require_own_table(folder / WRITTEN[0])
+    for stale in WRITTEN:
+        (folder / stale).unlink(missing_ok=True)
+    page.remove_page(folder)
+
+
+def _tell_match(method: Method, found: Match, pairs: PairList) -> None:
+    """Say what of a method's results is scored, and what is not."""
+    name, count = method.name, len(found.files)
+    how = f"; {found.how}" if found.how else ""
+    print(f"{name}: {count} of {len(pairs)} pictures have a result{how}")
+    if method.others:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(method.others.items()))
+        print(f"{name}: passed over, as no pictures: {kinds}")
+    for text in found.doubts[:TOLD]:
+        complain(f"{name}: {text}; not scored")
+    if found.doubts[TOLD:]:
+        complain(f"{name}: and {len(found.doubts) - TOLD} more of this kind")
+    if found.strangers:
+        names = _some(shown(path.name) for path in found.strangers)
+        complain(f"{name}: of no picture of the list: {len(found.strangers)}: {names}")
+    if found.missing:
+        names = _some(
+            shown((pairs[place].clean or pairs[place].rainy).name) for place in found.missing
+        )
+        complain(f"{name}: no result for {len(found.missing)} of {len(pairs)}: {names}")
+
+
+def _scored(
+    settings: Settings, folder: Path, methods: list[Method], tasks: list[Task]
+) -> list[Done]:
+    names = [INPUT, *(method.name for method in methods)]
+    work = partial(score_pair, names=names, folder=folder, crop=settings.crop_to_common)
+    found: list[Done] = []
+    results = spread(tasks, work, machine.cores())
+    try:
+        with (
+            closing(results),
+            comparison.Table(folder / WRITTEN[0]) as table,
+            Progress("picture", 0, len(tasks), []) as progress,
+        ):
+            for done in results:
+                for line in done.complaints:
+                    complain(line)
+                table.add(done.scores)
+                found.append(done)
+                progress.advance(1)
+    except BaseException:
+        if found:
+            print(f"{len(found)} of {len(tasks)} pictures were scored; {table.path} holds them")
+        raise
+    return found
+
+
+def _write(
+    settings: Settings,
+    folder: Path,
+    methods: list[Method],
+    pairs: PairList,
+    done: list[Done],
+    seconds: float,
+) -> None:
+    """Write means, tables and page, and print the means. Raises UserError."""
+    names = [method.name for method in methods]
+    scores = [score for one in done for score in one.scores]
+    means = comparison.means_of(scores, [INPUT, *names])
+    if all(mean.method == INPUT for mean in means):
+        raise UserError(f"-i: {settings.input}: none of its pictures could be scored")
+    for number, name in enumerate(names, 1):
+        for text in _notes(number, done):
+            print(f"{name}: {text}")
+    if len({mean.images for mean in means}) > 1:
+        print("the means are over different pictures: compare methods where they have the same")
+    comparison.write_tables(folder, means, len(pairs))
+    _write_summary(settings, folder / WRITTEN[1], means, len(pairs), seconds)
+    run = page.about("none: results of other programs", f"{machine.cores()} cores", seconds)
+    title = f"{', '.join(names)} on {Path(settings.test_list).name}"
+    content = _content(names, means, done, len(pairs))
+    page.write_page(folder, title, content, run, settings)
+    print(f"results in {folder}: {', '.join(WRITTEN)}")
+    print(f"open {folder / page.PAGE} to look at them")
+    comparison.show(means, len(pairs))
+
+
+def _notes(number: int, done: list[Done]) -> Iterator[str]:
+    jpeg = sum(number in one.jpeg for one in done)
+    cropped = sum(number in one.cropped for one in done)
+    if jpeg:
+        yield f"{jpeg} of its results are JPEG files, whose losses count against it"
+    if cropped:
+        yield f"{cropped} of its results have another size: scored by what they share, top left"
+
+
+def _content(names: list[str], means: list[comparison.Mean], done: list[Done], listed: int) -> dict:
+    methods = [page.Side(name, str(number), True) for number, name in enumerate(names, 1)]
+    rows = [one.shown for one in done if one.shown]
+    rainy = [page.Side(INPUT, "before", True)] if means[0].method == INPUT else []
+    told = [(mean.method, mean.images, mean.scores) for mean in means]
+    count = f"{len(rows)} of {listed}" if len(rows) < listed else f"{listed}"
+    lead = f"{count} pictures, {len(names)} method{'s' * (len(names) > 1)}."
+    sides = [*rainy, *methods, page.CLEAN]
+    return page.content(lead, sides, rows, told, WRITTEN, bool(rainy))
+
+
+def _write_summary(
+    settings: Settings, path: Path, means: list[comparison.Mean], listed: int, seconds: float
+) -> None:
+    # JSON has no infinity (equal images) and no NaN (no image large enough).
+    methods = {
+        mean.method: {
+            "images": mean.images,
+            "means": {m: v if math.isfinite(v) else str(v) for m, v in mean.scores.items()},
+        }
+        for mean in means
+    }
+    told = {
+        "results": settings.input,
+        "list": settings.test_list,
+        "images_listed": listed,
+        "crop_to_common": settings.crop_to_common,
+        "seconds": round(seconds, 3),
+        "methods": methods,
+    }
+    write_atomically(path, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,284 @@
+"""Results of a network on a list of images: what they are called, and whose image each one is of.
+
+Methods call their results after the rainy image or the clean one, and many add or change something.
+One rule serves all results of a method: the first of WAYS that fits at least half of them.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from media.pair_list import PairList
+from media.pictures import FORMATS
+from settings import UserError
+from system.files import shown
+
+DERAINED = "derained"  # the folder of the results of a test, within its result folder
+OWN = {"index_files"}  # what pages keep in a folder of results
+TOLD = 5  # of many names, as many are told
+
+
+def result_names(files: list[Path]) -> list[str]:
+    """A name for each file's results: its stem, numbered where an earlier file has the same.
+
+    No two are equal even on a file system that ignores case, and a file keeps its stem unless
+    one before it in the list took it.
+    """
+    stems = [file.stem for file in files]
+    reserved = {stem.casefold() for stem in stems}
+    taken: set[str] = set()
+    counts: dict[str, int] = {}  # the last number given to a stem
+    names = []
+    for stem in stems:
+        name, number = stem, counts.get(stem.casefold(), 1)
+        while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
+            number += 1
+            name = f"{stem}-{number}"
+        counts[stem.casefold()] = number
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+@dataclass
+class Method:
+    """A folder of one method's results.
+
+    Attributes:
+        files: the pictures in it, in order.
+        others: how many files of which suffix are no pictures.
+    """
+
+    name: str
+    files: list[Path]
+    others: Counter[str]
+
+
+@dataclass
+class Match:
+    """Which result is of which pair.
+
+    Attributes:
+        files: the result of each pair that has one, by the pair's place in the list.
+        how: what was added or changed in the names, for a message; "" where nothing was.
+        doubts: results that were not taken, as several fit; one text each.
+        strangers: results that fit no pair.
+        missing: the pairs without a result, by their places in the list.
+    """
+
+    files: dict[int, Path]
+    how: str
+    doubts: list[str] = field(default_factory=list)
+    strangers: list[Path] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not (self.doubts or self.strangers or self.missing)
+
+
+def find_methods(path: Path, besides: Path) -> tuple[list[Method], list[Path]]:
+    """The methods of a folder: itself if it holds pictures, else each folder in it.
+
+    The pictures of a method may lie in the only folder within its own, or as `test` writes them.
+
+    Args:
+        besides: a folder that is not looked into.
+
+    Returns:
+        The methods, and the folders in it that hold no pictures.
+
+    Raises:
+        UserError: no folder, none with pictures, or several readings of it fit.
+    """
+    if not path.is_dir():
+        raise UserError(f"-i: {path}: expected a folder of results, or of a folder a method")
+    folders, files = _listed(path, besides)
+    if _pictures(files) or (path / DERAINED).is_dir():
+        home = path if _pictures(files) else path / DERAINED
+        more = [] if home != path else [f.name for f in folders if _holds_pictures(f, besides)]
+        if more:
+            raise UserError(
+                f"-i: {path}: holds both pictures and folders of pictures ({_some(more)}); "
+                "expected the pictures of one method, or a folder for each"
+            )
+        return [_method(path.resolve().name, home, besides)], []
+    methods, empty = [], []
+    for folder in folders:
+        home = _home(folder, besides)
+        if home is None:
+            empty.append(folder)
+        else:
+            methods.append(_method(folder.name, home, besides))
+    if not methods:
+        raise UserError(f"-i: {path}: holds no pictures; expected {', '.join(sorted(FORMATS))}")
+    return methods, empty
+
+
+def _listed(path: Path, besides: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in a folder, in order. Raises UserError."""
+    try:
+        inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        folders = [e for e in inside if e.is_dir() and e.name not in OWN]
+        own = besides.resolve()
+        return [f for f in folders if f.resolve() != own], [e for e in inside if e.is_file()]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _pictures(files: list[Path]) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in FORMATS]
+
+
+def _holds_pictures(folder: Path, besides: Path) -> bool:
+    folders, files = _listed(folder, besides)
+    return bool(_pictures(files)) or any(_holds_pictures(inner, besides) for inner in folders)
+
+
+def _home(folder: Path, besides: Path) -> Path | None:
+    """Where the pictures of a method's folder lie. Raises UserError where several places fit."""
+    folders, files = _listed(folder, besides)
+    if _pictures(files):
+        return folder
+    if (folder / DERAINED).is_dir():
+        return folder / DERAINED
+    inner = [one for one in folders if _holds_pictures(one, besides)]
+    if len(inner) > 1:
+        names = _some([one.name for one in inner])
+        raise UserError(f"-i: {folder}: holds several folders of pictures ({names}); expected one")
+    return _home(inner[0], besides) if inner else None
+
+
+def _method(name: str, home: Path, besides: Path) -> Method:
+    _, files = _listed(home, besides)
+    pictures = _pictures(files)
+    others = Counter(f.suffix.lower() or "no suffix" for f in files if f not in set(pictures))
+    return Method(name, pictures, others)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:TOLD]) + (", ..." if len(names) > TOLD else "")
+
+
+class Way(NamedTuple):
+    """From the stem of a picture of the list to what must be in the stem of its result."""
+
+    told: str
+    key: Callable[[str], str]
+    whole: bool = False  # nothing may stand around it
+
+
+def _digits(stem: str) -> str:
+    """What lies from the first digit of a stem to its last, without leading zeros."""
+    core = re.search(r"\d(?:.*\d)?", stem)
+    return re.sub(r"0*(\d+)", r"\1", core[0]) if core else ""
+
+
+WAYS = (
+    Way("", str.casefold, whole=True),
+    Way("what is around the name", str.casefold),
+    Way("the number in the name", _digits),
+)
+Around = tuple[str, str]  # what stands before and after the key in the results of a method
+
+
+def match(method: Method, pairs: PairList, names: list[str]) -> Match:
+    """Find the pair of each result of a method.
+
+    Args:
+        names: result_names of the pairs.
+    """
+    stems = [file.stem for file in method.files]
+    found: list[set[int]] = []
+    how, most = "", -1
+    for way in WAYS:
+        sets, around = _by(way, stems, _known(way, pairs, names, stems))
+        count = sum(len(one) == 1 for one in sets)
+        if count > most:
+            most, found, how = count, sets, _how(way, around, method.files, sets, pairs)
+        if 2 * count >= len(stems):
+            break
+    return _sorted_out(method, pairs, found, how)
+
+
+def _known(way: Way, pairs: PairList, names: list[str], stems: list[str]) -> dict[str, set[int]]:
+    """The places of the pairs by their keys: those of the rainy images, then of the clean ones."""
+    rainy, clean = defaultdict(set), defaultdict(set)
+    shared = defaultdict(list)
+    there = {stem.casefold() for stem in stems}
+    for place, (pair, name) in enumerate(zip(pairs, names, strict=True)):
+        rainy[way.key(name)].add(place)
+        shared[way.key(pair.rainy.stem)].append(place)
+        if pair.clean is not None:
+            clean[way.key(pair.clean.stem)].add(place)
+    for key, places in shared.items():
+        # Of several with the same stem, none is meant by it alone, unless all are there, numbered.
+        if not all(names[place].casefold() in there for place in places):
+            rainy[key] |= set(places)
+    known = {**clean, **rainy}
+    known.pop("", None)
+    return known
+
+
+def _by(way: Way, stems: list[str], known: dict[str, set[int]]) -> tuple[list[set[int]], Around]:
+    """The places that each stem may mean, with one thing around the key in all of them."""
+    if way.whole:
+        return [known.get(way.key(stem), set()) for stem in stems], ("", "")
+    fits: dict[Around, dict[int, set[int]]] = defaultdict(dict)
+    for number, stem in enumerate(stems):
+        for around, inner in _parts(stem):
+            if places := known.get(way.key(inner)):
+                fits[around][number] = places
+    if not fits:
+        return [set() for _ in stems], ("", "")
+
+    def rank(around: Around) -> tuple[int, int]:
+        return sum(len(p) == 1 for p in fits[around].values()), -len("".join(around))
+
+    best = max(fits, key=rank)
+    return [fits[best].get(number, set()) for number in range(len(stems))], best
+
+
+def _parts(stem: str) -> Iterator[tuple[Around, str]]:
+    """Each run of a stem's words, numbers and signs, and what is around it."""
+    ends = [0, *(found.end() for found in re.finditer(r"\d+|[^\W\d_]+|[\W_]", stem))]
+    for first, start in enumerate(ends):
+        for end in ends[first + 1 :]:
+            yield (stem[:start].casefold(), stem[end:].casefold()), stem[start:end]
+
+
+def _how(way: Way, around: Around, files: list[Path], sets: list[set[int]], pairs: PairList) -> str:
+    if way.whole:
+        return ""
+    example = next(((f, p) for f, p in zip(files, sets, strict=True) if len(p) == 1), None)
+    if example is None:
+        return ""
+    file, places = example
+    pair = pairs[next(iter(places))]
+    return f"matched by {way.told}, such as {file.name} to {shown((pair.clean or pair.rainy).name)}"
+
+
+def _sorted_out(method: Method, pairs: PairList, found: list[set[int]], how: str) -> Match:
+    result = Match({}, how)
+    takers: dict[int, list[Path]] = defaultdict(list)
+    for file, places in zip(method.files, found, strict=True):
+        if len(places) == 1:
+            takers[next(iter(places))].append(file)
+        elif places:
+            of = _some([pairs[place].where for place in sorted(places)])
+            result.doubts.append(f"{file.name} may be of {of}")
+        else:
+            result.strangers.append(file)
+    for place in range(len(pairs)):
+        files = takers.get(place, [])
+        if len(files) == 1:
+            result.files[place] = files[0]
+        elif files:
+            rivals = _some([file.name for file in files])
+            result.doubts.append(f"{pairs[place].where} has several: {rivals}")
+        else:
+            result.missing.append(place)
+    return result

@@ -1,0 +1,146 @@
+"""Which result is of which picture: the names that methods give, and folders of them."""
+
+from pathlib import Path
+
+import pytest
+
+from media.lists import read_list
+from media.results import find_methods, match, result_names
+from settings import UserError
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def matched(truths: list[str], results: list[str]) -> tuple[dict[str, str], object]:
+    """{truth: result} by their names, and the whole match. A truth may be `rainy clean`."""
+    lines = [line.split() for line in truths]
+    touch(*(f"data/{name}" for names in lines for name in names), *(f"r/{n}" for n in results))
+    Path("data/list.txt").write_text("\n".join(truths))
+    pairs = read_list("data/list.txt")
+    names = result_names([pair.rainy for pair in pairs])
+    (method,), _ = find_methods(Path("r"), Path("out"))
+    found = match(method, pairs, names)
+    return {lines[place][0]: path.name for place, path in found.files.items()}, found
+
+
+@pytest.mark.parametrize(
+    ("truth", "result"),
+    [
+        ("{}.png", "{}.png"),
+        ("{}.png", "{}.jpg"),  # another kind of file
+        ("{}.png", "{}_derained.png"),
+        ("{}.png", "derained-{}.png"),
+        ("{}.png", "{}_x4.png"),  # a number of its own, which is one of theirs
+        ("{}.png", "step2_{}_of_9.png"),
+        ("{}.png", "00{}.png"),
+        ("norain-00{}.png", "rain-00{}.png"),
+        ("norain-00{}.png", "rain-00{}_DRSformer.png"),
+        ("norain-{}.png", "{}.png"),
+        ("norain-{}.png", "norain-{}x2.png"),
+        ("rainy/{}.png clean/{}.png", "{}.png"),
+        ("rainy/rain-{}.png clean/norain-{}.png", "norain-{}.png"),
+        ("rainy/rain-{}.png clean/norain-{}.png", "rain-{}_out.png"),
+        ("rainy/901_{}.jpg clean/901.jpg", "901_{}.png"),  # as DDN-Data: one truth for all
+        ("rainy/901_{}.jpg clean/901.jpg", "901_{}_derained.png"),
+        ("IMG_{}.PNG", "img_{}.png"),
+        ("000-f_{}_256.png", "000-f_{}_256-derained.png"),
+    ],
+)
+def test_results_are_matched_by_what_is_in_their_names(truth, result):
+    numbers = range(1, 12)
+    truths = [truth.replace("{}", str(n)) for n in numbers]
+    found, whole = matched(truths, [result.replace("{}", str(n)) for n in numbers])
+    expected = {
+        truth.split()[0].replace("{}", str(n)): result.replace("{}", str(n)) for n in numbers
+    }
+    assert found == expected
+    assert whole.complete
+
+
+def test_words_are_matched_too():
+    found, whole = matched(
+        ["sea.png", "street.png", "sea_side.png"], ["sea_out.png", "sea_side_out.png"]
+    )
+    assert found == {"sea.png": "sea_out.png", "sea_side.png": "sea_side_out.png"}
+    assert whole.missing == [1]
+    assert whole.how == "matched by what is around the name, such as sea_out.png to sea.png"
+
+
+def test_one_result_alone_is_matched():
+    assert matched(["norain-001.png", "norain-002.png"], ["rain-002.png"])[0] == {
+        "norain-002.png": "rain-002.png"
+    }
+
+
+def test_names_of_a_test_with_equal_stems():
+    truths = ["a/1.png", "b/1.png", "a/2.png"]
+    found, whole = matched(truths, ["1.png", "1-2.png", "2.png"])
+    assert found == {"a/1.png": "1.png", "b/1.png": "1-2.png", "a/2.png": "2.png"}
+    assert whole.complete
+
+
+def test_what_is_not_certain_is_not_taken():
+    truths = ["a/1.png", "b/1.png", "a/2.png", "a/3.png", "a/4.png"]
+    found, whole = matched(truths, ["1.png", "2.png", "2.jpg", "3.png", "other.png"])
+    assert found == {"a/3.png": "3.png"}
+    assert whole.missing == [0, 1, 4]
+    assert [path.name for path in whole.strangers] == ["other.png"]
+    assert whole.doubts == [
+        "1.png may be of data/list.txt:1, data/list.txt:2",
+        "data/list.txt:3 has several: 2.jpg, 2.png",
+    ]
+    assert not whole.complete
+
+
+def test_folders_of_methods():
+    touch("r/B/1.png", "r/B/notes.txt", "r/A/results/Rain100L/1.png", "r/.cache/1.png")
+    touch(
+        "r/T/derained/1.png", "r/T/mask/1.png", "r/T/compare/1.png", "r/T/index_files/0-thumb.jpg"
+    )
+    touch("r/empty/readme", "r/out/1.png")
+    methods, empty = find_methods(Path("r"), Path("r/out"))
+    assert [(m.name, [str(f) for f in m.files]) for m in methods] == [
+        ("A", ["r/A/results/Rain100L/1.png"]),
+        ("B", ["r/B/1.png"]),
+        ("T", ["r/T/derained/1.png"]),
+    ]
+    assert dict(methods[1].others) == {".txt": 1}
+    assert empty == [Path("r/empty")]
+
+
+def test_one_method_is_its_folder(monkeypatch):
+    touch("m/1.png", "m/index_files/000000-thumb.jpg", "t/derained/1.png", "t/mask/1.png")
+    for name in ("m", "t"):
+        (method,), _ = find_methods(Path(name), Path("out"))
+        assert (method.name, len(method.files)) == (name, 1)
+    monkeypatch.chdir("m")
+    assert find_methods(Path(), Path("out"))[0][0].name == "m"
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["r/1.png", "r/A/1.png"], "holds both pictures and folders of pictures (A)"),
+        (["r/A/x/1.png", "r/A/y/1.png"], "-i: r/A: holds several folders of pictures (x, y)"),
+        (["r/A/notes.txt"], "-i: r: holds no pictures; expected .avif"),
+        (["r"], "-i: r: expected a folder of results"),
+    ],
+)
+def test_folders_that_can_be_read_in_two_ways_or_none_are_refused(files, told):
+    touch(*files)
+    with pytest.raises(UserError) as error:
+        find_methods(Path("r"), Path("out"))
+    assert told in str(error.value)
+
+
+def test_results_get_names_of_their_own():
+    names = ["a/x.png", "b/x.jpg", "x-2.png", "c/x.png", "X.png", "y.tar.png", "../../z.png"]
+    found = result_names([Path(name) for name in names])
+    assert found == ["x", "x-3", "x-2", "x-4", "X-5", "y.tar", "z"]
+    assert len({name.casefold() for name in found}) == len(names)
+    many = result_names([Path(f"{i}/rain.png") for i in range(5000)])
+    assert (many[0], many[4999], len(set(many))) == ("rain", "rain-5000", 5000)
