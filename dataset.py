@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from media.lists import read_pair
 from media.pair_list import Pair
-from media.pixels import to_float
+from media.tensors import to_float
 from settings import Settings, UserError
 from system.interrupt import deferred, leave_to_parent
 

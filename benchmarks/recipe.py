@@ -29,7 +29,7 @@ from engine import checkpoint
 from engine.events import read_scalars
 from media.lists import read_list, read_pair
 from media.pair_list import Pair
-from media.pixels import to_float
+from media.tensors import to_float
 from model import CHANNELS, SPANet
 from settings import Settings
 

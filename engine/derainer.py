@@ -13,7 +13,7 @@ from torch import Tensor
 from engine import checkpoint, tiles
 from engine.device import free_memory, is_out_of_memory, prepare
 from engine.ranks import Ranks
-from media.pixels import to_float, to_levels
+from media.tensors import to_float, to_levels
 from model import STAGES, SPANet
 from settings import Settings, UserError
 from system import machine

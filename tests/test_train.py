@@ -23,7 +23,7 @@ from actions import train
 from cal_ssim import SSIM
 from engine import training_step
 from engine.training_run import TrainingRun
-from media.pixels import to_float
+from media.tensors import to_float
 from model import SPANet
 from settings import Settings, UserError
 
