@@ -53,17 +53,18 @@ def test_what_making_an_item_raises_comes_in_its_place():
     assert threads() == 0
 
 
+def endless(closed: list[bool], pause: float = 0):
+    try:
+        while True:
+            time.sleep(pause)
+            yield 1
+    finally:
+        closed.append(True)
+
+
 def test_closing_ends_the_thread_and_the_items():
     closed = []
-
-    def items():
-        try:
-            while True:
-                yield 1
-        finally:
-            closed.append(True)
-
-    stream = ahead(items())
+    stream = ahead(endless(closed))
     next(stream)
     stream.close()
     assert closed == [True]
@@ -189,16 +190,7 @@ def test_a_second_interrupt_waits_for_what_is_under_way():
 
 def test_an_interrupt_of_what_reads_ahead_closes_it():
     closed = []
-
-    def items():
-        try:
-            while True:
-                time.sleep(0.2)
-                yield 1
-        finally:
-            closed.append(True)
-
-    stream = ahead(items())
+    stream = ahead(endless(closed, 0.2))
     next(stream)
     timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
