@@ -53,6 +53,7 @@ CLEAN, PAIRS, CHECK, LISTS = ("clean",), ("pairs",), ("check",), ("lists",)
 DERAINING = TRAIN + TEST + DERAIN  # train derains the images of --val-list
 NETWORK = DERAINING + EXPORT
 VIDEOS = CLEAN + PAIRS
+ON_CPUS = DERAINING + SCORE + VIDEOS
 LISTED = TRAIN + TEST + SCORE + CHECK + LISTS
 EVERY = NETWORK + SCORE + VIDEOS + CHECK + LISTS
 
@@ -132,7 +133,7 @@ class Settings:
         "auto", DERAINING, "where to compute; auto means cuda if there is a GPU, else cpu"
     )
     num_threads: int = option(
-        0, DERAINING + VIDEOS, "number of CPU threads; 0 means one for each core", low=0, high=1024
+        0, ON_CPUS, "number of CPU threads; 0 means one for each core", low=0, high=1024
     )
     precision: Literal["fp32", "tf32", "bf16"] = option(
         "fp32", DERAINING, "number format the network computes in; tf32 needs a GPU", recipe=True

@@ -4,8 +4,6 @@ In the folder -o: metrics.csv (a row a result), summary.json (the means), table.
 (a row a method, to be put into a paper) and index.html (all of it, to look at).
 """
 
-import json
-import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -13,17 +11,21 @@ from functools import partial
 from pathlib import Path
 
 from actions.score_pairs import Done, Task, score_pair
+from media.inspection import first_looks
 from media.lists import read_list
 from media.pair_list import PairList
 from media.results import Match, Method, find_methods, match, result_names
 from report import comparison, page
 from report.comparison import INPUT
+from report.metrics import BYTES_A_PIXEL
+from report.table import Table, in_json, write_json
 from settings import Settings, UserError
 from system import machine
-from system.files import claimed, require_apart, require_writable, shown, write_atomically
+from system.files import claimed, require_apart, require_writable, shown
 from system.overlap import spread
 from system.progress import Progress, complain
 
+TAKEN = {INPUT: "rainy", page.CLEAN.name: "clean"}  # names
 WRITTEN = ("metrics.csv", "summary.json", "table.md", "table.tex")
 TOLD = 5  # of many names, as many are told
 
@@ -41,11 +43,12 @@ def score(settings: Settings) -> int:
         raise UserError("-i and -o: expected a folder of results, and a folder to write into")
     start, folder = time.monotonic(), Path(settings.output)
     methods, empty = find_methods(Path(settings.input), folder)
-    if any(method.name == INPUT for method in methods):
-        raise UserError(
-            f"-i: {settings.input}: a method is called {INPUT}, as the row of the rainy images is; "
-            "expected another name"
-        )
+    for name, what in TAKEN.items():
+        if name in [method.name for method in methods]:
+            raise UserError(
+                f"-i: {settings.input}: a method is called {name}, as the {what} images are; "
+                "expected another name"
+            )
     how = settings.layout, settings.side_by_side
     pairs = read_list(settings.test_list, False, print, *how, alone=True)
     if not pairs.paired:
@@ -53,7 +56,7 @@ def score(settings: Settings) -> int:
     names = result_names([pair.rainy for pair in pairs])
     _require_apart(settings, pairs, methods, folder)
     if empty:
-        print(f"left out, as without pictures: {_some(shown(path) for path in empty)}")
+        complain(f"left out, as without pictures: {_some(shown(path) for path in empty)}")
     matches = [match(method, pairs, names) for method in methods]
     for method, found in zip(methods, matches, strict=True):
         _tell_match(method, found, pairs)
@@ -68,7 +71,7 @@ def score(settings: Settings) -> int:
             tasks.append(Task(place, name, pair, {n: path for n, path in own.items() if path}))
         done = _scored(settings, folder, methods, tasks)
         _write(settings, folder, methods, pairs, done, time.monotonic() - start)
-    complete = all(found.complete for found in matches)
+    complete = not empty and all(found.complete for found in matches)
     return 0 if complete and not any(one.complaints for one in done) else 2
 
 
@@ -91,9 +94,13 @@ def _require_apart(
 def _clear(folder: Path) -> None:
     """Remove what an earlier run says in the folder. Raises UserError where another kind did."""
     page.require_own_page(folder)
-    comparison.require_own_table(folder / WRITTEN[0])
-    for stale in WRITTEN:
-        (folder / stale).unlink(missing_ok=True)
+    table, *others = (folder / name for name in WRITTEN)
+    comparison.require_own_table(table)
+    there = [path for path in others if path.exists()]
+    if there and not table.exists():
+        raise UserError(f"{there[0]}: is not of -a score; expected another -o")
+    for stale in (*others, table):
+        stale.unlink(missing_ok=True)
     page.remove_page(folder)
 
 
@@ -125,17 +132,19 @@ def _scored(
     names = [INPUT, *(method.name for method in methods)]
     work = partial(score_pair, names=names, folder=folder, crop=settings.crop_to_common)
     found: list[Done] = []
-    results = spread(tasks, work, machine.cores())
+    results = spread(tasks, work, _processes(settings, tasks))
     try:
         with (
             closing(results),
-            comparison.Table(folder / WRITTEN[0]) as table,
+            Table(folder / WRITTEN[0], comparison.COLUMNS) as table,
             Progress("picture", 0, len(tasks), []) as progress,
         ):
             for done in results:
                 for line in done.complaints:
                     complain(line)
-                table.add(done.scores)
+                for one in done.scores:
+                    texts = one.method, one.name, one.result, one.truth
+                    table.add(texts, [one.width, one.height, *one.scores.values()])
                 found.append(done)
                 progress.advance(1)
     except BaseException:
@@ -143,6 +152,17 @@ def _scored(
             print(f"{len(found)} of {len(tasks)} pictures were scored; {table.path} holds them")
         raise
     return found
+
+
+def _processes(settings: Settings, tasks: list[Task]) -> int:
+    """One for each core, but no more than there is memory for."""
+    pairs = [task.pair for task in tasks]
+    looks = (found for _, found in first_looks(pairs, range(len(pairs))))
+    pixels = max((w * h for w, h in (one for one in looks if isinstance(one, tuple))), default=0)
+    images = 3 + max(len(task.results) for task in tasks)  # and one that is being made
+    needed = pixels * (BYTES_A_PIXEL + 3 * images)
+    most = settings.num_threads or machine.cores()
+    return max(1, min(most, machine.free_memory() // (2 * needed) if needed else most))
 
 
 def _write(
@@ -162,8 +182,8 @@ def _write(
     for number, name in enumerate(names, 1):
         for text in _notes(number, done):
             print(f"{name}: {text}")
-    if len({mean.images for mean in means}) > 1:
-        print("the means are over different pictures: compare methods where they have the same")
+    if not comparison.are_alike(means):
+        print("the means are over different pictures: they cannot be compared")
     comparison.write_tables(folder, means, len(pairs))
     _write_summary(settings, folder / WRITTEN[1], means, len(pairs), seconds)
     run = page.about("none: results of other programs", f"{machine.cores()} cores", seconds)
@@ -198,14 +218,7 @@ def _content(names: list[str], means: list[comparison.Mean], done: list[Done], l
 def _write_summary(
     settings: Settings, path: Path, means: list[comparison.Mean], listed: int, seconds: float
 ) -> None:
-    # JSON has no infinity (equal images) and no NaN (no image large enough).
-    methods = {
-        mean.method: {
-            "images": mean.images,
-            "means": {m: v if math.isfinite(v) else str(v) for m, v in mean.scores.items()},
-        }
-        for mean in means
-    }
+    methods = {m.method: {"images": m.images, "means": in_json(m.scores)} for m in means}
     told = {
         "results": settings.input,
         "list": settings.test_list,
@@ -214,4 +227,4 @@ def _write_summary(
         "seconds": round(seconds, 3),
         "methods": methods,
     }
-    write_atomically(path, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(path, told)

@@ -36,7 +36,7 @@ class Done:
         scores: of the input, if there is one, and of each method that has a good result.
         shown: the picture of the page; None where nothing was scored.
         complaints: what is wrong, a line each.
-        notes: what is odd: the numbers of the methods whose result is a JPEG, and was cropped.
+        jpeg, cropped: the numbers of the methods whose result is a JPEG, or was cropped.
     """
 
     scores: list[Score] = field(default_factory=list)

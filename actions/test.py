@@ -5,6 +5,7 @@ compare/STEM.png (rainy, derained, clean where known, mask, side by side), metri
 image), summary.json (the means, and what was run) and index.html (all of it, to look at).
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from model import CONSTANT_MASK
 from report import page
 from report.copies import write_pictures
 from report.metrics import MEASURES, measure
-from report.table import SIDES, Row, Table, means_of, print_means, write_summary
+from report.table import COLUMNS, SCORES, SIDES, Row, Table, means_of, print_means, write_summary
 from report.visualize import encode_png, heat_map, strip
 from settings import Settings, UserError
 from system.files import (
@@ -188,7 +189,7 @@ def _derain_list(
         _told_what_is_done(rows, len(pairs), ranks),
         closing(done),
         closing(log) if log else nullcontext(),
-        Table(folder / "metrics.csv" if told else None) as table,
+        Table(folder / TOLD[0] if told else None, COLUMNS) as table,
         Progress("image", 0, len(pairs), list(MEASURES) if scored else [], settings.log_every,
                  silent=not ranks.first) as progress,
     ):  # fmt: skip
@@ -201,7 +202,10 @@ def _derain_list(
                 log.scalars({f"image/{key}": value for key, value in row.scores.items()}, index)
             if row.note and ranks.first and not any(earlier.note for earlier in rows):
                 progress.say(row.note)
-            table.add(row)
+            texts = row.name, row.rainy, row.clean
+            table.add(
+                texts, [row.width, row.height, *(row.scores.get(name, math.nan) for name in SCORES)]
+            )
             rows.append(row)
             shown = {m: row.scores[f"output_released_{m}"] for m in MEASURES} if scored else {}
             progress.update(index, shown)

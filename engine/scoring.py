@@ -11,13 +11,13 @@ import dataset
 from engine.derainer import Derainer
 from engine.ranks import Ranks
 from media.pair_list import Pair
-from report.metrics import MEASURES, measure
+from report.metrics import BYTES_A_PIXEL, MEASURES, measure
 from settings import UserError
 from system.overlap import behind, finishers
 from system.progress import QUIET_SECONDS
 
 T, U = TypeVar("T"), TypeVar("U")
-BYTES_A_PIXEL = 110  # that scoring an image takes at its peak: 56 for the metrics, and its floats
+BYTES_OF_IMAGES = 54  # a pixel: rainy, derained and clean, as floats and as they were read
 
 
 def score(
@@ -89,7 +89,9 @@ def shared_out(
         return str(done) if isinstance(done, UserError) else finish(done)
 
     def needed(done: T | UserError) -> int:
-        return 0 if isinstance(done, UserError) else pixels(done) * BYTES_A_PIXEL
+        return (
+            0 if isinstance(done, UserError) else pixels(done) * (BYTES_A_PIXEL + BYTES_OF_IMAGES)
+        )
 
     results = behind(worked(), finished, finishers(ranks.local_size), needed)
     with closing(images), closing(results):

@@ -4,7 +4,9 @@ Methods call their results after the rainy image or the clean one, and many add 
 One rule serves all results of a method: the first of WAYS that fits at least half of them.
 """
 
+import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +15,12 @@ from typing import NamedTuple
 
 from media.pair_list import PairList
 from media.pictures import FORMATS
-from settings import UserError
+from settings import UserError, one_line
 from system.files import shown
 
 DERAINED = "derained"  # the folder of the results of a test, within its result folder
-OWN = {"index_files"}  # what pages keep in a folder of results
+OF_PAGES = {"index_files"}  # what pages keep in a folder of results
+OF_TESTS = {"mask", "compare"}  # what tests keep beside DERAINED
 TOLD = 5  # of many names, as many are told
 
 
@@ -83,7 +86,8 @@ class Match:
 def find_methods(path: Path, besides: Path) -> tuple[list[Method], list[Path]]:
     """The methods of a folder: itself if it holds pictures, else each folder in it.
 
-    The pictures of a method may lie in the only folder within its own, or as `test` writes them.
+    The pictures of a method may lie in the only folder within its own that holds any; mask/ and
+    compare/, which `test` writes beside its results, do not count.
 
     Args:
         besides: a folder that is not looked into.
@@ -97,66 +101,58 @@ def find_methods(path: Path, besides: Path) -> tuple[list[Method], list[Path]]:
     if not path.is_dir():
         raise UserError(f"-i: {path}: expected a folder of results, or of a folder a method")
     folders, files = _listed(path, besides)
-    if _pictures(files) or (path / DERAINED).is_dir():
-        home = path if _pictures(files) else path / DERAINED
-        more = [] if home != path else [f.name for f in folders if _holds_pictures(f, besides)]
-        if more:
-            raise UserError(
-                f"-i: {path}: holds both pictures and folders of pictures ({_some(more)}); "
-                "expected the pictures of one method, or a folder for each"
-            )
-        return [_method(path.resolve().name, home, besides)], []
-    methods, empty = [], []
-    for folder in folders:
-        home = _home(folder, besides)
-        if home is None:
-            empty.append(folder)
-        else:
-            methods.append(_method(folder.name, home, besides))
-    if not methods:
+    holding = [folder for folder in folders if _holds_pictures(folder)]
+    if _pictures(files) or [folder.name for folder in holding] == [DERAINED]:
+        home = _home(path, besides)
+        return [_method(path.resolve(), home, besides)], []
+    if not holding:
         raise UserError(f"-i: {path}: holds no pictures; expected {', '.join(sorted(FORMATS))}")
-    return methods, empty
+    methods = [_method(folder, _home(folder, besides), besides) for folder in holding]
+    return methods, [folder for folder in folders if folder not in holding]
 
 
 def _listed(path: Path, besides: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in a folder, in order. Raises UserError."""
+    """The folders and the files in a folder that may be results, in order. Raises UserError."""
     try:
         inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-        folders = [e for e in inside if e.is_dir() and e.name not in OWN]
-        own = besides.resolve()
-        return [f for f in folders if f.resolve() != own], [e for e in inside if e.is_file()]
+        own = {path.resolve(), *path.resolve().parents, besides.resolve()}  # a link may lead back
+        folders = [entry for entry in inside if entry.is_dir() and entry.resolve() not in own]
+        files = [entry for entry in inside if entry.is_file()]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+    tested = any(folder.name == DERAINED for folder in folders)
+    own_names = OF_PAGES | (OF_TESTS if tested else set())
+    return [folder for folder in folders if folder.name not in own_names], files
 
 
 def _pictures(files: list[Path]) -> list[Path]:
     return [file for file in files if file.suffix.lower() in FORMATS]
 
 
-def _holds_pictures(folder: Path, besides: Path) -> bool:
+def _holds_pictures(folder: Path) -> bool:
+    """Whether there is a picture in a folder, at any depth. Links within it are not followed."""
+    walk = os.walk(folder)
+    return any(Path(name).suffix.lower() in FORMATS for _, _, names in walk for name in names)
+
+
+def _home(folder: Path, besides: Path) -> Path:
+    """Where the pictures of a folder that holds some lie. Raises UserError where several fit."""
     folders, files = _listed(folder, besides)
-    return bool(_pictures(files)) or any(_holds_pictures(inner, besides) for inner in folders)
+    holding = [inner for inner in folders if _holds_pictures(inner)]
+    places = [*(["pictures"] if _pictures(files) else []), *(f"{one.name}/" for one in holding)]
+    if len(places) > 1:
+        raise UserError(
+            f"-i: {shown(folder)}: holds pictures in several places ({_some(places)}); "
+            "expected one, or a folder for each method"
+        )
+    return _home(holding[0], besides) if holding else folder
 
 
-def _home(folder: Path, besides: Path) -> Path | None:
-    """Where the pictures of a method's folder lie. Raises UserError where several places fit."""
-    folders, files = _listed(folder, besides)
-    if _pictures(files):
-        return folder
-    if (folder / DERAINED).is_dir():
-        return folder / DERAINED
-    inner = [one for one in folders if _holds_pictures(one, besides)]
-    if len(inner) > 1:
-        names = _some([one.name for one in inner])
-        raise UserError(f"-i: {folder}: holds several folders of pictures ({names}); expected one")
-    return _home(inner[0], besides) if inner else None
-
-
-def _method(name: str, home: Path, besides: Path) -> Method:
+def _method(folder: Path, home: Path, besides: Path) -> Method:
     _, files = _listed(home, besides)
     pictures = _pictures(files)
     others = Counter(f.suffix.lower() or "no suffix" for f in files if f not in set(pictures))
-    return Method(name, pictures, others)
+    return Method(one_line(folder.name), pictures, others)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -171,6 +167,11 @@ class Way(NamedTuple):
     whole: bool = False  # nothing may stand around it
 
 
+def _name(stem: str) -> str:
+    """A stem as it is compared: macOS spells letters with their accents apart."""
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
 def _digits(stem: str) -> str:
     """What lies from the first digit of a stem to its last, without leading zeros."""
     core = re.search(r"\d(?:.*\d)?", stem)
@@ -178,11 +179,10 @@ def _digits(stem: str) -> str:
 
 
 WAYS = (
-    Way("", str.casefold, whole=True),
-    Way("what is around the name", str.casefold),
+    Way("", _name, whole=True),
+    Way("what is around the name", _name),
     Way("the number in the name", _digits),
 )
-Around = tuple[str, str]  # what stands before and after the key in the results of a method
 
 
 def match(method: Method, pairs: PairList, names: list[str]) -> Match:
@@ -191,40 +191,67 @@ def match(method: Method, pairs: PairList, names: list[str]) -> Match:
     Args:
         names: result_names of the pairs.
     """
-    stems = [file.stem for file in method.files]
+    stems = [unicodedata.normalize("NFC", file.stem) for file in method.files]
     found: list[set[int]] = []
     how, most = "", -1
     for way in WAYS:
-        sets, around = _by(way, stems, _known(way, pairs, names, stems))
-        count = sum(len(one) == 1 for one in sets)
-        if count > most:
-            most, found, how = count, sets, _how(way, around, method.files, sets, pairs)
-        if 2 * count >= len(stems):
+        sets, around = _by(way, stems, pairs, names)
+        if _sure(sets) > most:
+            most, found, how = _sure(sets), sets, _how(way, around, method.files, sets, pairs)
+        if 2 * most >= len(stems):
             break
     return _sorted_out(method, pairs, found, how)
 
 
-def _known(way: Way, pairs: PairList, names: list[str], stems: list[str]) -> dict[str, set[int]]:
-    """The places of the pairs by their keys: those of the rainy images, then of the clean ones."""
-    rainy, clean = defaultdict(set), defaultdict(set)
-    shared = defaultdict(list)
-    there = {stem.casefold() for stem in stems}
+def _sure(sets: list[set[int]]) -> int:
+    """How many results are of one pair alone."""
+    return sum(len(places) == 1 for places in sets)
+
+
+Around = tuple[str, str]  # what stands before and after the key in the results of a method
+
+
+def _by(
+    way: Way, stems: list[str], pairs: PairList, names: list[str]
+) -> tuple[list[set[int]], Around]:
+    """The places that each stem may mean, and what is around the key.
+
+    The results of a method are called after the rainy images, or after the clean ones. Where both
+    fit as many, but not the same, either may be meant.
+    """
+    rainy, around = _keyed(way, stems, _rainy_keys(way, pairs, names, stems))
+    if not pairs.paired:
+        return rainy, around
+    keys = defaultdict(set)
+    for place, pair in enumerate(pairs):
+        keys[way.key(pair.clean.stem)].add(place)
+    clean, around_clean = _keyed(way, stems, keys)
+    if _sure(clean) > _sure(rainy):
+        return clean, around_clean
+    if _sure(clean) < _sure(rainy):
+        return rainy, around
+    return [one | other for one, other in zip(rainy, clean, strict=True)], around
+
+
+def _rainy_keys(
+    way: Way, pairs: PairList, names: list[str], stems: list[str]
+) -> dict[str, set[int]]:
+    """The places of the pairs by the keys of their rainy images."""
+    known, shared = defaultdict(set), defaultdict(list)
+    there = {_name(stem) for stem in stems}
     for place, (pair, name) in enumerate(zip(pairs, names, strict=True)):
-        rainy[way.key(name)].add(place)
+        known[way.key(name)].add(place)
         shared[way.key(pair.rainy.stem)].append(place)
-        if pair.clean is not None:
-            clean[way.key(pair.clean.stem)].add(place)
     for key, places in shared.items():
         # Of several with the same stem, none is meant by it alone, unless all are there, numbered.
-        if not all(names[place].casefold() in there for place in places):
-            rainy[key] |= set(places)
-    known = {**clean, **rainy}
-    known.pop("", None)
+        if not all(_name(names[place]) in there for place in places):
+            known[key] |= set(places)
     return known
 
 
-def _by(way: Way, stems: list[str], known: dict[str, set[int]]) -> tuple[list[set[int]], Around]:
+def _keyed(way: Way, stems: list[str], known: dict[str, set[int]]) -> tuple[list[set[int]], Around]:
     """The places that each stem may mean, with one thing around the key in all of them."""
+    known.pop("", None)
     if way.whole:
         return [known.get(way.key(stem), set()) for stem in stems], ("", "")
     fits: dict[Around, dict[int, set[int]]] = defaultdict(dict)
@@ -236,7 +263,7 @@ def _by(way: Way, stems: list[str], known: dict[str, set[int]]) -> tuple[list[se
         return [set() for _ in stems], ("", "")
 
     def rank(around: Around) -> tuple[int, int]:
-        return sum(len(p) == 1 for p in fits[around].values()), -len("".join(around))
+        return _sure(list(fits[around].values())), -len("".join(around))
 
     best = max(fits, key=rank)
     return [fits[best].get(number, set()) for number in range(len(stems))], best

@@ -1,15 +1,12 @@
 """Figures of several methods on the same pictures: metrics.csv, means, table.md and table.tex."""
 
-import csv
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from report.metrics import MEASURES, PROTOCOLS
-from report.table import inert
 from settings import UserError
 from system.files import write_atomically
 from system.reading import open_regular
@@ -54,67 +51,49 @@ class Score:
 
 @dataclass(frozen=True)
 class Mean:
-    """The means of a method over its images; nan where no image has the score."""
+    """The means of a method over its images; nan where no image has the score.
+
+    Attributes:
+        places: of which pairs of the list its results are.
+    """
 
     method: str
-    images: int
+    places: frozenset[int]
     scores: dict[str, float]
+
+    @property
+    def images(self) -> int:
+        return len(self.places)
 
 
 def require_own_table(path: Path) -> None:
     """Raise UserError where there is a metrics.csv of another kind, such as that of a test."""
     try:
-        with open_regular(path, encoding="utf-8", mode="r") as file:
+        with open_regular(path) as file:
             head = file.readline(10_000)
     except FileNotFoundError:
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not head.startswith("method,"):
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if head and not head.startswith(b"method,"):
         raise UserError(f"{path}: is not of -a score; expected another -o")
-
-
-class Table:
-    """metrics.csv, written row by row so that an interrupted run keeps what it measured."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> "Table":
-        try:
-            self.file = self.path.open("w", newline="", encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(COLUMNS)
-        return self
-
-    def add(self, scores: Iterable[Score]) -> None:
-        """Write a row for each. Raises UserError."""
-        try:
-            for one in scores:
-                # An image smaller than its window has no SSIM: an empty cell.
-                numbers = ["" if math.isnan(one.scores[m]) else one.scores[m] for m in METRICS]
-                texts = map(inert, (one.method, one.name, one.result, one.truth))
-                self.writer.writerow([*texts, one.width, one.height, *numbers])
-            self.file.flush()
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
 
 
 def means_of(scores: list[Score], methods: list[str]) -> list[Mean]:
     """The means of those methods that have a result, in their order."""
     means = []
     for method in methods:
-        own = [score.scores for score in scores if score.method == method]
-        values = {m: [s[m] for s in own if not math.isnan(s[m])] for m in METRICS}
+        own = [score for score in scores if score.method == method]
+        values = {m: [s.scores[m] for s in own if not math.isnan(s.scores[m])] for m in METRICS}
         if own:
             told = {m: float(np.mean(v)) if v else math.nan for m, v in values.items()}
-            means.append(Mean(method, len(own), told))
+            means.append(Mean(method, frozenset(score.place for score in own), told))
     return means
+
+
+def are_alike(means: list[Mean]) -> bool:
+    """Whether all are over the same pictures, and so may be compared."""
+    return len({mean.places for mean in means}) == 1
 
 
 def write_tables(folder: Path, means: list[Mean], listed: int) -> None:
@@ -175,11 +154,11 @@ def _in_latex(text: str) -> str:
 
 def _images(means: list[Mean], listed: int) -> str:
     counts = {mean.images for mean in means}
-    if counts == {listed}:
-        return f"{listed} image{'s' * (listed > 1)}"
-    if len(counts) == 1:
-        return f"{min(counts)} of {listed} images"
-    return f"{min(counts)} to {max(counts)} of {listed} images"
+    count = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
+    told = f"{listed} image{'s' * (listed > 1)}"
+    if counts != {listed}:
+        told = f"{count} of {told}"
+    return told if are_alike(means) else f"{told}, not the same for all"
 
 
 Cells = list[tuple[str, bool]]  # texts, and whether they are the best of their column
@@ -189,7 +168,7 @@ def _cells(protocol: str, means: list[Mean]) -> tuple[list[str], list[tuple[str,
     """The headings of a protocol's table, and its rows: the name and the cells of each method."""
     columns = [[_figure(mean.scores, protocol, m) for mean in means] for m in MEASURES]
     heads, best = ["Method"], [_best(column) for column in columns]
-    counted = len({mean.images for mean in means}) > 1
+    counted = not are_alike(means)
     heads += ["Images"] * counted + [m.upper() for m in MEASURES]
     rows = []
     for number, mean in enumerate(means):

@@ -28,6 +28,7 @@ MEASURES = ("psnr", "ssim")
 GAUSSIAN = {
     "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255
 }  # fmt: skip
+BYTES_A_PIXEL = 56  # that measuring takes at its peak, the images not counted
 BAND = 48 << 10  # pixels whose SSIM is computed at a time: what it takes then stays in the cache
 
 

@@ -1,12 +1,13 @@
-"""The rows of results: what is known of each picture, their means, and metrics.csv."""
+"""The rows of results: what is known of each picture, their means, and the tables they go to."""
 
 import csv
 import json
 import math
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -78,35 +79,32 @@ class Row:
 
 
 class Table:
-    """metrics.csv, written row by row so that an interrupted run keeps what it measured.
+    """A CSV file, written row by row so that an interrupted run keeps what it measured.
+
+    There is none until the first row: a table without any would be no result.
 
     Args:
         path: the file, or None to write nothing.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, columns
 
     def __enter__(self) -> "Table":
         self.file: TextIO | None = None
         return self
 
-    def _open(self, path: Path) -> None:
-        self.file = path.open("w", newline="", encoding="utf-8")
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(COLUMNS)
-
-    def add(self, row: Row) -> None:
-        """Write a row. Raises UserError."""
+    def add(self, texts: Iterable[str], numbers: Iterable[float]) -> None:
+        """Write a row. Of a number that is nan the cell is empty. Raises UserError."""
         if not self.path:
             return
-        # An image smaller than its window has no SSIM: an empty cell.
-        scores = ["" if math.isnan(row.scores[name]) else row.scores[name] for name in SCORES]
-        names = [inert(text) for text in (row.name, row.rainy, row.clean)]
+        cells = [*map(inert, texts), *("" if math.isnan(one) else one for one in numbers)]
         try:
-            if not self.file:  # not before: a table without a row would be no result
-                self._open(self.path)
-            self.writer.writerow([*names, row.width, row.height, *scores])
+            if not self.file:
+                self.file = self.path.open("w", newline="", encoding="utf-8", errors="replace")
+                self.writer = csv.writer(self.file)
+                self.writer.writerow(self.columns)
+            self.writer.writerow(cells)
             self.file.flush()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
@@ -133,10 +131,18 @@ def means_of(rows: list[Row]) -> dict[str, float]:
 
 def write_summary(path: Path, facts: dict[str, str | int | float | bool], means: dict[str, float]):
     """Write what was run and the means as JSON. Raises UserError."""
-    # JSON has no infinity (equal images) and no NaN (no image large enough).
-    told = {key: value if math.isfinite(value) else str(value) for key, value in means.items()}
-    text = json.dumps(facts | {"means": told}, indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode())
+    write_json(path, facts | {"means": in_json(means)})
+
+
+def in_json(scores: dict[str, float]) -> dict[str, float | str]:
+    """JSON has no infinity (equal images) and no NaN (no image large enough)."""
+    return {key: value if math.isfinite(value) else str(value) for key, value in scores.items()}
+
+
+def write_json(path: Path, told: dict[str, Any]) -> None:
+    """Write what was found out. Raises UserError."""
+    text = json.dumps(told, indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode(errors="replace"))
 
 
 def print_means(means: dict[str, float], count: int, listed: int) -> None:

@@ -10,7 +10,7 @@ from conftest import write_pairs
 from pages import Watched, made
 
 from report import page
-from report.table import SCORES, Row, Table
+from report.table import COLUMNS, SCORES, Row, Table
 
 FOCUSED = "(node => node.id || node.className || node.innerText)(document.activeElement)"
 GAIN = 5  # the column of the PSNR gain, after the name and both scores of either side
@@ -168,11 +168,10 @@ def test_figures_of_a_picture():
 
 def test_no_name_is_a_formula(tmp_path):
     names = ["=HYPERLINK(1)", "+1", "-1.png", "@a", "plain=", ""]
-    with Table(tmp_path / "metrics.csv") as table:
+    with Table(tmp_path / "metrics.csv", COLUMNS) as table:
+        assert not (tmp_path / "metrics.csv").exists()
         for name in names:
-            row = Row(0, name, {}, 4, 4, 0.5, 0.1, 1.0, rainy=name, clean=name)
-            row.scores = dict.fromkeys(SCORES, -1.5)
-            table.add(row)
+            table.add([name, name, name], [4, 4, *[-1.5] * len(SCORES)])
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     expected = ["'=HYPERLINK(1)", "'+1", "'-1.png", "'@a", "plain=", ""]

@@ -1,5 +1,6 @@
 """Which result is of which picture: the names that methods give, and folders of them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,49 @@ def test_folders_of_methods():
     assert empty == [Path("r/empty")]
 
 
+def test_results_beside_those_of_a_test_are_methods_too():
+    touch("r/derained/1.png", "r/mask/1.png", "r/MPRNet/1.png")
+    methods, _ = find_methods(Path("r"), Path("out"))
+    assert [method.name for method in methods] == ["MPRNet", "derained"]
+
+
+def test_links_that_lead_back_end():
+    touch("r/A/notes.txt", "r/B/1.png")
+    for name in ("r/A/x", "r/A/y", "r/B/x"):
+        Path(name).symlink_to("..", target_is_directory=True)
+    Path("r/C").symlink_to("B", target_is_directory=True)
+    methods, empty = find_methods(Path("r"), Path("out"))
+    assert [method.name for method in methods] == ["B", "C"]
+    assert empty == [Path("r/A")]
+
+
+def test_names_of_methods_can_be_printed():
+    touch("r/a\nb/1.png")
+    os.makedirs(b"r/m\xff")
+    Path(os.fsdecode(b"r/m\xff/1.png")).touch()
+    names = [method.name for method in find_methods(Path("r"), Path("out"))[0]]
+    assert names == [r"a\nb", r"m\udcff"]
+
+
+def test_accents_are_spelt_in_two_ways():
+    assert matched(["\u00e9.png"], ["e\u0301.png"])[1].complete
+
+
+def test_names_of_clean_images_that_are_those_of_other_rainy_ones():
+    """Frames of a video, each with the next as its clean image, and results called after those."""
+    pairs = [f"rainy/{n}.png clean/{n + 1}.png" for n in range(1, 5)]
+    found, whole = matched(pairs, ["2.png", "3.png", "4.png", "5.png"])
+    assert found == {f"rainy/{n}.png": f"{n + 1}.png" for n in range(1, 5)}
+    assert whole.complete
+
+
+def test_results_that_fit_rainy_and_clean_names_alike_are_in_doubt():
+    pairs = [f"rainy/{n}.png clean/{n + 1}.png" for n in range(1, 5)]
+    found, whole = matched(pairs, ["2.png", "3.png"])
+    assert found == {}
+    assert whole.doubts[0] == "2.png may be of data/list.txt:1, data/list.txt:2"
+
+
 def test_one_method_is_its_folder(monkeypatch):
     touch("m/1.png", "m/index_files/000000-thumb.jpg", "t/derained/1.png", "t/mask/1.png")
     for name in ("m", "t"):
@@ -124,8 +168,16 @@ def test_one_method_is_its_folder(monkeypatch):
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        (["r/1.png", "r/A/1.png"], "holds both pictures and folders of pictures (A)"),
-        (["r/A/x/1.png", "r/A/y/1.png"], "-i: r/A: holds several folders of pictures (x, y)"),
+        (
+            ["r/1.png", "r/A/1.png"],
+            "-i: r: holds pictures in several places (pictures, A/); expected",
+        ),
+        (
+            ["r/A/x/1.png", "r/A/y/1.png"],
+            "-i: r/A: holds pictures in several places (x/, y/); expected",
+        ),
+        (["r/A/1.png", "r/A/h/2.png"], "-i: r/A: holds pictures in several places (pictures, h/)"),
+        (["r/A/derained/1.png", "r/A/more/1.png"], "several places (derained/, more/)"),
         (["r/A/notes.txt"], "-i: r: holds no pictures; expected .avif"),
         (["r"], "-i: r: expected a folder of results"),
     ],

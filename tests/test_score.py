@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,12 @@ import pytest
 from conftest import write_pairs
 from pages import Watched
 
+import actions.score as score_action
+from media.lists import read_list
+from report import metrics
 from report.comparison import COLUMNS, METRICS, Mean, write_tables
 from report.metrics import PROTOCOLS, measure
+from settings import Settings
 
 SIZES = [(24, 31), (40, 32), (12, 18), (33, 33)]
 
@@ -181,7 +186,8 @@ def test_results_of_a_test_agree_with_it_but_for_8_bits(run, model, pairs):
             if side == "input" or name.startswith("y"):
                 assert found == expected  # luminance is that of 8 bits
             else:
-                assert float(found) == pytest.approx(float(expected), abs=0.2)
+                bound = 0.2 if name.endswith("psnr") else 2e-3
+                assert float(found) == pytest.approx(float(expected), abs=bound)
     summary_of_test = Path("r/summary.json").read_bytes()
     status, _, err = run("-a", "score", "-i", "r", "--test-list", pairs, "-o", "r")
     assert (status, err) == (2, "main.py: -o: r: the results are there; expected another folder\n")
@@ -198,7 +204,7 @@ def test_what_cannot_be_scored_ends_with_one_line(run, pairs):
     for words, told in (
         (
             ("-i", "input", "-o", "out", *common),
-            "a method is called input, as the row of the rainy",
+            "a method is called input, as the rainy images are",
         ),
         (("-i", "r/none", "-o", "out", *common), "-i: r/none: expected a folder of results"),
         (("-i", "r", "-o", "tested", *common), "tested/metrics.csv: is not of -a score"),
@@ -213,7 +219,7 @@ def test_what_cannot_be_scored_ends_with_one_line(run, pairs):
             continue
         assert (status, err.count("\n")) == (2, 1)
         assert told in err
-        assert not Path("out").exists()
+        assert not Path("out").exists() or not os.listdir("out")
     Path("r/pair3.png").write_bytes(b"no picture")
     status, out, err = score(run, pairs)
     assert status == 2
@@ -231,11 +237,69 @@ def test_a_truth_that_is_bad_costs_its_own_row(run, pairs):
     assert "means over 3 of 4 images" in out
 
 
+def test_methods_that_lack_different_pictures_cannot_be_compared(run, pairs):
+    write_results("r/A", "pair{}.png", pairs, 3, skip=[0])
+    write_results("r/B", "pair{}.png", pairs, 9, skip=[1])
+    status, out, _ = score(run, pairs.parent / "clean")
+    assert status == 2
+    assert "the means are over different pictures: they cannot be compared\n" in out
+    assert "3 of 4 images, not the same for all." in Path("out/table.md").read_text()
+    assert "| A | 3 |" in Path("out/table.md").read_text()
+
+
+def test_a_method_without_pictures_is_told(run, pairs):
+    write_results("r/A", "pair{}.png", pairs, 3)
+    Path("r/crashed").mkdir()
+    status, _, err = score(run, pairs)
+    assert (status, err) == (2, "main.py: left out, as without pictures: r/crashed\n")
+
+
+@pytest.mark.parametrize("name", ["table.tex", "summary.json", "table.md", "index.html"])
+def test_files_of_others_stay(run, pairs, name):
+    write_results("r", "pair{}.png", pairs, 3)
+    Path("out").mkdir()
+    Path("out", name).write_text("mine")
+    status, _, err = score(run, pairs)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"main.py: out/{name}: is not ")
+    assert [path.name for path in Path("out").iterdir()] == [name]
+    assert Path("out", name).read_text() == "mine"
+
+
+def test_what_an_earlier_run_wrote_is_replaced(run, pairs):
+    write_results("r", "pair{}.png", pairs, 3)
+    for _ in range(2):
+        assert score(run, pairs)[0] == 0
+    Path("out/metrics.csv").write_text("")  # of a run that was killed
+    assert score(run, pairs)[0] == 0
+    assert len(rows()) == 8
+
+
+def test_names_that_are_no_text(run, pairs):
+    write_results("r", "pair{}.png", pairs, 3)
+    os.makedirs("all")
+    os.rename("r", b"all/m\xff")
+    status, _, err = run("-a", "score", "-i", "all", "--test-list", pairs, "-o", "out")
+    assert (status, err) == (0, "")
+    assert list(summary()["methods"]) == ["input", r"m\udcff"]
+
+
+def test_memory_decides_how_many_are_scored_at_once(monkeypatch, pairs):
+    task = score_action.Task(0, "a", read_list(pairs)[0], {1: Path("r.png")})
+    settings = Settings("score", num_threads=8)
+    assert score_action._processes(settings, [task]) == 8
+    needed = 24 * 31 * (metrics.BYTES_A_PIXEL + 3 * 4)
+    for free, expected in ((2 * 3 * needed, 3), (0, 1)):
+        monkeypatch.setattr(score_action.machine, "free_memory", lambda free=free: free)
+        assert score_action._processes(settings, [task]) == expected
+
+
 def test_tables_hold_any_name_and_any_figure(tmp_path):
     scores = dict.fromkeys(METRICS, 30.0)
+    places = frozenset([0, 1])
     means = [
-        Mean("a_b & 50% #1 {x} ~^\\", 2, scores),
-        Mean("|*c*|", 2, scores | {"y_psnr": math.inf, "y_ssim": math.nan}),
+        Mean("a_b & 50% #1 {x} ~^\\", places, scores),
+        Mean("|*c*|", places, scores | {"y_psnr": math.inf, "y_ssim": math.nan}),
     ]
     write_tables(tmp_path, means, 2)
     latex, markdown = ((tmp_path / f"table.{kind}").read_text() for kind in ("tex", "md"))
