@@ -37,8 +37,11 @@ def write_pictures(
     Raises:
         UserError: they cannot be written.
     """
+    exact = "clean" in images  # an error map would show the losses of a JPEG
     for kind, image in images.items():
-        _write_copy(folder, index, kind, _reduced(image, VIEW), exact=max(image.shape[:2]) <= VIEW)
+        _write_copy(
+            folder, index, kind, _reduced(image, VIEW), exact=exact or max(image.shape[:2]) <= VIEW
+        )
     if mask is not None:
         strength = np.rint(_reduced(np.nan_to_num(mask).clip(0, 1), VIEW) * 255).astype(np.uint8)
         hue = np.full((*strength.shape, 3), HUE, np.uint8)

@@ -14,31 +14,11 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const CLEAN = data.sides.findIndex(side => side.kind === "clean");
 const stage = at("stage"), halves = [at("half0"), at("half1")], selects = [at("side0"), at("side1")];
 const SMOOTH = 2;      // screen pixels a pixel of the picture, from which on pixels are squares
-const KEPT = 24;       // pictures in memory
 const STEP = 1.25;     // by which keys and buttons zoom
 
 let current = data.rows[0], order = data.rows;
 // k: CSS pixels a pixel of the picture; x, y: where in the stage its corner lies.
 const view = {k: 1, x: 0, y: 0, fit: true};
-
-// Copies lie in scripts of one call each: what a page on disk draws from an image file it may not
-// save again. copy() is called by them.
-const copies = new Map(), waiting = new Map();
-function copy(key, address) {
-  copies.set(key, address);
-  if (copies.size > KEPT) copies.delete(copies.keys().next().value);
-  waiting.get(key)?.(address);
-}
-function fetched(row, kind) {
-  const key = `${String(row.index).padStart(6, "0")}-${kind}`;
-  if (copies.has(key)) return Promise.resolve(copies.get(key));
-  return new Promise((resolve, reject) => {
-    waiting.set(key, resolve);
-    const script = make("script", document.head, undefined, {src: `index_files/${key}.js`});
-    script.onload = () => { script.remove(); waiting.delete(key); };
-    script.onerror = () => { script.remove(); waiting.delete(key); reject(new Error(key)); };
-  });
-}
 
 const side = half => data.sides[selects[half].value];
 const has = (row, number) => row.has.includes(number);
@@ -53,7 +33,7 @@ function place() {
   stage.classList.toggle("zoomed", !view.fit);
   stage.classList.toggle("pixels", !view.fit && view.k * devicePixelRatio >= SMOOTH);
   at("scale").textContent = `${Math.round(100 * view.k * devicePixelRatio)} %`;
-  for (const half of [0, 1]) sharpen(half);
+  for (const layer of document.querySelectorAll(".half img")) sharpen(layer);
 }
 function fit() { view.fit = true; view.k = fitting(); place(); }
 function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
@@ -65,62 +45,6 @@ function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
   place();
 }
 
-// The whole file takes the place of a reduced copy where more is to be seen than that holds.
-function sharpen(half) {
-  const image = halves[half].firstElementChild, file = current.files[side(half).kind];
-  const enough = Math.max(current.width, current.height) * view.k * devicePixelRatio <= data.view;
-  if (!current.reduced || enough || !file || image.dataset.whole !== undefined) return;
-  const was = image.src;
-  image.dataset.whole = file;
-  image.onerror = () => { image.onerror = null; image.src = was; };
-  image.src = file;
-}
-
-function show(image, row, kind, shown) {
-  delete image.dataset.whole;
-  image.onerror = null;
-  image.removeAttribute("src");
-  Object.assign(image.style, {width: `${row.width}px`, height: `${row.height}px`});
-  return fetched(row, kind).then(
-    address => { if (row === current && shown()) image.src = address; },
-    () => {
-      at("lost").hidden = false;
-      at("lost").textContent = "a picture of this page is missing in index_files";
-    });
-}
-
-function look(row) {
-  const same = row.width === current.width && row.height === current.height;
-  current = row;
-  at("name").textContent = row.name;
-  document.title = `${row.name} - ${document.querySelector("h1").textContent}`;
-  stage.style.aspectRatio = `${row.width} / ${row.height}`;
-  stage.style.maxHeight = "78vh";
-  at("lost").hidden = true;
-  for (const select of selects)
-    for (const option of select.options) option.disabled = !has(row, +option.value);
-  for (const half of [0, 1]) {
-    const chosen = side(half), [image, truth] = halves[half].children;
-    at(`label${half}`).textContent = chosen.name;
-    image.alt = `${row.name}, ${chosen.name}`;
-    if (has(row, +selects[half].value)) show(image, row, chosen.kind, () => side(half) === chosen);
-    else {
-      image.removeAttribute("src");
-      at(`label${half}`).textContent = `${chosen.name}: no result`;
-    }
-    if (CLEAN >= 0 && at("error").checked) show(truth, row, "clean", () => true);
-  }
-  const mask = at("mask"), overlay = row.mask && at("overlay").checked;
-  mask.hidden = !overlay;
-  mask.alt = "attention map: the stronger the colour, the more the network sees rain";
-  if (overlay) show(mask, row, "mask", () => at("overlay").checked);
-  at("attention").hidden = !row.mask;
-  stage.classList.toggle("error", at("error").checked);
-  stage.style.setProperty("--times", at("times").value || 1);
-  if (view.fit || !same) fit(); else place();
-  told(row);
-}
-
 function cut(percent) {
   at("cut").value = percent;
   stage.style.setProperty("--cut", `${at("cut").value}%`);
@@ -128,52 +52,9 @@ function cut(percent) {
   at("label1").hidden = +at("cut").value === 100;
 }
 const flip = () => cut(+at("cut").value > 0 ? 0 : 100);
-function step(by) {
-  const next = order[order.indexOf(current) + by];
-  if (next) look(next);
-}
-
-// What is in view, at the pixels of the copies, without line and labels.
-async function save() {
-  const row = current, share = row.copy / Math.max(row.width, row.height);
-  const at0 = (value, size) => clamp(Math.floor(-value / view.k * share), 0, size - 1);
-  const [wide, tall] = [row.width, row.height].map(size => Math.max(1, Math.round(size * share)));
-  const [x, y] = [at0(view.x, wide), at0(view.y, tall)];
-  const reach = (room, value, size) => clamp(Math.ceil((room - value) / view.k * share), 1, size);
-  const [w, h] = [reach(stage.clientWidth, view.x, wide) - x, reach(stage.clientHeight, view.y, tall) - y];
-  const edge = (at("cut").value / 100 * stage.clientWidth - view.x) / view.k * share - x;
-  const canvas = Object.assign(document.createElement("canvas"), {width: w, height: h});
-  const brush = canvas.getContext("2d", {willReadFrequently: true});
-  const drawn = async kind => {
-    const image = new Image();
-    image.src = await fetched(row, kind);
-    await image.decode();
-    brush.drawImage(image, -x, -y);
-  };
-  const pixels = async kind => { await drawn(kind); return brush.getImageData(0, 0, w, h); };
-  const parts = [];
-  for (const half of [0, 1]) {
-    if (!has(row, +selects[half].value)) { parts.push(brush.createImageData(w, h)); continue; }
-    const part = await pixels(side(half).kind);
-    if (at("error").checked) {
-      const truth = (await pixels("clean")).data, times = +at("times").value;
-      part.data.forEach((value, i) => { if (i % 4 < 3) part.data[i] = Math.abs(value - truth[i]) * times; });
-    }
-    parts.push(part);
-  }
-  const middle = clamp(Math.round(edge), 0, w);
-  brush.clearRect(0, 0, w, h);
-  brush.putImageData(parts[0], 0, 0, 0, 0, middle, h);
-  brush.putImageData(parts[1], 0, 0, middle, 0, w - middle, h);
-  if (!at("mask").hidden) await drawn("mask");
-  const blob = await new Promise(resolve => canvas.toBlob(resolve));
-  const name = row.name.replace(/[^\p{L}\p{N}._-]+/gu, "_");
-  const link = make("a", document.body, undefined, {
-    download: `${name}_${x}_${y}_${w}x${h}.png`, href: URL.createObjectURL(blob)});
-  link.click();
-  link.remove();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-}
+// The picture that many places further in the order, if there is one.
+const beside = by => order[order.indexOf(current) + by];
+const step = by => beside(by) && look(beside(by));
 
 // The pointer: one moves the line or the picture, two zoom.
 const pointers = new Map();
@@ -235,6 +116,7 @@ const KEYS = [
   [["Shift+ArrowDown"], "Shift ↓", "pan down", () => pan(0, -1)],
   [["a"], "a", "attention map", () => !at("attention").hidden && at("overlay").click()],
   [["e"], "e", "error map: what differs from the clean image", () => CLEAN >= 0 && at("error").click()],
+  [["p"], "p", "play a video, or pause it", () => !at("film").hidden && at("play").click()],
   [["s"], "s", "save the crop in view as a PNG file", save],
   [["?"], "?", "these keys", () => at("keys").showModal()],
 ];
@@ -256,11 +138,15 @@ document.addEventListener("keydown", event => {
 for (const [half, select] of selects.entries()) {
   data.sides.forEach(({name}, number) => make("option", select, name, {value: number}));
   select.value = half ? Math.min(data.sides.length - 1, 1) : 0;
-  select.addEventListener("input", () => { look(current); compared(); });
+  select.addEventListener("input", () => { layers(); compared(); });
+  // Keys then go through the pictures again, unless they made the choice.
+  let pressed = false;
+  select.addEventListener("pointerdown", () => { pressed = true; });
+  select.addEventListener("change", () => { if (pressed) select.blur(); pressed = false; });
 }
 at("errors").hidden = CLEAN < 0;
 at("cut").addEventListener("input", () => cut(at("cut").value));
-for (const id of ["overlay", "error", "times"]) at(id).addEventListener("input", () => look(current));
+for (const id of ["overlay", "error", "times"]) at(id).addEventListener("input", layers);
 for (const [id, act] of Object.entries({
   previous: () => step(-1), next: () => step(1), flip, save, fit, in: () => zoom(STEP),
   out: () => zoom(1 / STEP), pixels: () => zoom(1 / view.k / devicePixelRatio),

@@ -1,7 +1,8 @@
 """The page of a result folder: index.html, which opens from disk and asks the network for nothing.
 
-Its template is page.html, into which go page.css, page.js (the picture in view), page_lists.js
-(scores, thumbnails, tables) and the data. Its pictures are those of copies.py.
+Its template is page.html, into which go the data, page.css, page.js (zoom, pointer and keys),
+page_pictures.js (the picture in view) and page_lists.js (scores, thumbnails, tables). Its pictures
+are those of copies.py.
 """
 
 import html
@@ -28,6 +29,7 @@ from system.files import write_atomically
 from system.reading import open_regular
 
 PAGE = "index.html"
+SCRIPTS = ("page.js", "page_pictures.js", "page_lists.js")
 MARK = b'<meta name="generator" content="SPANet">'  # by which a page is known as ours
 PACKAGES = ("torch", "numpy", "numba", "opencv-python-headless", "scikit-image")
 
@@ -247,7 +249,7 @@ def write_page(
     data = json.dumps(page | {"run": run, "settings": chosen}, allow_nan=False, ensure_ascii=False)
     parts = {
         "{{STYLE}}": _part("page.css"),
-        "{{SCRIPT}}": _part("page.js") + _part("page_lists.js"),
+        "{{SCRIPT}}": "".join(map(_part, SCRIPTS)),
         "{{TITLE}}": html.escape(title),
         "{{DATA}}": data.replace("<", "\\u003c"),  # within a script nothing else could end it
     }

@@ -11,9 +11,9 @@ for (const row of data.rows) {
   row.scores = row.scores.map(scores => scores && scores.map(number));
 }
 const protocol = () => +at("protocol").value;
-const score = (row, side, measure) => row.scores[side]?.[2 * protocol() + measure] ?? null;
-const gain = (row, over, side, measure) => {
-  const [a, b] = [score(row, side, measure), score(row, over, measure)];
+const score = (row, side, measure, p = protocol()) => row.scores[side]?.[2 * p + measure] ?? null;
+const gain = (row, over, side, measure, p = protocol()) => {
+  const [a, b] = [score(row, side, measure, p), score(row, over, measure, p)];
   return a === null || b === null || (a === b && !Number.isFinite(a)) ? null : a - b;
 };
 const chosen = () => selects.map(select => +select.value);
@@ -56,8 +56,8 @@ function told(row) {
     const box = fact("files");
     files.forEach(side => { link(box, side.name, row.files[side.kind]); box.append(" "); });
   }
-  if (row.reduced) fact("shown", `a copy of ${row.copy} pixels on its longer side; zooming in loads `
-    + "the file, where it is still there; crops are saved of the copy");
+  if (row.reduced) fact("shown", `a copy of ${row.copy} pixels on its longer side, of which crops are `
+    + "saved; zooming in shows the file, if it is still there and the browser can show its kind");
   for (const one of [...at("table").tBodies[0].rows]) one.classList.toggle("shown", one.row === row);
   for (const one of at("strip").children) {
     const on = one.row === row, button = one.firstElementChild;
@@ -67,17 +67,15 @@ function told(row) {
         || one.offsetLeft + one.offsetWidth > strip.scrollLeft + strip.clientWidth))
       strip.scrollLeft = one.offsetLeft - (strip.clientWidth - one.offsetWidth) / 2;
   }
-  const place = order.indexOf(row);
-  at("previous").disabled = place <= 0;
-  at("next").disabled = place < 0 || place + 1 >= order.length;
+  at("previous").disabled = !beside(-1);
+  at("next").disabled = !beside(1);
 }
 
 // The mean gain of a side over the input, of those pictures that both have.
-function meanGain(name, which) {
+function meanGain(name, p, measure) {
   const side = data.sides.findIndex(one => one.name === name && one.scored);
-  const values = data.rows.map(row => [row.scores[side]?.[which], row.scores[SCORED[0]]?.[which]])
-    .filter(pair => pair.every(value => value !== undefined && value !== null))
-    .map(([a, b]) => a === b ? 0 : a - b);
+  const values = data.rows.map(row => gain(row, SCORED[0], side, measure, p))
+    .filter(value => value !== null);
   return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
 }
 
@@ -99,7 +97,7 @@ if (data.means.length) {
         const best = values.every(other => other[measure] === null || !(other[measure] > value));
         make("td", row, text, best && values.length > 1 && value !== null ? {class: "best"} : {});
         if (!data.input || n === 0) make("td", row, "");
-        else cell(row, meanGain(side, 2 * p + measure), 4, true);
+        else cell(row, meanGain(side, p, measure), 4, true);
       }
     });
   });
@@ -167,7 +165,7 @@ function sort(column, descending = false, limit = undefined) {
   const known = row => column < 0 || shownColumns[column].value(row) !== null;
   const sorted = data.rows.filter(known)
     .sort((a, b) => compare(a, b, column) * (descending ? -1 : 1) || a.index - b.index);
-  order = [...sorted, ...data.rows.filter(row => !known(row))].slice(0, limit);
+  order = limit ? sorted.slice(0, limit) : [...sorted, ...data.rows.filter(row => !known(row))];
   sortedBy = {column, descending, limit};
   fill();
 }

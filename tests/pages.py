@@ -39,7 +39,7 @@ class Watched:
     def settle(self) -> None:
         """Wait for the pictures in view."""
         # Not by the driver's own wait_for_function: it evaluates text, which the page forbids.
-        done = """waiting.size === 0 &&
+        done = """busy === 0 &&
             [...document.querySelectorAll('.stage img')].every(one => !one.src || one.complete)"""
         end = time.monotonic() + 30
         while not self.page.evaluate(done):

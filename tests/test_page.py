@@ -15,20 +15,23 @@ SIZE = 60, 80
 KINDS = ("before", "after", "clean")
 
 
-def drawn(folder: Path, size: tuple[int, int] = SIZE) -> dict[str, np.ndarray]:
+def drawn(
+    folder: Path, size: tuple[int, int] = SIZE, kinds: tuple[str, ...] = KINDS
+) -> dict[str, np.ndarray]:
     """A page of two pictures of noise, each pixel its own; what the first one's copies hold."""
     rng = np.random.default_rng(1)
-    images = {kind: rng.integers(0, 256, (*size, 3), np.uint8) for kind in KINDS}
+    images = {kind: rng.integers(0, 256, (*size, 3), np.uint8) for kind in kinds}
     mask = np.zeros(size)
     mask[: size[0] // 2] = 1
     shown = []
     for index in range(2):
         write_pictures(folder, index, images, mask)
-        shown.append(page.Shown(index, f"street {index}", *size[::-1], KINDS, mask=True))
+        shown.append(page.Shown(index, f"street {index}", *size[::-1], kinds, mask=True))
     for kind, image in images.items():
         cv2.imwrite(str(folder / f"{kind}.png"), image)
         shown[0].files[kind] = f"{kind}.png"
-    content = page.content("", [page.BEFORE, page.AFTER, page.CLEAN], shown, [], [])
+    sides = [page.BEFORE, page.AFTER, page.CLEAN][: len(kinds)]
+    content = page.content("", sides, shown, [], [])
     page.write_page(folder, "Noise", content, [], Settings("test"))
     return images
 
@@ -120,18 +123,64 @@ def test_two_fingers_zoom(browser, tmp_path):
     assert seen.page.evaluate("pointers.size") == 0
 
 
+def differences(images: dict[str, np.ndarray], kind: str, times: int) -> np.ndarray:
+    clean = images["clean"].astype(int)
+    return np.minimum(times * np.abs(images[kind].astype(int) - clean), 255)
+
+
 def test_the_error_map_is_the_difference_times_the_factor(browser, tmp_path):
     images = drawn(tmp_path)
     seen = Watched(browser, tmp_path / "index.html")
+    places = (29, 38, "before"), (30, 41, "after"), (31, 42, "after")
     seen.press("e", *["+"] * 8)
+    for row, column, kind in places:
+        expected = differences(images, kind, 8)[row, column]
+        assert np.abs(inked(seen, row, column) - expected).max() <= 1
     seen.page.fill("#times", "3")
-    seen.settle()
-    clean = images["clean"].astype(int)
-    for row, column, kind in ((29, 38, "before"), (30, 41, "after"), (31, 42, "after")):
-        expected = np.minimum(3 * np.abs(images[kind].astype(int) - clean), 255)[row, column]
+    for row, column, kind in places:
+        expected = differences(images, kind, 3)[row, column]
         assert np.abs(inked(seen, row, column) - expected).max() <= 1
     seen.page.uncheck("#error")
     assert np.array_equal(inked(seen, 30, 41), images["after"][30, 41])
+
+
+def test_a_side_chosen_twice_is_shown_twice_on_every_picture(browser, tmp_path):
+    images = drawn(tmp_path)
+    seen = Watched(browser, tmp_path / "index.html")
+    for name in ("#side0", "#side1"):
+        seen.page.select_option(name, "2")
+    seen.press("ArrowRight", *["+"] * 8)
+    for column in (38, 41):
+        assert np.array_equal(inked(seen, 30, column), images["clean"][30, column])
+
+
+def test_stepping_fast_ends_at_the_picture_that_is_named(browser, tmp_path):
+    flat = {k: np.zeros((30, 40, 3), np.uint8) for k in KINDS}
+    shown = []
+    for index in range(20):
+        write_pictures(tmp_path, index, {kind: image + 10 * index for kind, image in flat.items()})
+        shown.append(page.Shown(index, str(index), 40, 30, KINDS))
+    content = page.content("", [page.BEFORE, page.AFTER, page.CLEAN], shown, [], [])
+    page.write_page(tmp_path, "Grey", content, [], Settings("test"))
+    seen = Watched(browser, tmp_path / "index.html")
+    for _ in range(17):
+        seen.page.keyboard.press("ArrowRight")
+    seen.settle()
+    for x in (0.2, 0.8):
+        assert set(seen.pixel(x, 0.3)) == {170}
+
+
+def test_no_result_has_no_error_map(browser, tmp_path):
+    images = {kind: np.full((30, 40, 3), 200, np.uint8) for kind in ("before", "clean")}
+    write_pictures(tmp_path, 0, images)
+    shown = [page.Shown(0, "a", 40, 30, tuple(images))]
+    content = page.content("", [page.BEFORE, page.AFTER, page.CLEAN], shown, [], [])
+    page.write_page(tmp_path, "One", content, [], Settings("test"))
+    seen = Watched(browser, tmp_path / "index.html")
+    seen.press("e")
+    assert seen.page.locator("#label1").inner_text() == "derained: no result"
+    layers = "[...halves[1].querySelectorAll('img')].map(one => one.src + one.alt)"
+    assert seen.page.evaluate(layers) == ["", ""]
 
 
 def test_the_crop_in_view_is_saved_at_its_own_pixels(browser, tmp_path):
@@ -156,6 +205,13 @@ def test_the_crop_in_view_is_saved_at_its_own_pixels(browser, tmp_path):
             left, right = (np.minimum(8 * np.abs(side - clean), 255) for side in (left, right))
         assert np.array_equal(found[:, 0], left[:, 0])
         assert np.array_equal(found[:, -1], right[:, -1])
+    seen.press("e", "a")
+    with seen.page.expect_download() as download:
+        seen.page.keyboard.press("s")
+    found = cv2.imread(str(download.value.path())).astype(int)
+    on_screen = inked(seen, int(y) + 1, int(x) + 1)
+    assert np.abs(found[1, 1] - on_screen).max() <= 2
+    assert np.abs(found[1, 1] - images["before"][int(y) + 1, int(x) + 1].astype(int)).max() > 9
     assert seen.complaints == []
 
 
@@ -186,24 +242,51 @@ def test_keys_anywhere_on_the_page(browser, tmp_path):
     assert not seen.page.locator("#keys").is_visible()
 
 
+SOURCES = "[...document.querySelectorAll('.half img:first-child')].map(one => one.src)"
+
+
 def test_large_pictures_are_reduced_until_they_are_zoomed(browser, tmp_path):
     size = 900, 2 * VIEW
     images = drawn(tmp_path, size)
     seen = Watched(browser, tmp_path / "index.html")
     assert "a copy of 1280 pixels" in seen.page.locator("#facts").inner_text()
-    sources = "[...document.querySelectorAll('.half img:first-child')].map(one => one.src)"
-    assert all(one.startswith("data:image/jpeg") for one in seen.page.evaluate(sources))
+    assert all(one.startswith("data:image/png") for one in seen.page.evaluate(SOURCES))
     seen.press(*["+"] * 16)
-    assert all(one.endswith(".png") for one in seen.page.evaluate(sources))
     middle = size[1] // 2
-    for column, kind in ((middle - 2, "before"), (middle + 2, "after")):
-        assert np.array_equal(inked(seen, 440, column), images[kind][440, column])
+    places = (middle - 2, "before"), (middle + 2, "after")
+    for keys in ([], ["a", "a"], ["ArrowRight", "ArrowLeft"]):
+        seen.press(*keys)
+        assert all(one.endswith(".png") for one in seen.page.evaluate(SOURCES))
+        for column, kind in places:
+            assert np.array_equal(inked(seen, 440, column), images[kind][440, column])
+    seen.press("e")
+    for column, kind in places:
+        expected = differences(images, kind, 8)[440, column]
+        assert np.abs(inked(seen, 440, column) - expected).max() <= 1
     (tmp_path / "after.png").unlink()
+    cv2.imwrite(str(tmp_path / "before.png"), images["before"][:, 1:])  # no longer that picture
     seen = Watched(browser, tmp_path / "index.html")
     seen.press(*["+"] * 16)
-    ends = [one[-4:] for one in seen.page.evaluate(sources)]
-    assert ends[0] == ".png"
-    assert seen.page.evaluate(sources)[1].startswith("data:image/jpeg")
+    assert all(one.startswith("data:image/png") for one in seen.page.evaluate(SOURCES))
+
+
+def test_reduced_copies_without_a_clean_image_take_little_room(tmp_path):
+    drawn(tmp_path, (40, 2 * VIEW), ("before", "after"))
+    copies = [path.read_bytes()[:50] for path in own_copies(tmp_path) if path.stem.endswith("r")]
+    assert copies
+    assert all(b"data:image/jpeg" in text for text in copies)
+
+
+@pytest.mark.parametrize("size", [(10, 20_000), (20_000, 10), (1, 1)])
+def test_any_shape_can_be_looked_into(browser, tmp_path, size):
+    drawn(tmp_path, size)
+    seen = Watched(browser, tmp_path / "index.html")
+    assert seen.page.locator("#stage").bounding_box()["height"] > 150
+    seen.press("+", "1")
+    assert seen.page.evaluate("view.k") >= 1
+    with seen.page.expect_download():
+        seen.page.keyboard.press("s")
+    assert [c for c in seen.complaints if "ERR_FILE_NOT_FOUND" not in c] == []
 
 
 def test_a_page_that_lost_its_pictures_says_so(browser, tmp_path):
@@ -212,9 +295,21 @@ def test_a_page_that_lost_its_pictures_says_so(browser, tmp_path):
         path.unlink()
     seen = Watched(browser, tmp_path / "index.html")
     assert "missing in index_files" in seen.page.locator("#lost").inner_text()
+    seen.page.keyboard.press("s")
+    seen.settle()
+    assert "the crop is not saved" in seen.page.locator("#lost").inner_text()
+
+
+def test_what_is_missing_of_one_picture_is_not_told_of_the_next(browser, tmp_path):
+    drawn(tmp_path)
+    (tmp_path / "index_files" / "000000-after.js").unlink()
+    seen = Watched(browser, tmp_path / "index.html")
+    assert seen.page.locator("#lost").is_visible()
+    seen.press("ArrowRight")
+    assert not seen.page.locator("#lost").is_visible()
 
 
 def test_a_phone_scrolls_in_one_direction(browser, tmp_path):
-    seen = Watched(browser, made(tmp_path, 3), width=390)
+    seen = Watched(browser, made(tmp_path, 3, "scene_" * 30 + "{}"), width=390)
     assert seen.page.evaluate("document.documentElement.scrollWidth") == 390
     assert seen.page.locator("#stage").bounding_box()["width"] > 350
