@@ -6,8 +6,8 @@ The plain port is naive.py; on a GPU the IRNN is held against the published sche
 are those of the convolutions, three times a forward pass for a step. In the group onnx, which is
 for a CPU alone, ONNX Runtime takes the baseline's place; tiles holds blended tiles against the
 whole image, by the weights of --weights. Memory is the peak over the start, in a process for each
-case. The work is done by cases.py. That of the groups lists and score is done by list_size.py and
-scoring.py; these two are not among those that run if none is named.
+case. The groups lists (list_size.py) and score (scoring.py) run only if named; the work of the
+others is done by cases.py.
 """
 
 import argparse
