@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import expected
 from soak import steps_of_events
+from test_resume import until
 from test_train import SMALL, events
 
 import dataset
@@ -120,13 +121,15 @@ def test_tensorboard_lays_train_and_val_over_one_another(run, pairs):
     words = ["--num-steps", 4, "--val-list", pairs, "--val-every", 2, "--val-batch-every", 2]
     assert run(*start(pairs, *words))[0] == 0
     board = program.TensorBoard()
-    board.configure((None, "--logdir", "logdir", "--port", "0", "--load_fast", "false"))
+    once = ["--reload_interval", "0", "--load_fast", "false"]
+    board.configure((None, "--logdir", "logdir", "--port", "0", *once))
     address = board.launch()
 
     def asked(path: str) -> dict:
         with urllib.request.urlopen(f"{address}data/plugin/{path}") as answer:
             return json.load(answer)
 
+    until(lambda: len(asked("scalars/tags")) == 2 and asked("custom_scalars/layout"))
     layout = asked("custom_scalars/layout")["category"]
     charts = {group["title"]: [c["title"] for c in group["chart"]] for group in layout}
     assert charts["loss"] == ["loss/total", "loss/l1", "loss/ssim", "loss/mask"]
