@@ -21,6 +21,7 @@ help:
 demo: $(VENV)/.ready
 	@$(PY) -m rain.synthetic_rain test -o demo
 	@$(PY) main.py -a test -m demo --test-list demo/test.txt --result-dir demo/results --log-dir demo/logdir
+	@echo "Open demo/results/index.html in your browser: every picture before and after."
 
 weights:
 	@$(CHECK_PYTHON)

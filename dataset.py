@@ -250,6 +250,15 @@ def batches(
     return Stream(loader)
 
 
+def first_crops(pairs: Sequence[Pair], settings: Settings, branch: int, count: int) -> Batch:
+    """The crops with which a stream begins, of that many images or of all. Raises UserError."""
+    stream = CropStream(pairs, settings, branch)
+    found = _collate([stream[0, slot] for slot in range(min(count, len(pairs)))])
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
 class _Pairs(Dataset):
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs

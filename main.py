@@ -91,6 +91,13 @@ def _derain(settings: Settings) -> int:
     return derain(settings)
 
 
+def _web(settings: Settings) -> int:
+    machine.prepare_inference()
+    from actions.web import web
+
+    return web(settings)
+
+
 def _export(settings: Settings) -> int:
     from actions.export import export
 
@@ -133,6 +140,7 @@ ACTIONS: dict[str, Callable[[Settings], int]] = {
     "test": _test,
     "score": _score,
     "derain": _derain,
+    "web": _web,
     "export": _export,
     "clean": _clean,
     "pairs": _pairs,

@@ -48,9 +48,10 @@ def option(
 
 
 # The actions that an option serves.
-TRAIN, TEST, SCORE, DERAIN, EXPORT = ("train",), ("test",), ("score",), ("derain",), ("export",)
+TRAIN, TEST, SCORE, DERAIN, WEB = ("train",), ("test",), ("score",), ("derain",), ("web",)
+EXPORT = ("export",)
 CLEAN, PAIRS, CHECK, LISTS = ("clean",), ("pairs",), ("check",), ("lists",)
-DERAINING = TRAIN + TEST + DERAIN  # train derains the images of --val-list
+DERAINING = TRAIN + TEST + DERAIN + WEB  # train derains the images of --val-list
 NETWORK = DERAINING + EXPORT
 VIDEOS = CLEAN + PAIRS
 ON_CPUS = DERAINING + SCORE + VIDEOS
@@ -64,7 +65,7 @@ class Settings:
 
     # What to do
     action: Literal[
-        "train", "test", "score", "derain", "export", "clean", "pairs", "check", "lists"
+        "train", "test", "score", "derain", "web", "export", "clean", "pairs", "check", "lists"
     ] = option(MISSING, EVERY, "what to do, one of the actions named below")
     model: str = option(
         "latest",
@@ -127,6 +128,8 @@ class Settings:
         False, SCORE, "score results of another size by what they share at the top left"
     )
     fix: str = option("", CHECK, "also write a list of those pairs that can be used to this file")
+    host: str = option("127.0.0.1", WEB, "address to listen on; 0.0.0.0 lets other machines in")
+    port: int = option(0, WEB, "port to listen on; 0: the first free one", low=0, high=65535)
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = option(

@@ -67,7 +67,7 @@ def derain_pictures(
                 yield error
                 continue
             mask = found.mask if folder else None
-            after, seconds = _after(picture, found), time.monotonic() - start
+            after, seconds = finished(picture, found), time.monotonic() - start
             note = derainer.tile_note(picture.colour)
             yield _Worked(number, picture, after, mask, seconds, note)
 
@@ -115,7 +115,8 @@ def derain_pictures(
     return bad
 
 
-def _after(picture: Picture, found: Derained) -> Picture:
+def finished(picture: Picture, found: Derained) -> Picture:
+    """A picture with the colours that the network made of it."""
     if picture.plain:
         return replace(picture, colour=found.pixels)  # made whole on the device: a quarter to fetch
     return picture.with_colour(found.colours)

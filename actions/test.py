@@ -210,7 +210,7 @@ def _derain_list(
             shown = {m: row.scores[f"output_released_{m}"] for m in MEASURES} if scored else {}
             progress.update(index, shown)
         if log:
-            means = {f"mean/{name}": value for name, value in means_of(rows).items()}
+            means = {f"score/{name}": value for name, value in means_of(rows).items()}
             log.scalars(means, derainer.step)
     return rows
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from engine.checkpoint import checkpoint_path
 from engine.device import describe
-from engine.events import new_run
+from engine.events import has_layout, new_run
 from engine.precheck import require_usable, tell_of_data
-from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, run_steps
+from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, charts, run_steps
 from engine.training_run import TrainingRun
 from media.lists import read_list
 from media.pair_list import fingerprint
@@ -150,6 +150,9 @@ def _begun(run: TrainingRun, new: bool) -> Iterator[None]:
             run.save(LATEST)
             if run.ranks.first:
                 run.events(EVENTS).hparams(_record(run.settings))
+        # A run begun before there were groups of curves gets them too.
+        if run.ranks.first and not has_layout(Path(run.settings.log_dir) / EVENTS, run.run):
+            run.events(EVENTS).layout(charts())
         yield
     except BaseException:
         if new and run.clock == start:

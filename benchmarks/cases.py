@@ -118,7 +118,7 @@ def stepper(kind: str, side: int, options: argparse.Namespace) -> Call:
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-6)
     ssim = (NaiveSSIM() if kind == "baseline" else SSIM()).to(device)
     batch = images((side, side), device)
-    return lambda: train_one_step(net, optimiser, ssim, batch, 1e-6)[0].read()["loss"]
+    return lambda: train_one_step(net, optimiser, ssim, batch, 1e-6).read()["loss"]
 
 
 def step(options: argparse.Namespace) -> list[dict]:

@@ -109,8 +109,8 @@ def training(given: argparse.Namespace, folder: Path) -> Lines:
             yield name, f"failed: {failure}"
             continue
         curves = read_scalars(own / "log" / "train_derain")
-        rates = list(curves["images_per_second"].values())
-        loss = list(curves["loss"].values())[-1]
+        rates = list(curves["speed/images_per_second"].values())
+        loss = list(curves["loss/total"].values())[-1]
         rate = np.median(rates[len(rates) // 2 :])
         yield name, f"{rate:.3g} images a second, last loss {loss:.4f}"
 

@@ -113,7 +113,7 @@ def show(given: argparse.Namespace, pairs: Sequence[Pair]) -> None:
             last = range(step - WINDOW + 1, step + 1)
             loss, mean, deviation = (
                 np.mean([curves[tag][i] for i in last if i in curves[tag]])
-                for tag in ("loss", "mask/mean", "mask/std")
+                for tag in ("loss/total", "mask/mean", "mask/std")
             )
             found = correlation(path, pairs)
             print(f"{name:<22}{step:>6}{loss:>9.4f}{mean:>11.4f}{deviation:>11.2g}{found:>13.3f}")

@@ -7,6 +7,7 @@ full and then blocks the run for ever. Here an event is in the file when the cal
 import contextlib
 import math
 import os
+import re
 import secrets
 import struct
 import sys
@@ -24,6 +25,7 @@ from settings import UserError
 from system.reading import open_regular, read_bytes
 
 EVENTS = "events.out.tfevents.*"
+LAYOUT = "custom_scalars__config__"  # TensorBoard's own name for it
 
 
 def new_run() -> str:
@@ -67,8 +69,19 @@ class EventFile:
 
     def hparams(self, values: dict[str, float | str | bool]) -> None:
         """Add the record of a run's settings, from which TensorBoard makes its table of runs."""
-        experiment, start, _ = summary.hparams(values, {"loss": 0.0})
+        experiment, start, _ = summary.hparams(values, {"loss/total": 0.0})
         self._write([experiment, start], 0)
+
+    def layout(self, groups: dict[str, list[str]]) -> None:
+        """Add the charts of TensorBoard's custom scalars: for each group, its curves.
+
+        A chart shows its curve of all runs.
+        """
+        charts = {
+            group: {curve: ["Multiline", [f"{re.escape(curve)}$"]] for curve in curves}
+            for group, curves in groups.items()
+        }
+        self._write([summary.custom_scalars(charts)], 0)
 
     def sync(self) -> None:
         """Have what was written outlast a power failure."""
@@ -125,6 +138,14 @@ def forget_after(folder: Path, run: str, clock: int) -> None:
                 os.truncate(path, end)
         except OSError as error:
             raise UserError(f"{path}: cannot be read or cut: {error.strerror}") from None
+
+
+def has_layout(folder: Path, run: str) -> bool:
+    """Whether a run's event files in a folder hold a layout. Raises UserError."""
+    try:
+        return any(LAYOUT.encode() in read_bytes(p) for p in folder.glob(f"{EVENTS}.{run}"))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def read_scalars(folder: Path) -> dict[str, dict[int, float]]:

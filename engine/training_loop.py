@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import dataset
 from cal_ssim import SSIM
@@ -26,22 +26,35 @@ from engine.training_step import (
     Measured,
     NotFinite,
     learning_rate,
+    loss_curves,
     loss_names,
     losses_of,
     train_one_step,
 )
 from media.pair_list import PairList, fingerprint
-from media.pixels import to_uint8
-from report.visualize import heat_map, strip
+from report.visualize import contact_sheet, heat_map
 from settings import Settings, UserError
 from system.interrupt import Interrupt
 from system.progress import Progress
 
 LATEST, BEST = "latest", "best"
 EVENTS, VAL_EVENTS = "train_derain", "val_derain"
+FOLLOWED = 4  # validation crops whose pictures show how a run gets on
+CAPTIONS = ["rainy", "output", "clean", "mask", "label"]  # of a picture's parts
 # Of Inductor on a CPU, and of Triton on a GPU.
 NO_COMPILER = ("No working C++ compiler", "Failed to find C compiler", "Python.h")
 WARM = 5  # steps until all is compiled and in place, and steps whose rate is then told
+
+
+def charts() -> dict[str, list[str]]:
+    """The curves of a run in groups, as TensorBoard is to show them: train and val in one chart."""
+    return {
+        "loss": list(loss_curves(dict.fromkeys(loss_names(), 0.0))),
+        "score": ["score/psnr", "score/ssim"],
+        "mask": ["mask/mean", "mask/std"],
+        "optim": ["optim/lr", "optim/grad_norm"],
+        "speed": ["speed/images_per_second", "speed/memory_MiB"],
+    }
 
 
 def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int, last: int) -> int:
@@ -73,6 +86,7 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
     ):
         net, ssim = run.network(), SSIM().to(run.device)
         derainer, dead_mask, start = run.derainer(), DeadMask(), math.nan
+        followed = dataset.first_crops(val_pairs, settings, dataset.VALIDATION, FOLLOWED)
         net.train()
         if _score_is_due(settings, run.clock) and scored < run.clock:  # a signal had come before it
             _score(run, derainer, val_pairs, val_data, progress)
@@ -83,6 +97,8 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
             due = _due(settings, step, last)
             if due.validation:
                 _validate(run, ssim, next(val_stream))
+            if due.picture and ranks.first:
+                _write_pictures(run, derainer, followed)
             if due.score and (step == last or not number):
                 _score(run, derainer, val_pairs, val_data, progress)
             # 'latest' comes last: all that is due up to its step is then there.
@@ -116,8 +132,6 @@ class _Started:
     lr: float
     began: float
     measured: Measured
-    mask: Tensor
-    output: Tensor
 
 
 def _trained(
@@ -177,10 +191,10 @@ def _start(run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: Batch
     lr = learning_rate(settings, step)
     with _explained(run, step, batch):
         tensors = batch.tensors(run.device, settings.mask_threshold)
-        results = train_one_step(
+        measured = train_one_step(
             net, run.optimiser, ssim, tensors, lr, settings.accumulate_steps, run.bf16
         )
-    return _Started(step, batch, lr, began, *results)
+    return _Started(step, batch, lr, began, measured)
 
 
 def _finish(
@@ -193,8 +207,8 @@ def _finish(
             all since then, with the wait for the batch and whatever was due in between.
 
     Returns:
-        The losses, "lr", "mask/mean" and "mask/std" (mean and deviation of the mask), and the
-        number of a signal that any rank has received.
+        The losses, "lr" and "mask/std" (the deviation of the mask), and the number of a signal that
+        any rank has received.
     """
     settings, ranks, step = run.settings, run.ranks, started.step
     with _explained(run, step, started.batch):
@@ -205,13 +219,13 @@ def _finish(
     mean, square = losses.pop("mask_mean"), losses.pop("mask_square")
     deviation = math.sqrt(max(square - mean**2, 0.0))
     run.clock = step
-    values = {**losses, "lr": started.lr, "mask/mean": mean, "mask/std": deviation}
+    values = {**losses, "lr": started.lr, "mask/std": deviation}
     if ranks.first:
         speed = settings.batch_size / (time.monotonic() - (ended or started.began))
-        watched = {"grad_norm": norm, "images_per_second": speed}
-        watched |= {"memory_MiB": peak_memory(run.device)}
-        run.events(EVENTS).scalars(values | watched, run.clock)
-        _write_picture_if_due(run, EVENTS, started.batch, started.mask, started.output)
+        curves = loss_curves(losses) | {"mask/mean": mean, "mask/std": deviation}
+        curves |= {"optim/lr": started.lr, "optim/grad_norm": norm}
+        curves |= {"speed/images_per_second": speed, "speed/memory_MiB": peak_memory(run.device)}
+        run.events(EVENTS).scalars(curves, run.clock)
     # Ranks may have received different signals, or one of them several.
     return values, 0 if not number else interrupt.signal or signal.SIGTERM
 
@@ -255,18 +269,16 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
     settings, ranks = run.settings, run.ranks
     parts = settings.accumulate_steps
     sums = dict.fromkeys(loss_names(), 0.0)
-    shown = None
     with torch.no_grad(), _explained(run, run.clock, batch):
         tensors = batch.tensors(run.device, settings.mask_threshold)
         for part in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
-            losses, mask, output = losses_of(run.net, ssim, *part, run.bf16)
+            losses, *_ = losses_of(run.net, ssim, *part, run.bf16)
             sums = {name: total + losses[name].item() for name, total in sums.items()}
-            shown = shown or (mask, output)
     totals = ranks.total(list(sums.values()))
     if ranks.first:
         means = [value / parts / ranks.world_size for value in totals]
-        run.events(VAL_EVENTS).scalars(dict(zip(sums, means, strict=True)), run.clock)
-        _write_picture_if_due(run, VAL_EVENTS, batch, *shown)
+        losses = dict(zip(sums, means, strict=True))
+        run.events(VAL_EVENTS).scalars(loss_curves(losses), run.clock)
 
 
 def _score_is_due(settings: Settings, step: int) -> bool:
@@ -293,18 +305,12 @@ def _score(
     run.best["scored"] = run.clock
 
 
-def _write_picture_if_due(
-    run: TrainingRun, events: str, batch: Batch, mask: Tensor, output: Tensor
-) -> None:
-    """Rainy, output, clean, mask and mask label of a batch's first crop, side by side."""
-    if not _due(run.settings, run.clock, run.clock).picture:
-        return
-    _, _, label = batch.tensors(torch.device("cpu"), run.settings.mask_threshold)
-    shown = [
-        batch.rainy[0],
-        to_uint8(output[0].permute(1, 2, 0).float().cpu().numpy()),
-        batch.clean[0],
-        heat_map(mask[0, 0].float().cpu().numpy()),
-        heat_map(label[0].numpy()),
-    ]
-    run.events(events).image("rainy_output_clean_mask_label", strip(shown), run.clock)
+def _write_pictures(run: TrainingRun, derainer: Derainer, followed: Batch) -> None:
+    """What the network makes of each crop that is followed, beside what it should make of it."""
+    _, _, labels = followed.tensors(torch.device("cpu"), run.settings.mask_threshold)
+    for index, file in enumerate(followed.files):
+        found = derainer.derained(followed.rainy[index], file)
+        parts = [followed.rainy[index], found.pixels, followed.clean[index]]
+        parts += [heat_map(found.mask), heat_map(labels[index].numpy())]
+        sheet = contact_sheet(parts, CAPTIONS, columns=len(parts))
+        run.events(VAL_EVENTS).image(f"pictures/{index + 1}", sheet, run.clock)

@@ -65,6 +65,11 @@ def loss_names() -> list[str]:
     return ["loss", *TERMS]
 
 
+def loss_curves(values: dict[str, float]) -> dict[str, float]:
+    """The losses among values by the names of their curves: `loss/total`, `loss/l1`, ..."""
+    return {f"loss/{'total' if name == 'loss' else name}": values[name] for name in loss_names()}
+
+
 def losses_of(
     net: nn.Module, ssim: SSIM, rainy: Tensor, clean: Tensor, label: Tensor, bf16: bool = False
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -137,7 +142,7 @@ def train_one_step(
     lr: float,
     parts: int = 1,
     bf16: bool = False,
-) -> tuple[Measured, Tensor, Tensor]:
+) -> Measured:
     """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
 
     Where the loss or its gradient is not finite, network and moments stay as they are. A fused
@@ -146,7 +151,7 @@ def train_one_step(
 
     Returns:
         The losses, "mask_mean" and "mask_square" (means of the mask and of its square) and
-        "grad_norm"; then the network's mask and clean image of the first part.
+        "grad_norm".
 
     Raises:
         NotFinite: the loss or its gradient is not; neither network nor optimiser has changed.
@@ -154,17 +159,16 @@ def train_one_step(
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
-    rows, shown = [], None
+    rows = []
     for index, part in enumerate(zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)):
         # Ranks average their gradients once, in the last part.
         wait = nullcontext() if index == parts - 1 else getattr(net, "no_sync", nullcontext)()
         with wait:
-            losses, mask, output = losses_of(net, ssim, *part, bf16)
+            losses, mask, _ = losses_of(net, ssim, *part, bf16)
             (losses["loss"] / parts).backward()
         exact = mask.detach().double()  # in single precision a small deviation would be rounding
         losses |= {"mask_mean": exact.mean(), "mask_square": exact.square().mean()}
         rows.append(torch.stack([value.detach().double() for value in losses.values()]))
-        shown = shown or (mask.detach(), output.detach())
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     measured = Measured(list(losses), torch.stack(rows), norm)
@@ -176,7 +180,7 @@ def train_one_step(
     else:
         measured.read()
     optimiser.step()
-    return measured, *shown
+    return measured
 
 
 class DeadMask:

@@ -33,12 +33,12 @@ def contact_sheet(images: list[np.ndarray], captions: list[str], columns: int = 
     for image, caption in zip(images, captions, strict=True):
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         lines = caption.split("\n")
-        width = max(small.shape[1], 12 + max(9 * len(line) for line in lines))
+        width = max(small.shape[1] + 8, 12 + max(9 * len(line) for line in lines))
         cell = np.full((small.shape[0] + 22 * len(lines) + 16, width, 3), 255, np.uint8)
         for number, line in enumerate(lines, 1):
             cv2.putText(cell, line, (6, 22 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1,
                         cv2.LINE_AA)  # fmt: skip
-        cell[-small.shape[0] - 4 : -4, 4 : 4 + small.shape[1]] = small[:, : width - 4]
+        cell[-small.shape[0] - 4 : -4, 4 : 4 + small.shape[1]] = small
         cells.append(cell)
     height, width = (max(cell.shape[side] for cell in cells) for side in (0, 1))
     columns = min(columns, len(cells))

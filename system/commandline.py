@@ -41,6 +41,11 @@ GUIDES = {
         "-i INPUT -o OUTPUT",
         "-m published -i photo.jpg -o derained.jpg",
     ),
+    "web": Guide(
+        "derain pictures and short videos on a page in the browser",
+        "",
+        "-m published",
+    ),
     "export": Guide(
         "write the network as an ONNX file, which runs without PyTorch",
         "-o FILE.onnx",
@@ -81,6 +86,7 @@ KINDS_OF_TEXT = {  # by the last word of a setting's name
     "from": "FILE",
     "fix": "FILE",
     "dir": "DIR",
+    "host": "ADDRESS",
     "action": "ACTION",
     "model": "NAME|FILE",
     "candidates": "N,N,...",

@@ -99,7 +99,7 @@ def soak(
                 f"soak: all steps were done after {len(lost)} kills; expected more steps"
             )
         assert left_of(run.pid) == []
-        seen = max(steps_of_events(log).get("loss", [-1]))
+        seen = max(steps_of_events(log).get("loss/total", [-1]))
         clock = checkpoint.load(latest)["clock"] if latest.exists() else -1
         lost.append(seen - clock)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -117,7 +117,7 @@ def soak(
         found = [steps_of_events(place / "log" / kind) for place in (alone, killed)]
         assert found[0] == found[1], kind
     assert found[1]
-    assert steps_of_events(log)["loss"] == list(range(steps))
+    assert steps_of_events(log)["loss/total"] == list(range(steps))
     assert not [name for name in os.listdir(latest.parent) if name.startswith(".writing-")]
     return lost
 

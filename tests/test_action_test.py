@@ -60,7 +60,7 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     scores = events("logdir/test_derain")
     for name, value in summary["means"].items():
         assert value == pytest.approx(np.mean([float(row[name]) for row in found]))
-        assert scores[f"mean/{name}"][4] == pytest.approx(value, rel=1e-6)
+        assert scores[f"score/{name}"][4] == pytest.approx(value, rel=1e-6)
         assert list(scores[f"image/{name}"]) == list(range(5))
     psnr, ssim = (summary["means"][f"output_released_{m}"] for m in ("psnr", "ssim"))
     last = f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, 5 images)"

@@ -64,11 +64,13 @@ def test_the_record_of_a_run_and_what_is_watched(run, pairs):
     run(*start(pairs, "--num-steps", 3))
     found = steps_of_events(Path("logdir/train_derain"))
     assert found["_hparams_/experiment"] == found["_hparams_/session_start_info"] == [0]
-    for tag in ("loss", "lr", "grad_norm", "images_per_second", "memory_MiB"):
+    watched = ["optim/grad_norm", "speed/images_per_second", "speed/memory_MiB"]
+    for tag in ("loss/total", "optim/lr", *watched):
         assert found[tag] == [0, 1, 2]
-    watched = events("logdir/train_derain")
-    assert all(0 < value < 1e4 for value in watched["images_per_second"].values())
-    assert all(100 < value < 1e5 for value in watched["memory_MiB"].values())
+    curves = events("logdir/train_derain")
+    norm, speed, memory = (list(curves[tag].values()) for tag in watched)
+    assert all(0 < value < 1e4 for value in norm + speed)
+    assert all(100 < value < 1e5 for value in memory)
 
 
 def test_runs_that_begin_at_once_in_one_log_folder_have_a_file_each():

@@ -29,7 +29,7 @@ def test_training_and_its_resume(run, pairs):
         assert (status, err) == (0, "")
     assert clock("g/latest") == 5
     found, expected = (events(f"{name}/train_derain") for name in ("lg", "lc"))
-    for name in ("loss", "mask/mean"):
+    for name in ("loss/total", "mask/mean"):
         assert list(found[name]) == list(range(6))
         assert found[name] == pytest.approx(expected[name], rel=1e-2)
     for a, b in zip(weights("g/latest"), weights("c/latest"), strict=True):

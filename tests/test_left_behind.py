@@ -109,8 +109,8 @@ def test_a_start_that_was_killed_binds_nobody(run, pairs, unlike_any_start):
     """Its name is kept, so that its events go."""
     began = TrainingRun(Settings("train", device="cpu"))
     began.save("latest")
-    began.events("train_derain").scalars({"loss": 1.0}, 0)
+    began.events("train_derain").scalars({"loss/total": 1.0}, 0)
     began.close()
     unlike_any_start()
-    assert steps_of_events(Path("logdir/train_derain"))["loss"] == [0]
+    assert steps_of_events(Path("logdir/train_derain"))["loss/total"] == [0]
     assert torch.load("model/latest", weights_only=True)["run"] == began.run

@@ -134,14 +134,11 @@ def test_values_are_typed():
     [
         (
             "--lr 0.5",
-            "-a/--action: expected one of train, test, score, derain, export, clean, pairs, check, "
-            "lists\n",
+            "-a/--action: expected one of train, test, score, derain, web, export, clean, pairs, "
+            "check, lists\n",
         ),
         ("-h -a tset", "--action: 'tset' is not one of train"),
-        (
-            "-a tset",
-            "--action: 'tset' is not one of train, test, score, derain, export, clean, pairs",
-        ),
+        ("-a tset", "--action: 'tset' is not one of train, test, score, derain, web, export"),
         ("-a train --batchsize 8", "unknown option --batchsize; did you mean --batch-size?"),
         ("--batch_size=8 -a train", "unknown option --batch_size; did you mean --batch-size?"),
         ("-a train --batch 8", "unknown option --batch; did you mean --batch-size?"),
@@ -177,7 +174,7 @@ def test_values_are_typed():
             "-a train -i x",
             "-i/--input: is for score, derain, clean, pairs and lists; this is -a train\n",
         ),
-        ("-a clean -m x", "-m/--model: is for train, test, derain and export; this is -a clean\n"),
+        ("-a clean -m x", "-m/--model: is for train, test, derain, web and export; this is -a"),
         (
             "-a derain --patch-size 9",
             "--patch-size: is for train, pairs and check; this is -a derain\n",

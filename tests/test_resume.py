@@ -283,7 +283,7 @@ def test_a_clock_moved_back_and_a_crowded_folder_change_nothing(run, pairs, monk
     monkeypatch.setattr(time, "time", lambda: 1e9)
     monkeypatch.setattr(time, "time_ns", lambda: 10**18)
     assert run(*start(pairs, "--num-steps", 4))[0] == 0
-    found = steps_of_events(Path("logdir/train_derain"))["loss"]
+    found = steps_of_events(Path("logdir/train_derain"))["loss/total"]
     assert sorted(found) == [0, 1, 2, 3]
     assert clock("model/latest") == 3
     status, _, err = run("-a", "test", "-m", "nothing", "--test-list", pairs)

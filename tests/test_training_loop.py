@@ -53,7 +53,7 @@ def test_a_term_of_the_loss_is_named_once(run, pairs, monkeypatch):
     for name in ("train_derain", "val_derain"):
         curves = events(f"logdir/{name}")
         for step in (0, 1):
-            parts = [curves[term][step] for term in ("l1", "ssim", "mask", "bright")]
+            parts = [curves[f"loss/{term}"][step] for term in ("l1", "ssim", "mask", "bright")]
             total = parts[0] + 1 - parts[1] + parts[2] + 0.5 * parts[3]
-            assert curves["loss"][step] == pytest.approx(total, rel=1e-5)
+            assert curves["loss/total"][step] == pytest.approx(total, rel=1e-5)
     assert "  bright " in out

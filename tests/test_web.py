@@ -1,0 +1,325 @@
+"""The page of `-a web` in a real browser, on a server of its own process, as a user has it."""
+
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import Mock
+
+import av
+import cv2
+import numpy as np
+import psutil
+import pytest
+from conftest import ROOT, command, write_rain
+from PIL import Image
+from web_tab import DEVICE, Server, Tab
+
+from actions.web import Bench, Expected, MainThread
+from engine import derainer
+from engine.ranks import Ranks
+from rain.synthetic_rain import photograph
+from settings import Settings, UserError
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
+    server = Server(tmp_path_factory.mktemp("web"))
+    yield server
+    server.process.terminate()
+    try:
+        said, _ = server.process.communicate(timeout=30)
+    finally:
+        server.process.kill()
+    assert server.process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said, said
+    assert server.uploads() == []
+
+
+@pytest.fixture
+def tab(browser, server) -> Iterator[Tab]:
+    tab = Tab(browser, server)
+    yield tab
+    tab.context.close()
+
+
+@pytest.fixture(scope="module")
+def given(server) -> Path:
+    """A folder of pictures and a video; beside it is what `derain` makes of them, `derained`."""
+    folder = server.folder / "given"
+    folder.mkdir()
+    picture = cv2.resize(photograph("coffee"), (48, 36), interpolation=cv2.INTER_AREA)
+    alpha = np.linspace(0, 65535, 48 * 36).reshape(36, 48, 1).astype(np.uint16)
+    cv2.imwrite(str(folder / "deep.png"), np.dstack([picture.astype(np.uint16) * 257, alpha]))
+    cv2.imwrite(str(folder / "pasted.png"), picture)
+    photo = Image.fromarray(picture[..., ::-1])
+    exif = photo.getexif()
+    exif[0x0112], exif[0x010F] = 6, "A camera"
+    photo.save(folder / "a photo.jpg", exif=exif, icc_profile=b"a profile of some kind")
+    with av.open(str(folder / "clip.mp4"), "w") as clip:
+        stream = clip.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        for shift in range(6):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, shift, 1), format="bgr24")
+            clip.mux(stream.encode(frame))
+        clip.mux(stream.encode(None))
+    derain(server, folder, server.folder / "derained")
+    return folder
+
+
+def derain(server: Server, source: Path, target: Path, *words: object) -> None:
+    model = ["--model-dir", server.folder / "model", "-m", "latest", *DEVICE]
+    action = command("-a", "derain", "-i", source, "-o", target, *model, *words)
+    subprocess.run(action, check=True, capture_output=True)
+
+
+def derained(given: Path, name: str) -> bytes:
+    return (given.parent / "derained" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["deep.png", "a photo.jpg"])
+def test_a_picture_comes_back_as_derain_writes_it(tab, given, name):
+    tab.give(given / name)
+    assert tab.download() == (name, derained(given, name))
+
+
+def test_the_views_are_those_that_are_chosen(tab, given):
+    tab.give(given / "deep.png")
+    tab.page.click("#views label:has-text('4')")
+    tab.until(lambda: "4 views" in tab.said)
+    _, found = tab.download()
+    derain(tab.server, given / "deep.png", Path("four.png"), "--self-ensemble", 4)
+    assert found == Path("four.png").read_bytes()
+    assert found != derained(given, "deep.png")
+
+
+def test_the_slider_parts_before_and_after(tab):
+    cv2.imwrite("red.png", np.full((60, 90, 3), (0, 0, 255), np.uint8))
+    tab.give(Path("red.png"))
+    half = tab.slider()
+    image = tab.page.locator("#slider img").first
+    box, frame = image.bounding_box(), tab.page.locator("#slider").bounding_box()
+    y = box["y"] + box["height"] / 2
+    before = np.array(cv2.imread("red.png")[0, 0], int)
+
+    def reds(shot: np.ndarray) -> float:
+        """The share of the picture's width in which its source shows."""
+        line = shot[int(y - frame["y"]) - 60]
+        left = int(box["x"] - frame["x"])
+        return float((np.abs(line[left : left + int(box["width"])] - before).max(-1) == 0).mean())
+
+    tab.page.mouse.move(box["x"] + box["width"] / 2, y)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + 0.9 * box["width"], y, steps=5)
+    tab.page.mouse.up()
+    assert 0.4 < reds(half) < 0.6
+    assert 0.8 < reds(tab.slider()) < 0.99
+
+
+def test_attention_is_shown_on_request(tab, given):
+    tab.give(given / "a photo.jpg")
+    assert not tab.page.locator("#heat").is_visible()
+    tab.page.check("#attention input")
+    tab.page.wait_for_selector("#heat img")
+    url = tab.page.locator("#heat img").get_attribute("src")
+    shown = cv2.imdecode(np.frombuffer(tab.context.request.get(url).body(), np.uint8), 1)
+    assert shown.shape == (48, 36, 3)  # upright
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "word"),
+    [
+        ("note.txt", b"hello", "expected one of .3gp"),
+        ("empty.png", b"", "empty"),
+        ("<b>cut.png", None, "damaged"),
+        ("film.mp4", b"no film", "not a video"),
+    ],
+)
+def test_a_bad_file_is_a_line_on_the_page(tab, rainy, name, data, word):
+    path = Path(name)
+    path.write_bytes(cv2.imencode(".png", rainy)[1].tobytes()[:-60] if data is None else data)
+    tab.page.set_input_files("#drop input[type=file]", path)
+    tab.until(lambda: word in tab.said)
+    assert tab.said.count("\n") == 0
+    assert str(tab.server.folder) not in tab.said
+    assert tab.page.locator("#download[disabled]").count() == 1
+    good = Path("good.png")
+    good.write_bytes(cv2.imencode(".png", rainy)[1].tobytes())
+    tab.give(good)
+
+
+def test_a_picture_is_pasted(tab, given):
+    tab.page.evaluate(
+        """(bytes) => {
+          const held = new DataTransfer();
+          held.items.add(new File([new Uint8Array(bytes)], "pasted.png", {type: "image/png"}));
+          const event = new ClipboardEvent("paste", {clipboardData: held, bubbles: true});
+          document.body.dispatchEvent(event);
+        }""",
+        list((given / "pasted.png").read_bytes()),
+    )
+    tab.until(lambda: "pasted.png" in tab.said)
+    assert tab.download() == ("pasted.png", derained(given, "pasted.png"))
+
+
+def test_a_video_comes_back_as_derain_writes_it(tab, given):
+    tab.give(given / "a photo.jpg")
+    tab.page.set_input_files("#drop input[type=file]", given / "clip.mp4")
+    tab.until(lambda: tab.said == "")  # what there was of the picture is gone at once
+    assert tab.page.locator("#download[disabled]").count() == 1
+    tab.until(lambda: "6 frames; shown is one in the middle" in tab.said)
+    assert tab.download() == ("clip.mp4", derained(given, "clip.mp4"))
+
+
+def test_the_checkpoint_is_chosen_from_the_folder(tab, given):
+    shutil.copy(ROOT / "model" / "demo", tab.server.folder / "model" / "step_1")  # since its start
+    tab.page.reload()
+    tab.page.wait_for_selector("#drop input[type=file]", state="attached")
+    tab.give(given / "a photo.jpg")
+
+    def choose(name: str) -> None:
+        tab.page.click("#weights input")
+        tab.page.click(f"[role=option]:has-text('{name}')")
+
+    choose("step_1")
+    tab.until(lambda: "by step_1" in tab.said)
+    choose("broken")
+    tab.until(lambda: "not a checkpoint" in tab.said)
+    choose("other")
+    tab.until(lambda: "by other" in tab.said)
+
+
+def test_one_job_at_a_time(browser, server, given):
+    tabs = [Tab(browser, server) for _ in range(3)]
+    for tab in tabs:
+        tab.page.set_input_files("#drop input[type=file]", given / "a photo.jpg")
+    for tab in tabs:
+        tab.until(lambda tab=tab: "pixels" in tab.said)
+        tab.context.close()
+    assert set(server.record("running")) == {1}
+
+
+def test_what_was_uploaded_goes_when_the_page_is_left(browser, server, given):
+    first, second = Tab(browser, server), Tab(browser, server)
+    for tab in (first, second):
+        tab.give(given / "a photo.jpg")
+    assert len({path.name for path in server.uploads()}) > 3
+    first.context.close()
+    second.page.wait_for_timeout(1000)
+    assert second.download()[0] == "a photo.jpg"  # what two gave alike stays for the second
+    second.page.click("#views label:has-text('2')")
+    second.until(lambda: "2 views" in second.said)
+    second.context.close()
+    end = time.monotonic() + 30
+    while server.uploads():
+        assert time.monotonic() < end, server.uploads()
+        time.sleep(0.1)
+
+
+def test_nothing_is_fetched_from_elsewhere_and_nobody_else_is_let_in(tab, given):
+    tab.give(given / "a photo.jpg")
+    assert len(tab.requests) > 10
+    own = (tab.server.address, "data:", "blob:")
+    assert [url for url in tab.requests if not url.startswith(own)] == []
+    asked = tab.server.record("connect") + tab.server.record("look up")
+    assert asked
+    assert [place for place in asked if "127.0.0.1" not in place] == []
+    sockets = psutil.Process(tab.server.process.pid).net_connections("tcp")
+    assert {one.laddr.ip for one in sockets if one.status == "LISTEN"} == {"127.0.0.1"}
+
+
+# Without a browser
+
+
+@pytest.fixture
+def bench(model) -> Bench:
+    with Ranks() as ranks:
+        yield Bench(Settings("web", device="cpu"), ranks)
+
+
+def test_a_picture_too_large_is_refused_as_derain_refuses_it(bench, run, rainy, monkeypatch):
+    cv2.imwrite("large.png", rainy)
+    monkeypatch.setattr(derainer, "free_memory", lambda *_: 2**20)
+    status, _, err = run("-a", "derain", "-i", "large.png", "-o", "x.png", *DEVICE)
+    assert status == 2
+    with pytest.raises(UserError) as caught:
+        bench.derain(Path("large.png"), Path("out"), "latest", 1, lambda *_: None)
+    assert f"main.py: {caught.value}\n" == err
+    assert "48x36 pixels need about" in err
+
+
+def test_only_checkpoints_of_the_folder_are_taken(bench):
+    Path("secret").write_text("")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        bench.derainer("../secret", 1)
+
+
+def test_progress_is_told_to_its_end(bench, rainy):
+    cv2.imwrite("a.png", rainy)
+    write_rain(Path("a.mkv"), 5)
+    for name, unit, count in (("a.png", "parts", 8), ("a.mkv", "frames", 5)):
+        tell = Mock()
+        bench.derain(Path(name), Path("out"), "latest", 2, tell)
+        told = [call.args for call in tell.call_args_list]
+        assert told == [(done, count, unit) for done in range(1, count + 1)]
+
+
+def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
+    def cut() -> None:
+        raise KeyboardInterrupt
+
+    main_thread = MainThread()
+    with ThreadPoolExecutor(1) as pool:
+        done, failed, ended = (
+            pool.submit(main_thread.do, job) for job in (lambda: 3, lambda: 1 / 0, cut)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            main_thread.work()
+        assert done.result(10) == 3
+        with pytest.raises(ZeroDivisionError):
+            failed.result(10)
+        with pytest.raises(UserError, match="ended"):
+            ended.result(10)
+
+
+def test_the_log_is_silent_of_files_that_went_alone(tmp_path, caplog):
+    log = logging.getLogger("a server's")
+    log.addFilter(Expected(str(tmp_path)))
+    for path in (tmp_path / "gone.png", Path("other.png")):
+        try:
+            path.read_bytes()
+        except FileNotFoundError:
+            log.exception("Exception in ASGI application")
+    (record,) = caplog.records
+    assert "other.png" in str(record.exc_info[1])
+
+
+def test_gradio_is_missing(run, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "actions.web_page", raising=False)
+    status, _, err = run("-a", "web", *DEVICE)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "expected `pip install -r requirements-web.txt`" in err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.1", "::bad", "ü" * 70])
+def test_an_address_that_cannot_be_listened_on_is_one_line(run, host):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, err = run("-a", "web", *DEVICE, "--host", host, "--port", port)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"--host {host}, --port {port}: cannot be listened on: " in err
+
+
+def test_a_bad_checkpoint_is_told_at_the_start(run):
+    pytest.importorskip("gradio")
+    status, _, err = run("-a", "web", "-m", "none", *DEVICE)
+    assert (status, "no such checkpoint" in err) == (2, True)

@@ -1,0 +1,112 @@
+"""A server of `-a web` in a process of its own, and a tab of a browser that shows its page."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from conftest import ROOT
+
+# The server, with a record of what it connects to, and of how many jobs run at once at most.
+SERVER = """
+import json, sys, threading, time
+sys.path.insert(0, sys.argv.pop(1))
+import main
+from actions import web
+from system import interrupt
+record, lock, running, most = open("record.txt", "a", buffering=1), threading.Lock(), 0, 0
+def watch(event, arguments):
+    if event == "socket.connect":
+        print(json.dumps(["connect", str(arguments[1])]), file=record)
+    elif event == "socket.getaddrinfo":
+        print(json.dumps(["look up", str(arguments[0])]), file=record)
+sys.addaudithook(watch)
+derain = web.Bench.derain
+def counted(*arguments):
+    global running
+    with lock:
+        running += 1
+        print(json.dumps(["running", running]), file=record)
+    try:
+        return derain(*arguments)
+    finally:
+        time.sleep(0.3)
+        with lock:
+            running -= 1
+web.Bench.derain = counted
+sys.exit(interrupt.program(main.main))
+"""
+DEVICE = ["--device", "cpu"]
+
+
+class Server:
+    """A server in a folder of its own, with two checkpoints and a file that is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.temporary = folder, folder / "temporary"
+        self.temporary.mkdir()
+        (folder / "model").mkdir()
+        for name in ("latest", "other"):
+            shutil.copy(ROOT / "model" / "demo", folder / "model" / name)
+        (folder / "model" / "broken").write_text("nothing")
+        words = [sys.executable, "-c", SERVER, str(ROOT), "-a", "web", *DEVICE]
+        self.process = subprocess.Popen(
+            words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | {"TMPDIR": str(self.temporary), "http_proxy": "http://127.0.0.1:9"},
+        )  # fmt: skip
+        lines = [self.process.stdout.readline() for _ in range(2)]
+        found = re.match(r"open (http://127\.0\.0\.1:\d+/) in a browser", lines[1])
+        assert found, lines + self.process.stdout.readlines()
+        self.address = found[1]
+
+    def uploads(self) -> list[Path]:
+        return [path for path in self.temporary.rglob("*") if path.is_file()]
+
+    def record(self, kind: str) -> list:
+        lines = map(json.loads, (self.folder / "record.txt").read_text().splitlines())
+        return [value for name, value in lines if name == kind]
+
+
+class Tab:
+    """The page in a tab, and what it asked for."""
+
+    def __init__(self, browser, server: Server) -> None:
+        self.server, self.requests = server, []
+        self.context = browser.new_context(viewport={"width": 1400, "height": 900})
+        self.page = self.context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(server.address)
+        self.page.wait_for_selector("#drop input[type=file]", state="attached")
+
+    @property
+    def said(self) -> str:
+        return self.page.input_value("#said textarea")
+
+    def until(self, done: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < end, self.said
+            self.page.wait_for_timeout(50)
+
+    def give(self, path: Path, word: str = "pixels") -> None:
+        """Upload a file, and wait until the page says that word of it."""
+        self.page.set_input_files("#drop input[type=file]", path)
+        self.until(lambda: path.name in self.said and word in self.said)
+
+    def download(self) -> tuple[str, bytes]:
+        self.page.wait_for_selector("#download:not([disabled])")
+        with self.page.expect_download() as waiting:
+            self.page.click("#download")
+        return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+    def slider(self) -> np.ndarray:
+        self.page.wait_for_timeout(300)  # it glides
+        shot = self.page.locator("#slider").screenshot()
+        return cv2.imdecode(np.frombuffer(shot, np.uint8), 1).astype(int)
