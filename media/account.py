@@ -7,7 +7,7 @@ from fractions import Fraction
 import av
 
 # Formats whose header says how long the file is. Of others FFmpeg only guesses.
-HEADED = {"asf", "avi", "flv", "ivf", "matroska", "mov", "mxf", "nut", "webm"}
+HEADED = {"asf", "avi", "flv", "ivf", "matroska", "mov", "mxf", "webm"}
 SLACK = 0.05  # seconds by which a file may end before its header says, or a frame and a half
 FEW = 0.98  # of the frames that times and rate make: fewer are told
 
@@ -62,8 +62,8 @@ class Account:
         if "mov" in formats:
             # Exact, and it may grow while fragments are read.
             found.indexed = len(stream.index_entries)
-        elif "avi" in formats and stream.duration:  # which the video itself has there
-            found.length, found.alone = float(stream.duration * stream.time_base), True
+        elif "avi" in formats and stream.frames:  # of which each is a moment, dropped or not
+            found.length, found.alone = float(stream.frames / rate), True
         elif HEADED & formats:
             found.length = length
         return found
@@ -106,6 +106,8 @@ class Account:
                 f"{self._there()}, where their times and its rate make {span}: the others were not "
                 "recorded, or are damaged; times are kept"
             )
+        if self.all_read and HEADED & self.formats and not (self.indexed or self.length):
+            yield "its header does not tell its length: it was cut short, or never finished"
         if self.marked and not missing:
             yield f"its reader doubts {_count(self.marked, 'piece')}; frames may be damaged"
         if self.scaled:
