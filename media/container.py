@@ -13,7 +13,9 @@ from system.reading import open_regular
 SCRIPTS = {"concat", "dash", "hls", "imf", "image2", "rtsp", "sap", "sdp", "vobsub"}
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 NOTHING = "not a video that can be read"
-av.logging.set_level(av.logging.PANIC)  # what it would print, we tell in one line
+# What it would print, we tell in one line. Any level but None makes its threads wait for Python's
+# lock to report an error, for ever where the thread that holds the lock waits for them.
+av.logging.set_level(None)
 
 
 def address(path: Path) -> str:

@@ -87,7 +87,7 @@ def _packet(path: Path, which: int) -> bytes:
         return bytes([one for one in file.demux(video=0) if one.size][which])
 
 
-def cut(path: Path, share: float = 0.6) -> Path:
+def cut(path: Path, share: float = 0.8) -> Path:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
