@@ -4,14 +4,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from media.jobs import VIDEOS
 from rain.frames import read_video
 from settings import UserError
 from system.progress import complain
-
-SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ts", ".webm", ".wmv", ".y4m",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,10 +40,10 @@ def videos_of(name: str) -> list[Path]:
         videos = sorted(
             file
             for file in path.iterdir()
-            if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
+            if file.suffix.lower() in VIDEOS and file.is_file() and file.name[0] != "."
         )
         if not videos:
-            raise UserError(f"{path}: holds no videos; expected {', '.join(SUFFIXES)}")
+            raise UserError(f"{path}: holds no videos; expected {', '.join(sorted(VIDEOS))}")
     elif path.is_file():
         videos = [path]
     else:

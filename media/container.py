@@ -85,6 +85,6 @@ def described(stream: av.stream.Stream) -> str:
     """What a stream holds: `h264, 64x48`, `aac`."""
     context = stream.codec_context
     if context is None:
-        return stream.type
+        return stream.name or stream.type
     size = f", {context.width}x{context.height}" if stream.type == "video" else ""
     return f"{context.codec.canonical_name}{size}"

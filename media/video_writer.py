@@ -178,7 +178,7 @@ class Sink:
 
     def _is_chapters(self, stream: av.stream.Stream) -> bool:
         """Whether it holds the names of chapters, as MP4s have them."""
-        return bool(self._chapters) and stream.type == "data" and stream.codec_tag == "text"
+        return bool(self._chapters) and stream.type == "data" and stream.name == "bin_data"
 
     def warnings(self) -> list[str]:
         """What was lost on the way, a line each; all of it is known when the file is closed."""

@@ -306,7 +306,7 @@ def test_a_name_that_is_no_text_is_one_line(run, videos):
         ("-i videos", "-i and -o: expected a rain video or a folder"),
         ("-o set", "-i and -o: expected a rain video or a folder"),
         ("-i nowhere -o set", "nowhere: no such video or folder"),
-        ("-i empty -o set", "empty: holds no videos; expected .3gp, .avi, "),
+        ("-i empty -o set", "empty: holds no videos; expected .3g2, .3gp, "),
         ("-i broken -o set", "broken/a.mp4: not a video that can be read"),
         ("-i videos -o videos/alley.mkv", "videos/alley.mkv: cannot be written to"),
         ("-i wrong/v.mkv -o set", "wrong/v.png: 3x2 pixels, its video has 90x70"),
