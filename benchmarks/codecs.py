@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import av
 import numpy as np
 
-import main as program
+from actions.derain import derain
 from media.video import Source
+from settings import Settings
 from system.machine import share_cores
 
 share_cores()
@@ -94,23 +95,14 @@ def round_trip(kind: Kind, model: Path, folder: Path) -> tuple[int, float]:
     """
     path, target = folder / f"in{kind.suffix}", folder / "out.mp4"
     write(kind, path)
-    words = [
-        "-a",
-        "derain",
-        "-m",
-        str(model),
-        "--device",
-        "cpu",
-        "-i",
-        str(path),
-        "-o",
-        str(target),
-    ]
+    settings = Settings(
+        "derain", model=str(model), device="cpu", input=str(path), output=str(target)
+    )
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()) as err,
     ):
-        status = program.main(words)
+        status = derain(settings)
     if status:
         raise RuntimeError(f"{kind.name}: derain ended with status {status}: {err.getvalue()}")
     found = times(target)
