@@ -1,5 +1,6 @@
 """Videos of the action `derain`: decoded ahead of the network, encoded behind it."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -92,6 +93,9 @@ def _derain_video(
     file = page.address(job.target.relative_to(folder)) if folder else ""
     row = Row.of(number, job.name, file, *shown)
     row.seconds, row.frames = time.monotonic() - start, sink.written
+    if folder:
+        row.source = page.address(Path(os.path.relpath(job.source, folder)))
+        row.begin = source.begin
     return row
 
 

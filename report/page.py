@@ -156,7 +156,8 @@ def plain_page(rows: list[Row]) -> dict[str, Any]:
 
 
 def _row(row: Row, values: Iterable[float]) -> dict[str, Any]:
-    kept = {key: getattr(row, key) for key in ("index", "name", "width", "height", "file")}
+    keys = ["index", "name", "width", "height", "file"] + ["source", "begin"] * bool(row.source)
+    kept = {key: getattr(row, key) for key in keys}
     return kept | {"values": [_number(value) for value in values]}
 
 

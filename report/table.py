@@ -34,6 +34,8 @@ class Row:
         change: mean difference between before and after, in grey levels of 255.
         seconds: what deraining it took.
         frames: how many frames a video has.
+        source, begin: of a video, a link from the page to the rainy one, and where in it the
+            derained one begins, seconds.
         note: what a person should know of it, told once for all rows.
         rainy, clean: the files of its pair.
         scores: a number for each of SCORES, where the clean image is known. Of equal images PSNR is
@@ -50,6 +52,8 @@ class Row:
     change: float
     seconds: float = 0.0
     frames: int = 1
+    source: str = ""
+    begin: float = 0.0
     note: str = ""
     rainy: str = ""
     clean: str = ""
