@@ -66,7 +66,7 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
     if first and derainer.path.resolve() == DEMO:
         complain(SYNTHETIC)
     if len(jobs) == 1:
-        _try(jobs[0], settings)  # bad input costs nothing that is there
+        _try(jobs[0], settings.start if folder else 0)  # bad input costs nothing that is there
     targets = [job.target for job in jobs]
     require_apart([derainer.path], targets, "-o")
     if folder:
@@ -121,8 +121,8 @@ def _derain_jobs(
     return 2 if bad else 0
 
 
-def _try(job: Job, settings: Settings) -> None:
+def _try(job: Job, start: int) -> None:
     if job.is_video:
-        Source(job.source, settings.start, settings.frames).close()
+        Source(job.source, start).close()
     else:
         require_format(job.target, read_picture(job.source))

@@ -94,10 +94,13 @@ class Source:
                 f"its display matrix ({self.orientation.odd}) is neither a quarter turn nor a "
                 "mirroring; the frames stay as they are stored"
             )
-        bits = max((part.bits for part in self.first.format.components), default=8)
+        kind = self.first.format
+        bits = max((part.bits for part in kind.components), default=8)
         light = HDR.get(self.first.color_trc, "")
         if bits > 8 or light:
             yield f"its frames have {bits} bits a channel{light}; they are taken as 8 bits"
+        if kind.name != "pal8" and any(part.is_alpha for part in kind.components):
+            yield "its frames have transparency, which is left out"
 
     def packets(self) -> Iterator[Item]:
         """Frames as they are decoded, at rising times, and the packets of the copied streams

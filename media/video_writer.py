@@ -7,7 +7,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange
+from av.sidedata.sidedata import Type
+from av.video.reformatter import ColorRange, Colorspace
 
 from media.container import address, described
 from media.video import ACCURATE, Source
@@ -25,7 +26,9 @@ ENCODERS = {
 }
 CONTAINERS = {".mkv": "matroska", ".m4v": "mp4"}  # where the suffix is not the name
 LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarith", "magicyuv"}
-RGB, BT709 = 0, 1  # FFmpeg's numbers of colour spaces
+RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
+# Older PyAV does not convert to the last.
+UNKNOWN = {RGB} if hasattr(Colorspace, "BT2020") else {RGB, BT2020}
 # What is told of the file or its coding, which are new, and of turning, which is done.
 OUTDATED = {
     "bps", "compatible_brands", "duration", "encoder", "major_brand", "minor_version",
@@ -36,6 +39,17 @@ PLACES = {
     "album", "artist", "comment", "copyright", "creation_time", "date", "description", "genre",
     "location", "location-eng", "title",
 }  # fmt: skip
+
+# What frames carry beside their pixels, and the frames that are written do not.
+CARRIED = {
+    Type.A53_CC: "closed captions",
+    Type.CONTENT_LIGHT_LEVEL: "light levels",
+    Type.DOVI_METADATA: "Dolby Vision",
+    Type.DYNAMIC_HDR_PLUS: "HDR10+",
+    Type.MASTERING_DISPLAY_METADATA: "mastering display",
+    Type.SPHERICAL: "projection of a sphere",
+    Type.STEREO3D: "arrangement of two views",
+}
 
 
 class Unwritable(UserError):
@@ -123,7 +137,7 @@ class Sink:
 
     @staticmethod
     def _colours(frame: av.VideoFrame) -> int:
-        return BT709 if frame.colorspace == RGB else frame.colorspace
+        return BT709 if frame.colorspace in UNKNOWN else frame.colorspace
 
     def packet(self, packet: av.Packet) -> None:
         """Add a packet of one of the source's copied streams, if this file holds it."""
@@ -172,6 +186,9 @@ class Sink:
         if others:
             word = "stream" if len(others) == 1 else "streams"
             found.append(f"left out, as neither picture nor sound: {word} {', '.join(others)}")
+        carried = [name for kind, name in CARRIED.items() if source.first.side_data.get(kind)]
+        if carried:
+            found.append(f"left out of what its frames carry: {', '.join(carried)}")
         if self._chapters and (source.start or source.frames):
             found.append("its chapters are left out: they are those of the whole video")
         return [f"{source.path}: {note}" for note in found]

@@ -216,10 +216,13 @@ def test_more_bits_than_eight_are_told_once(run, unchanged, name, codec, pixels,
     status, lines = derain(run, Path(name), "out.mp4")
     line = f"warning: {name}: its frames have {told}; they are taken as 8 bits"
     assert (status, lines) == (0, [line])
-    assert far(read("out.mp4")[0][0], picture(0)) < 6
-    with av.open("out.mp4") as file:
-        frame = next(file.decode(video=0))
-    assert (frame.color_trc, frame.color_primaries, frame.colorspace) == (light, 9, 9)
+    assert far(read("out.mp4")[0][0], read(name)[0][0]) < 3
+    tags = []
+    for path in (name, "out.mp4"):
+        with av.open(path) as file:
+            frame = next(file.decode(video=0))
+            tags.append((frame.color_trc, frame.color_primaries))
+    assert tags == [(light, 9)] * 2
     assert frame.format.components[0].bits == 8
     status, _, err = run("-a", "clean", "-i", name, "-o", "c.png", "--frames", 3)
     assert err.count("they are taken as 8 bits") == 1

@@ -136,3 +136,36 @@ def test_a_clean_image_has_the_frames_that_opencv_gives():
     for image in frames:
         assert np.array_equal(image[..., ::-1], capture.read()[1])
     assert not capture.read()[0]
+
+
+CARRYING = [
+    ("a.mp4", "libx264", "yuv420p", {"x264-params": "frame-packing=3"}, "arrangement of two views"),
+    (
+        "a.mkv",
+        "libx265",
+        "yuv420p",
+        {
+            "x265-params": "log-level=none:max-cll=1000,400:master-display="
+            "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+        },
+        "light levels, mastering display",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "pixels", "options", "told"), CARRYING)
+def test_what_frames_carry_and_lose_is_told(run, unchanged, name, codec, pixels, options, told):
+    path = make(name, codec, 3, options=options, pixels=pixels)
+    line = f"warning: {name}: left out of what its frames carry: {told}"
+    assert derain(run, path, "out.mp4") == (0, [line])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"), [("a.mkv", "ffv1", "bgra"), ("a.mov", "prores_ks", "yuva444p10le")]
+)
+def test_transparency_is_told(run, unchanged, name, codec, pixels):
+    path = make(name, codec, 3, pixels=pixels)
+    status, lines = derain(run, path, "out.mp4")
+    assert status == 0
+    assert lines[-1] == f"warning: {name}: its frames have transparency, which is left out"
+    assert far(read("out.mp4")[0][0], picture(0)) < 6
