@@ -30,6 +30,7 @@ class Account:
         end: how far the file was read, seconds.
         begin, until: times of the first frame and of the last one, seconds.
         all_read: to its end.
+        formats: FFmpeg's names of its container.
     """
 
     stream: av.video.stream.VideoStream

@@ -152,6 +152,8 @@ class Source:
                     yield _earlier(item, shift)
                 continue
             index += 1
+            if end is not None:
+                continue  # one packet may bring several frames
             if index <= self.start:
                 held = [packet for packet in held if _time(packet) >= time]
                 continue

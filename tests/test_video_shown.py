@@ -128,6 +128,16 @@ def test_frames_of_one_number_are_the_same_in_every_action(run, unchanged):
         assert np.argmin([far(first[..., ::-1], image) for image in whole]) == start
 
 
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(("name", "options"), [("a.mp4", {"bf": "3"}), ("a.mkv", {"bf": "0"})])
+def test_as_many_frames_come_as_are_asked_for(name, options, quick):
+    path = make(name, options=options)
+    for start in (0, 5):
+        for count in range(1, 14):
+            images, _ = read(path, start=start, frames=count, quick=quick)
+            assert len(images) == min(count, 12 - start)
+
+
 def test_a_clean_image_has_the_frames_that_opencv_gives():
     path = make("a.mp4", "mpeg4")
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
