@@ -66,9 +66,9 @@ def _derain_video(
     """
     start = time.monotonic()
     sink = Sink(job.target, source) if ranks.first else None
-    for note in (*source.notes, *sink.notes()) if sink else ():
-        complain(f"warning: {note}")
     try:
+        for note in (*source.notes, *sink.notes()) if sink else ():
+            complain(f"warning: {note}")
         shown = _derain_frames(derainer, ranks, job, source, sink)
     except BaseException:
         # A file that cannot be written is gone already.
