@@ -1,5 +1,6 @@
 """Videos as phones, dashcams and recorders make them: what can be read is, the rest is told."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -187,6 +188,32 @@ def test_a_cover_is_never_the_video(run, unchanged, variant):
     assert [image.shape for image in images] == [(48, 64, 3)] * 12
     assert read_video(str(path), 0, 12).shape == (12, 48, 64, 3)
     assert "cover picture" in read_video(str(path), 0, 12).warnings[0]
+
+
+@pytest.mark.parametrize(("default", "taken"), [(False, 1), (True, 0)])
+def test_the_default_video_is_taken_else_the_largest(default, taken):
+    sizes = [(32, 24), (64, 48)]
+    with av.open("a.mov" if default else "a.ts", "w") as file:
+        for size in sizes:
+            stream = file.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for index in range(5):
+            for size, stream in zip(sizes, file.streams, strict=True):
+                frame = av.VideoFrame.from_ndarray(picture(index, size), format="bgr24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                file.mux(stream.encode(frame))
+        for stream in file.streams:
+            file.mux(stream.encode(None))
+    video = read_video("a.mov" if default else "a.ts", 0, 5)
+    assert video.shape[1:3] == sizes[taken][::-1]
+    assert f"stream {1 - taken} (another video, mpeg2video" in video.warnings[0]
+
+
+def test_a_codec_that_nobody_knows_is_named(run, unchanged):
+    path = make("a.avi", "mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"QQQQ"))
+    told = "a.avi: not a video that can be read: of a codec that FFmpeg does not know"
+    assert derain(run, path, "out.mp4") == (2, [told])
 
 
 def test_a_cover_alone_is_no_video(run, unchanged):
