@@ -14,15 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from system import machine
+
+machine.share_cores()
+
 import av
 import numpy as np
 
 from actions.derain import derain
 from media.video import Source
 from settings import Settings
-from system.machine import share_cores
 
-share_cores()
 SIZE, RATE = (64, 48), 25
 SLOTS = [0, 1, 2, 3, 4, 8, 9, 10, 15, 16, 17, 18]  # a frame at each, of 1/RATE s
 MODEL = Path(__file__).resolve().parent.parent / "model" / "demo"
