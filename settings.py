@@ -54,6 +54,7 @@ CLEAN, PAIRS, CHECK, LISTS = ("clean",), ("pairs",), ("check",), ("lists",)
 DERAINING = TRAIN + TEST + DERAIN + WEB  # train derains the images of --val-list
 NETWORK = DERAINING + EXPORT
 VIDEOS = CLEAN + PAIRS
+FRAMES = DERAIN + VIDEOS
 ON_CPUS = DERAINING + SCORE + VIDEOS
 LISTED = TRAIN + TEST + SCORE + CHECK + LISTS
 EVERY = NETWORK + SCORE + VIDEOS + CHECK + LISTS
@@ -237,8 +238,10 @@ class Settings:
     )
 
     # Clean images from rain videos (section 3)
-    start: int = option(0, VIDEOS, "first video frame to use, counted from 0", low=0, high=10**9)
-    frames: int = option(100, VIDEOS, "number of video frames to use", low=1, high=65535)
+    start: int = option(0, FRAMES, "first video frame to use, counted from 0", low=0, high=10**9)
+    frames: int = option(
+        0, FRAMES, "number of video frames to use; 0 means 100 (derain: all)", low=0, high=65535
+    )
     percentile: float = option(
         -1.0,
         VIDEOS,
@@ -247,9 +250,7 @@ class Settings:
         high=100,
     )
     candidates: str = option(
-        "",
-        CLEAN,
-        "numbers of frames to try, such as 20,50,100: writes a clean image of each, and a sheet",
+        "", CLEAN, "numbers of frames to try, such as 20,50,100: a clean image of each, and a sheet"
     )
 
     # Pairs from rain videos

@@ -1,5 +1,6 @@
 """The action `clean`: the clean image of a rain video, or candidates to choose from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,16 +13,18 @@ from settings import Settings, UserError
 from system.files import require_apart, require_writable, write_atomically
 from system.progress import Progress, complain
 
+FRAMES = 100  # that a clean image is made from, unless --frames says otherwise
+
 
 def clean(settings: Settings) -> int:
     """Write the clean image of video `-i` to `-o`, or one for each of --candidates and a sheet.
 
-    Returns the exit status, 0.
+    Returns the exit status: 2 where the video is damaged, or cut short, within those frames.
 
     Raises:
         UserError: bad input, or an output that cannot be written.
     """
-    path = Path(settings.output)
+    path, settings = Path(settings.output), of_frames(settings)
     if not settings.input:
         raise UserError("-i: expected a rain video")
     if path.suffix.lower() != ".png":
@@ -38,7 +41,7 @@ def clean(settings: Settings) -> int:
     video = open_video(settings.input, settings.start, max(counts))
     if not settings.candidates:
         write_image(path, make_clean(video, settings))
-        return 0
+        return 2 if video.incomplete else 0
     # Counts that the video is too short for come to the same, all of its frames.
     counts = sorted({min(count, video.shape[0]) for count in counts})
     made = []
@@ -52,7 +55,12 @@ def clean(settings: Settings) -> int:
     pictures = [_bgr(image) for image in (first, *(one.image for one in made))]
     write_atomically(sheet, encode_png(contact_sheet(pictures, captions), str(sheet)))
     print(f"{sheet}: the candidates side by side")
-    return 0
+    return 2 if video.incomplete else 0
+
+
+def of_frames(settings: Settings) -> Settings:
+    """The settings with a number of frames."""
+    return replace(settings, frames=settings.frames or FRAMES)
 
 
 def _candidate(path: Path, count: int) -> Path:

@@ -1,8 +1,9 @@
 """The action `derain`: a user's own pictures and videos, of which no clean version is known.
 
 What `-i` names goes to `-o`: a picture or a video to a file or a folder, a folder to a folder of
-the same structure. Pictures keep their kind (see media/pictures.py), videos their frames' times and
-their sound (see media/video_writer.py). A result folder gets a page to look at them, index.html.
+the same structure. Pictures keep their kind (see media/pictures.py), videos the times of their
+frames, their sound and more (see media/video_writer.py). A result folder gets a page to look at
+them, index.html.
 """
 
 import time
@@ -20,7 +21,7 @@ from media.pictures import read_picture, require_format
 from media.video import Source
 from report import copies, page
 from report.table import Row
-from settings import Settings
+from settings import Settings, UserError
 from system.files import (
     claimed,
     remove_unfinished_of,
@@ -55,6 +56,8 @@ def derain(settings: Settings) -> int:
 def _derain(settings: Settings, ranks: Ranks) -> int:
     first = ranks.first
     jobs, folder, note, complaints = plan(settings.input, settings.output, copies.FOLDER)
+    if (settings.start or settings.frames) and not any(job.is_video for job in jobs):
+        raise UserError(f"--start and --frames: are for videos; {settings.input} is none")
     for complaint in complaints if first else ():
         complain(complaint)
     if note and first:
@@ -63,7 +66,7 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
     if first and derainer.path.resolve() == DEMO:
         complain(SYNTHETIC)
     if len(jobs) == 1:
-        _try(jobs[0])  # bad input costs nothing that is there
+        _try(jobs[0], settings.start if folder else 0)  # bad input costs nothing that is there
     targets = [job.target for job in jobs]
     require_apart([derainer.path], targets, "-o")
     if folder:
@@ -98,7 +101,7 @@ def _derain_jobs(
     start = time.monotonic()
     try:
         bad += derain_pictures(derainer, ranks, jobs, folder, rows)
-        bad += derain_videos(derainer, ranks, jobs, folder, rows)
+        bad += derain_videos(settings, derainer, ranks, jobs, folder, rows)
     finally:
         if first and folder and rows:
             title = f"SPANet: {Path(settings.input).name}, derained by {derainer.path.name}"
@@ -118,8 +121,8 @@ def _derain_jobs(
     return 2 if bad else 0
 
 
-def _try(job: Job) -> None:
+def _try(job: Job, start: int) -> None:
     if job.is_video:
-        Source(job.source).close()
+        Source(job.source, start).close()
     else:
         require_format(job.target, read_picture(job.source))

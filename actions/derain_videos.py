@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import av
@@ -17,23 +18,33 @@ from media.video_writer import Sink, Unwritable
 from report import page
 from report.copies import write_pictures
 from report.table import Row
-from settings import UserError
+from settings import Settings, UserError
 from system.interrupt import deferred
 from system.overlap import ahead, behind
-from system.progress import Progress, complain
+from system.progress import SOON, Progress, complain
+
+PACE = 3  # frames after which it is told how long all will take; the first takes longer
 
 
 def derain_videos(
-    derainer: Derainer, ranks: Ranks, jobs: list[Job], folder: Path | None, rows: dict[int, Row]
+    settings: Settings,
+    derainer: Derainer,
+    ranks: Ranks,
+    jobs: list[Job],
+    folder: Path | None,
+    rows: dict[int, Row],
 ) -> int:
-    """Derain the videos of the jobs, into the rows of the page. Returns how many were bad."""
+    """Derain the videos of the jobs, into the rows of the page. Returns how many were bad, or
+    came with something missing.
+    """
     bad = 0
     for number, job in enumerate(jobs):
         if not job.is_video:
             continue
         try:
-            with closing(Source(job.source)) as source:
+            with closing(Source(job.source, settings.start, settings.frames)) as source:
                 row = _derain_video(derainer, ranks, number, job, source, folder)
+                bad += source.incomplete
             if row:
                 rows[number] = row
         except UserError as error:
@@ -56,31 +67,34 @@ def _derain_video(
     start = time.monotonic()
     sink = Sink(job.target, source) if ranks.first else None
     try:
+        for note in (*source.notes, *sink.notes()) if sink else ():
+            complain(f"warning: {note}")
         shown = _derain_frames(derainer, ranks, job, source, sink)
     except BaseException:
         # A file that cannot be written is gone already.
         if sink and sink.written and sink.unfinished.exists():
             with deferred():
                 sink.close()
-            print(f"\n{job.target}: ends early, holds the first {sink.written} frames")
+            print(
+                f"\n{job.target}: ends early, holds the first {sink.written} frames; to go on from "
+                f"there, add --start {source.start + sink.written} and give -o another name"
+            )
         elif sink:
             sink.discard()
         raise
     if not sink:
         return None
-    if not shown:
-        sink.discard()
-        raise UserError(f"{job.source}: no frame of it can be read")
-    for warning in (*source.warnings(), *sink.warnings()):
-        complain(f"warning: {warning}")
     with deferred():
         sink.close()
+    for warning in (*source.warnings(), *sink.warnings()):
+        complain(f"warning: {warning}")
     if folder:
         before, after, mask = shown
         write_pictures(folder, number, {"before": before, "after": after}, mask)
     files = page.files_of(folder, before=job.source, after=job.target) if folder else {}
     row = Row.of(number, job.name, files, *shown)
     row.seconds, row.frames = time.monotonic() - start, sink.written
+    row.begin = source.begin
     return row
 
 
@@ -95,7 +109,8 @@ class _Round:
 def _derain_frames(
     derainer: Derainer, ranks: Ranks, job: Job, source: Source, sink: Sink | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Derain each frame into the sink. Returns before, after and mask of a frame in the middle.
+    """Derain each frame into the sink. Returns before, after and mask of a frame in the middle,
+    on each rank that had one.
 
     Frames are decoded ahead of the network and encoded behind it, each by a thread.
     """
@@ -124,7 +139,7 @@ def _derain_frames(
 
     def finish(item: av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]) -> int:
         if isinstance(item, av.Packet):
-            sink.sound_packet(item)
+            sink.packet(item)
             return 0
         frames, images = item
         for frame, image in zip(frames, images, strict=True):
@@ -139,11 +154,36 @@ def _derain_frames(
         Progress("frame", 0, count, [], silent=not ranks.first) as progress,
     ):
         written = 0
-        for frames in finished:
+        pace = _Pace(job.name, count)
+        for frames in filter(None, finished):
             written += frames
-            if frames:
-                progress.update(min(written, count) - 1, {})
+            progress.update(min(written, count) - 1, {})
+            told = pace.tell(written)
+            if told and ranks.first:
+                progress.say(told)
     return (middle[0], middle[1].pixels, middle[1].mask) if middle else None
+
+
+class _Pace:
+    """Says after the first frames how long all of them will take."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.count, self.told = name, count, False
+        self.first: tuple[int, float] | None = None  # frames at once, and when they were done
+
+    def tell(self, written: int) -> str:
+        """A line when so many are written, once; empty before, and where it is but a moment."""
+        now = time.monotonic()
+        if not self.first:
+            self.first = written, now
+        frames = written - self.first[0]
+        if self.told or not frames or written < PACE:
+            return ""
+        self.told = True
+        whole = self.count * (now - self.first[1]) / frames
+        if whole < SOON:
+            return ""
+        return f"{self.name}: {self.count} frames take about {timedelta(seconds=round(whole))}"
 
 
 def _rounds(source: Source, ranks: Ranks, sound: bool) -> Iterator[_Round | av.Packet]:

@@ -22,9 +22,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from actions.clean import make_clean, open_video
+from actions.clean import make_clean, of_frames, open_video
+from actions.scenes import Scene, readable, scenes_of, videos_of
 from media.lists import read_image
-from rain.frames import Video, read_video
+from rain.frames import Video
 from report.visualize import encode_png
 from settings import Settings, UserError
 from system.files import claimed, require_apart, require_there, require_writable, write_atomically
@@ -32,10 +33,6 @@ from system.machine import cores
 from system.progress import Progress
 from system.reading import open_regular, read_bytes
 
-SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ts", ".webm", ".wmv", ".y4m",
-)  # fmt: skip
 CURE = "; remove the scene's file in scenes/, and it is looked through again"
 SAMPLE = 64  # pairs that are looked at for advice on training
 NOISY = 0.6  # share of differing pixels above which the mask label says little about rain
@@ -46,31 +43,11 @@ DECISIVE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One video of the set, and where its patches go."""
-
-    number: int
-    video: Path
-    held_out: bool
-
-    @property
-    def chosen(self) -> Path | None:
-        """A clean image that a person chose, beside the video."""
-        path = self.video.with_suffix(".png")
-        return path if path.is_file() and path != self.video else None
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:03d}"
-
-    @property
-    def kind(self) -> str:
-        return "real_test" if self.held_out else "real_world"
-
-
 def pairs(settings: Settings) -> int:
-    """Make the set of video or folder `-i` in folder `-o`. Returns the exit status, 0.
+    """Make the set of video or folder `-i` in folder `-o`.
+
+    Returns the exit status: 2 where a video of the folder cannot be read and is left out, or one is
+    damaged, or cut short, within the frames that are used.
 
     Raises:
         UserError: bad input, or output that cannot be written. What was made before stays, whole.
@@ -79,69 +56,37 @@ def pairs(settings: Settings) -> int:
         raise UserError(
             "-i and -o: expected a rain video or a folder of them, and a folder to fill"
         )
-    folder = Path(settings.output)
-    scenes = _scenes(settings)
-    for scene in scenes:  # before anything is written: a set is tied to its videos
-        read_video(str(scene.video), settings.start, 1)
+    folder, settings = Path(settings.output), of_frames(settings)
+    videos = videos_of(settings.input)
+    good = readable(videos, settings.start)  # before anything is written: a set is tied to those
+    scenes = scenes_of(good, settings.test_share)
     read = [path for scene in scenes for path in (scene.video, scene.chosen) if path]
     written = [folder / f"{name}.txt" for name in ("real_world", "real_test")]
     written += [folder / "clean" / f"{scene.name}.png" for scene in scenes]
     require_apart(read, [*written, folder / "pairs.json"], "-o")
     require_writable(folder)
     with claimed(folder):
-        _make_set(settings, folder, scenes)
-    return 0
+        incomplete = _make_set(settings, folder, scenes)
+    return 2 if incomplete or len(good) < len(videos) else 0
 
 
-def _make_set(settings: Settings, folder: Path, scenes: list[Scene]) -> None:
+def _make_set(settings: Settings, folder: Path, scenes: list[Scene]) -> bool:
+    """Make what is not there yet. Returns whether a video was damaged or cut short."""
     _settle(folder / "pairs.json", settings, scenes)
+    incomplete = False
     for scene in scenes:
         part = folder / "scenes" / f"{scene.name}.txt"
         if part.is_file():
             print(f"{scene.name} {scene.video.name}: done before")
         else:
-            lines = _make_scene(folder, scene, settings)
+            lines, whole = _make_scene(folder, scene, settings)
+            incomplete |= not whole
             write_atomically(part, "".join([*lines, _ending(len(lines))]).encode())
     for kind in ("real_world", "real_test"):
         parts = [folder / "scenes" / f"{scene.name}.txt" for scene in scenes if scene.kind == kind]
         _write_list(folder / f"{kind}.txt", [_read_part(part) for part in parts])
     _advise(folder / "real_world.txt", settings.rain_level)
-
-
-def _scenes(settings: Settings) -> list[Scene]:
-    """The videos, numbered by name; those whose names have the lowest digests are held out."""
-    path = Path(settings.input)
-    if path.is_dir():
-        videos = sorted(
-            file
-            for file in path.iterdir()
-            if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
-        )
-        if not videos:
-            raise UserError(f"{path}: holds no videos; expected {', '.join(SUFFIXES)}")
-    elif path.is_file():
-        videos = [path]
-    else:
-        there = "not a regular file" if path.exists() else "no such video or folder"
-        raise UserError(f"{path}: {there}")
-    for file in videos:
-        if file.name != file.name.encode(errors="replace").decode():
-            raise UserError(f"{str(file)!r}: the name is not UTF-8 text; rename it")
-    share = settings.test_share
-    count = round(share * len(videos))
-    if 0 < share < 1 and len(videos) > 1:
-        count = min(max(count, 1), len(videos) - 1)
-    by_digest = sorted(videos, key=lambda file: hashlib.sha256(file.name.encode()).digest())
-    held_out = set(by_digest[:count])
-    scenes = [Scene(number, video, video in held_out) for number, video in enumerate(videos)]
-    chosen: dict[Path, Path] = {}
-    for scene in scenes:
-        if scene.chosen and chosen.setdefault(scene.chosen, scene.video) != scene.video:
-            raise UserError(
-                f"{scene.chosen}: the clean image of {chosen[scene.chosen].name} or of "
-                f"{scene.video.name}? Expected videos of different names"
-            )
-    return scenes
+    return incomplete
 
 
 def _digest(path: Path | None) -> str | None:
@@ -203,8 +148,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     return found
 
 
-def _make_scene(folder: Path, scene: Scene, settings: Settings) -> list[str]:
-    """Write a scene's patches; returns the lines of its pairs."""
+def _make_scene(folder: Path, scene: Scene, settings: Settings) -> tuple[list[str], bool]:
+    """Write a scene's patches; returns the lines of its pairs, and whether its video is whole."""
     video = open_video(str(scene.video), settings.start, settings.frames)
     clean = _clean_frame(folder, scene, settings, video)
     side = settings.test_patch_size if scene.held_out else settings.patch_size
@@ -239,7 +184,7 @@ def _make_scene(folder: Path, scene: Scene, settings: Settings) -> list[str]:
         f"{scene.name} {scene.video.name}: {len(kept)} of {seen} patches hold rain, "
         f"for {'testing' if scene.held_out else 'training'}"
     )
-    return kept
+    return kept, not video.incomplete
 
 
 def _ending(count: int) -> str:

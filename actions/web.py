@@ -227,7 +227,7 @@ class Bench:
         with contextlib.closing(Source(job.source)) as source:
             watched = _Watched(derainer, source.count, tell)
         with contextlib.redirect_stderr(io.StringIO()) as complaints:
-            derain_videos(watched, self.ranks, [job], None, {})
+            derain_videos(self.settings, watched, self.ranks, [job], None, {})
         lines = complaints.getvalue().splitlines()
         notes = [f"{watched.done} frames; shown is one in the middle"]
         notes += [note for note in (watched.note,) if note]

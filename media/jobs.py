@@ -12,7 +12,10 @@ from media.video_writer import ENCODERS
 from settings import UserError, one_line
 from system.files import require_apart, shown
 
-OTHER_VIDEOS = {".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"}
+OTHER_VIDEOS = {
+    ".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".h264", ".hevc", ".m2ts", ".mjpeg", ".mpeg",
+    ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".wmv", ".y4m",
+}  # fmt: skip
 VIDEOS = set(ENCODERS) | OTHER_VIDEOS  # those of the second kind are written as Matroska
 KNOWN = VIDEOS | set(FORMATS)
 MOST_SUFFIXES = 8  # of files passed over that are named

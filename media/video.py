@@ -1,8 +1,7 @@
-"""A user's video, read frame by frame by PyAV (FFmpeg); video_writer.py makes another of it.
+"""A user's video, read frame by frame by PyAV (FFmpeg): frame k is the same in every action.
 
-Unlike rain/frames.py, which reads frames for a clean image, this keeps what a player needs: the
-time of each frame, the meaning of its colours, which way up it is, the shape of its pixels, and the
-sound.
+It keeps what a player needs: the time of each frame, the meaning of its colours, which way up it
+is, the shape of its pixels, and the sound. What is damaged, missing or guessed is counted and told.
 """
 
 from collections.abc import Iterator
@@ -11,136 +10,257 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.format import Flags
 
+from media.account import Account
+from media.container import NOTHING, best_stream, left_out, opened
+from media.deinterlacing import Deinterlacer
+from media.orientation import Orientation
 from settings import UserError
-from system.reading import open_regular
 
-UNTIMED = {"avi", "h264", "hevc", "mpegvideo"}  # formats that hold no times of frames
+MOST_FAILURES = 16  # times in a row that nothing can be read before the file is given up
+BEYOND = 2  # seconds that sound may lie behind its frames in the file
 # FFmpeg's quick conversions round downwards: a picture would darken by two grey levels. These are
 # its SWS_BICUBIC, SWS_ACCURATE_RND and SWS_FULL_CHR_H_INT; older PyAV names but the first.
-ACCURATE = 4 | 0x40000 | 0x2000
-# FFmpeg's formats whose files name others to play, wherever those lie, or reach for the network.
-SCRIPTS = {"concat", "dash", "hls", "imf", "image2", "rtsp", "sap", "sdp", "vobsub"}
-av.logging.set_level(av.logging.PANIC)  # what it would print, we tell in one line
-
-
-def require_own_frames(path: Path) -> None:
-    """Raise UserError unless path is a regular file, and no list of other files to play."""
-    formats = ",".join(av.formats_available - SCRIPTS)
-    try:
-        open_regular(path).close()
-        av.open(address(path), options={"format_whitelist": formats}).close()
-    except av.error.ArgumentError:  # said of a format that is not among those
-        raise UserError(
-            f"{path}: not a video that can be read: a list of other files; expected a video"
-        ) from None
-    except (av.error.FFmpegError, ValueError):
-        return  # the reader of the frames says what is wrong
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+QUICK = 4
+ACCURATE = QUICK | 0x40000 | 0x2000
+HDR = {16: ", HDR (PQ)", 18: ", HDR (HLG)"}  # by FFmpeg's number of a transfer function
+Item = av.VideoFrame | av.Packet
 
 
 class Source:
-    """A video file to read.
+    """Frames start .. start+frames-1 of a video file; all from start on where frames is 0.
+
+    Args:
+        quick: the frames alone, decoded on several threads. If the file's end is damaged, more of
+            them are lost.
 
     Attributes:
-        first: its first frame.
+        first: the first of those frames.
         width, height: of the frames as they are shown, pixels.
-        count: frames, as the file says or by its length and rate; 0 where neither is known.
+        rate: frames a second, as the file says.
+        count: how many frames to expect; 0 where the file does not tell.
+        begin: where in the file they begin, seconds.
+        copied: its streams of sound and of subtitles.
+        notes: what a user should know of it before it is read, a line each.
 
     Raises:
-        UserError: not a video.
+        UserError: not a video, or no frame at start.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._damaged, self._scaled = path, 0, 0
-        require_own_frames(path)
+    def __init__(self, path: Path, start: int = 0, frames: int = 0, quick: bool = False) -> None:
+        self.path, self.start, self.frames, self.begin = path, start, frames, 0.0
+        self.container = opened(path)
         try:
-            with av.open(address(path)) as container:
-                self.first = next(container.decode(video=0))
-            # Anew: a seek to the start would skip sound that begins before it.
-            self.container = av.open(address(path))
-            self.stream = self.container.streams.video[0]
-            self.stream.thread_type = "AUTO"
-        except (av.error.FFmpegError, OSError, IndexError, StopIteration, ValueError):
-            raise UserError(f"{path}: not a video that can be read: no frame in it") from None
-        self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
-        self.turns = self.first.rotation // 90 % 4
+            self._open(quick)
+        except BaseException:
+            self.container.close()
+            raise
+
+    def _open(self, quick: bool) -> None:
+        self.stream = best_stream(self.path, self.container)
+        self.stream.thread_type = "AUTO" if quick else "SLICE"
+        streams = (*self.container.streams.audio, *self.container.streams.subtitles)
+        self.copied = [one for one in streams if one.codec_context is not None and not quick]
+        self._untimed = bool(Flags.no_timestamps & Flags(self.container.format.flags))
+        self._account = Account.of(self.stream)
+        self.rate = self._account.rate
+        self._deinterlacer = Deinterlacer()
+        self._last: int | None = None  # time of a frame
+        self._sent = self._delay = 0  # packets decoded, and of them before the first frame came
+        self._stop: Fraction | None = None  # where to read no further
+        self._items = self._chosen()
+        self._waiting: list[Item] = []  # read until the first frame came
+        for item in self._items:
+            self._waiting.append(item)
+            if isinstance(item, av.VideoFrame):
+                break
+        else:
+            there = self._account.decoded
+            if there:
+                raise UserError(f"{self.path}: no frames from frame {self.start} on, of {there}")
+            raise UserError(f"{self.path}: {NOTHING}: no frame in it")
+        self.first = item
         sides = (self.first.width, self.first.height)
-        self.width, self.height = sides[::-1] if self.turns % 2 else sides
-        length = float(self.container.duration or 0) / av.time_base
-        self.count = self.stream.frames or round(length * self.rate)
+        self.width, self.height = sides[::-1] if self.orientation.swapped else sides
+        left = max(0, self._account.total - self.start)
+        self.count = min(left or self.frames, self.frames or left)
+        self.notes = [f"{self.path}: {note}" for note in self._known()]
 
-    @property
-    def sound(self) -> list:
-        return list(self.container.streams.audio)
+    def _known(self) -> Iterator[str]:
+        yield from left_out(self.container, self.stream)
+        if self.orientation.odd:
+            yield (
+                f"its display matrix ({self.orientation.odd}) is neither a quarter turn nor a "
+                "mirroring; the frames stay as they are stored"
+            )
+        kind = self.first.format
+        bits = max((part.bits for part in kind.components), default=8)
+        light = HDR.get(self.first.color_trc, "")
+        if bits > 8 or light:
+            yield f"its frames have {bits} bits a channel{light}; they are taken as 8 bits"
+        if kind.name != "pal8" and any(part.is_alpha for part in kind.components):
+            yield "its frames have transparency, which is left out"
 
-    def packets(self) -> Iterator[av.VideoFrame | av.Packet]:
-        """Frames as they are decoded, at rising times, and the packets of sound between them. Once.
+    def packets(self) -> Iterator[Item]:
+        """Frames as they are decoded, at rising times, and the packets of the copied streams
+        between them. Once.
 
         What cannot be decoded is left out. A frame of another size is scaled to the first one's.
+
+        Raises:
+            UserError: interlaced frames that cannot be deinterlaced.
         """
-        step = max(1, round(1 / (self.rate * self.stream.time_base)))
-        untimed = bool(UNTIMED & set(self.container.format.name.split(",")))
-        last = None
-        for packet in self._demuxed():
-            if packet.stream is not self.stream:
-                if packet.dts is not None:
-                    yield packet
-                continue
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError:
-                self._damaged += 1
-                continue
-            for frame in frames:
-                if (frame.width, frame.height) != (self.first.width, self.first.height):
-                    self._scaled += 1
-                    frame = self._as_first(frame)
-                if last is not None and (untimed or frame.pts is None or frame.pts <= last):
-                    frame.pts = last + step
-                last = frame.pts = frame.pts or 0
-                frame.time_base = self.stream.time_base
-                yield frame
+        yield from self._waiting
+        self._waiting.clear()
+        yield from self._items
 
-    def _demuxed(self) -> Iterator[av.Packet]:
-        packets = self.container.demux(self.stream, *self.sound)
-        while True:
-            try:
-                packet = next(packets, None)
-            except (av.error.FFmpegError, IndexError):  # the latter: a stream that turns up late
-                self._damaged += 1
-                return
-            if packet is None:
-                return
-            yield packet
-
-    def _as_first(self, frame: av.VideoFrame) -> av.VideoFrame:
-        pts = frame.pts
-        frame = frame.reformat(self.first.width, self.first.height, interpolation=ACCURATE)
-        frame.pts = pts
-        return frame
+    def images(self) -> Iterator[np.ndarray]:
+        """The frames as they are shown, (H,W,3) uint8 RGB, by FFmpeg's quick conversion. Once."""
+        for item in self.packets():
+            if isinstance(item, av.VideoFrame):
+                image = item.reformat(format="rgb24", interpolation=QUICK).to_ndarray()
+                yield self.orientation.upright(image)
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """(H,W,3) uint8 BGR, as shown."""
         image = frame.reformat(format="bgr24", interpolation=ACCURATE).to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, self.turns))
+        return self.orientation.upright(image)
 
-    def warnings(self) -> list[str]:
-        found = []
-        if self._damaged:
-            found.append(f"{self.path}: {self._damaged} pieces could not be read and are left out")
-        if self._scaled:
-            found.append(
-                f"{self.path}: {self._scaled} frames of another size are scaled to "
-                f"{self.width}x{self.height}"
-            )
-        return found
+    @property
+    def incomplete(self) -> bool:
+        """Whether something of what was read is missing."""
+        return bool(self._account.missing())
+
+    def warnings(self, times: bool = True) -> list[str]:
+        """What was found while it was read, a line each; of frames' times where those matter."""
+        return [f"{self.path}: {line}" for line in self._account.warnings(times)]
 
     def close(self) -> None:
         self.container.close()
 
+    def _chosen(self) -> Iterator[Item]:
+        """The chosen frames and their sound, at times from 0 on where they begin later."""
+        index, shift, end = 0, Fraction(0), None
+        held: list[av.Packet] = []  # what may be heard with the first frame
+        for item in self._all():
+            time = _time(item)
+            if isinstance(item, av.Packet):
+                if index <= self.start and self.start:
+                    held.append(item)
+                elif (not self.start or time >= shift) and (end is None or time < end):
+                    yield _earlier(item, shift)
+                continue
+            index += 1
+            if end is not None:
+                continue  # one packet may bring several frames
+            if index <= self.start:
+                held = [packet for packet in held if _time(packet) >= time]
+                continue
+            if index == self.start + 1 and self.start:
+                shift, self.begin = time, float(time)
+                yield from (_earlier(one, shift) for one in held if _time(one) >= time)
+            if index == self.start + self.frames:
+                end = time + 1 / self.rate
+                self._stop = end + BEYOND
+            yield _earlier(item, shift)
 
-def address(path: Path) -> str:
-    """A path as FFmpeg takes it."""
-    return f"file:{path}"  # a colon in a name would else end a protocol
+    def _all(self) -> Iterator[Item]:
+        for packet in self._demuxed():
+            if packet.stream in self.copied and packet.dts is not None:
+                yield packet
+            elif packet.stream is self.stream and self._stop is None:
+                yield from self._decoded(packet)
+        if self._stop is None:
+            yield from self._decoded(None)
+            yield from self._deinterlacer.flush()
+            self._account.all_read = True
+        self._account.interlaced = self._deinterlacer.count
+
+    def _demuxed(self) -> Iterator[av.Packet]:
+        failures = 0
+        while failures < MOST_FAILURES:
+            try:
+                for packet in self.container.demux():
+                    if packet.dts is None and not packet.size:
+                        continue  # what PyAV ends each stream with
+                    failures = 0
+                    if self._stop is None:
+                        self._account.see(packet)
+                    elif not self.copied or self._is_beyond(packet):
+                        return
+                    yield packet
+                return
+            except (av.error.FFmpegError, IndexError):  # the latter: a stream that turns up late
+                failures += 1
+                self._account.failed += 1
+
+    def _is_beyond(self, packet: av.Packet) -> bool:
+        return packet.dts is not None and packet.dts * packet.time_base > self._stop
+
+    def _decoded(self, packet: av.Packet | None) -> Iterator[av.VideoFrame]:
+        """The frames that a packet, or the end, brings."""
+        try:
+            frames = self.stream.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            self._account.failed += 1
+            return
+        self._sent += 1
+        for frame in frames:
+            if not self._account.decoded:
+                self._delay = self._sent - 1
+                self.orientation = Orientation.of(frame)
+                self._size = frame.width, frame.height
+            self._account.decoded += 1
+            frame = self._sized(frame)
+            self._set_time(frame)
+            try:
+                yield from self._deinterlacer.push(frame)
+            except (av.error.FFmpegError, ValueError):
+                raise UserError(
+                    f"{self.path}: its frames are interlaced, and of a size or kind that FFmpeg's "
+                    "bwdif cannot deinterlace; expected progressive ones"
+                ) from None
+
+    def _sized(self, frame: av.VideoFrame) -> av.VideoFrame:
+        if (frame.width, frame.height) == self._size:
+            return frame
+        self._account.scaled += 1
+        pts, dts = frame.pts, frame.dts
+        frame = frame.reformat(*self._size, interpolation=ACCURATE)
+        frame.pts, frame.dts = pts, dts
+        return frame
+
+    def _set_time(self, frame: av.VideoFrame) -> None:
+        """Make up a time where the frame has none, or none that is later than the last one's."""
+        step, last = max(1, round(1 / (self.rate * self.stream.time_base))), self._last
+        time = frame.pts
+        if self._untimed:
+            time = None
+        elif "avi" in self._account.formats and self._delay:
+            # It has the times of decoding alone, which is so many frames ahead.
+            time = None if frame.dts is None else frame.dts - self._delay * step
+        if time is None or (last is not None and time <= last):
+            self._account.placed += 1
+            time = 0 if last is None else last + step
+        frame.pts, frame.time_base = time, self.stream.time_base
+        self._account.until = float(frame.time)
+        if last is None:
+            self._account.begin = self._account.until
+        self._last = time
+
+
+def _time(item: Item) -> Fraction:
+    """Seconds."""
+    return (item.dts if item.pts is None else item.pts) * item.time_base
+
+
+def _earlier(item: Item, shift: Fraction) -> Item:
+    """The item, so many seconds earlier."""
+    if shift:
+        units = round(shift / item.time_base)
+        if isinstance(item, av.Packet) and item.dts is not None:
+            item.dts -= units
+        if item.pts is not None:
+            item.pts -= units
+    return item

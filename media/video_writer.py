@@ -1,14 +1,17 @@
-"""A derained video in the making: size, times, colours and sound are those of its source."""
+"""A derained video in the making: size, times, colours, sound and what is told of it stay."""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange
+from av.sidedata.sidedata import Type
+from av.video.reformatter import ColorRange, Colorspace
 
-from media.video import ACCURATE, Source, address
+from media.container import address, described
+from media.video import ACCURATE, Source
 from settings import UserError
 from system.files import begin
 
@@ -23,7 +26,30 @@ ENCODERS = {
 }
 CONTAINERS = {".mkv": "matroska", ".m4v": "mp4"}  # where the suffix is not the name
 LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarith", "magicyuv"}
-RGB, BT709 = 0, 1  # FFmpeg's numbers of colour spaces
+RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
+# Older PyAV does not convert to the last.
+UNKNOWN = {RGB} if hasattr(Colorspace, "BT2020") else {RGB, BT2020}
+# What is told of the file or its coding, which are new, and of turning, which is done.
+OUTDATED = {
+    "bps", "compatible_brands", "duration", "encoder", "major_brand", "minor_version",
+    "number_of_bytes", "number_of_frames", "rotate", "software", "vendor_id",
+}  # fmt: skip
+# What an MP4 has its own places for. Other keys need those of QuickTime, which fewer programs read.
+PLACES = {
+    "album", "artist", "comment", "copyright", "creation_time", "date", "description", "genre",
+    "location", "location-eng", "title",
+}  # fmt: skip
+
+# What frames carry beside their pixels, and the frames that are written do not.
+CARRIED = {
+    Type.A53_CC: "closed captions",
+    Type.CONTENT_LIGHT_LEVEL: "light levels",
+    Type.DOVI_METADATA: "Dolby Vision",
+    Type.DYNAMIC_HDR_PLUS: "HDR10+",
+    Type.MASTERING_DISPLAY_METADATA: "mastering display",
+    Type.SPHERICAL: "projection of a sphere",
+    Type.STEREO3D: "arrangement of two views",
+}
 
 
 class Unwritable(UserError):
@@ -33,39 +59,48 @@ class Unwritable(UserError):
 class Sink:
     """A video file in the making: frames in, in order. close() makes it playable, whenever.
 
+    Attributes:
+        written: frames so far.
+
     Raises:
         Unwritable: from every method, where it cannot be written; what there was of it is gone.
     """
 
     def __init__(self, path: Path, source: Source) -> None:
-        self.path, self.source, self.written, self.silenced = path, source, 0, False
+        self.path, self.source, self.written = path, source, 0
+        self._kind = CONTAINERS.get(path.suffix.lower(), path.suffix.lower()[1:])
+        self._silent: dict[int, int] = {}  # packets left out, by stream
+        self._heard: dict[int, int] = {}  # the time of a stream's last packet
+        self._lost: list[str] = []  # names of what was told of the source
         with self._told():
             self.unfinished = begin(path, path.suffix)
             try:
-                self._open_with_sound(source.sound)
+                self._open()
             except BaseException:  # a signal too: nobody holds the file yet, who would remove it
                 self.discard()
                 raise
 
-    def _open_with_sound(self, sound: list) -> None:
-        try:
-            self._open(sound)
-        except (av.error.FFmpegError, ValueError):
-            if not sound:
-                raise
-            # Not every container holds every kind of sound.
-            self.container.close()
-            self.silenced = True
-            self._open([])
-
-    def _open(self, sound: list) -> None:
-        source, suffix = self.source, self.path.suffix.lower()
-        name, options = ENCODERS[suffix]
-        if source.stream.codec_context.name in LOSSLESS and suffix == ".mkv":
+    def _open(self) -> None:
+        source = self.source
+        name, options = ENCODERS[self.path.suffix.lower()]
+        if source.stream.codec_context.name in LOSSLESS and self._kind == "matroska":
             name, options = "ffv1", {}
-        kind = CONTAINERS.get(suffix, suffix[1:])
-        self.container = av.open(address(self.unfinished), "w", format=kind)
+        told = _told_of(source.container.metadata)
+        places = (
+            {} if {key.lower() for key in told} <= PLACES else {"movflags": "use_metadata_tags"}
+        )
+        self.container = av.open(
+            address(self.unfinished),
+            "w",
+            format=self._kind,
+            container_options=places if self._kind in ("mp4", "mov") else {},
+        )
+        self.container.metadata.update(told)
+        self._chapters = source.container.chapters()
+        if not source.start and not source.frames:
+            self.container.set_chapters(self._chapters)
         self.stream = self.container.add_stream(name, rate=source.rate, options=options)
+        self.stream.metadata.update(_told_of(source.stream.metadata))
         self.stream.width, self.stream.height = source.width, source.height
         # Half as much colour as light needs even sides.
         even = source.width % 2 == 0 == source.height % 2
@@ -77,23 +112,46 @@ class Sink:
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
         shape = source.stream.sample_aspect_ratio
         if shape:
-            context.sample_aspect_ratio = 1 / shape if source.turns % 2 else shape
-        self.sound = {one.index: self.container.add_stream_from_template(one) for one in sound}
-        self._heard: dict[int, int] = {}  # the time of the last packet of sound
+            context.sample_aspect_ratio = 1 / shape if source.orientation.swapped else shape
+        self.copies = {one.index: self._copy(one) for one in source.copied if self._holds(one)}
         self.container.start_encoding()
+
+    def _holds(self, stream: av.stream.Stream) -> bool:
+        """Whether this kind of file can hold a stream: not every kind holds every codec."""
+        trial = av.open(io.BytesIO(), "w", format=self._kind)
+        try:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+        except (av.error.FFmpegError, ValueError):
+            return False
+        finally:
+            with contextlib.suppress(av.error.FFmpegError, ValueError):
+                trial.close()
+        return True
+
+    def _copy(self, stream: av.stream.Stream) -> av.stream.Stream:
+        copy = self.container.add_stream_from_template(stream)
+        copy.metadata.update(_told_of(stream.metadata))
+        copy.disposition = stream.disposition
+        return copy
 
     @staticmethod
     def _colours(frame: av.VideoFrame) -> int:
-        return BT709 if frame.colorspace == RGB else frame.colorspace
+        return BT709 if frame.colorspace in UNKNOWN else frame.colorspace
 
-    def sound_packet(self, packet: av.Packet) -> None:
+    def packet(self, packet: av.Packet) -> None:
+        """Add a packet of one of the source's copied streams, if this file holds it."""
         index = packet.stream.index
+        if index not in self.copies:
+            return
         # Joined files begin their times anew, which no container takes.
-        if index in self.sound and packet.dts > self._heard.get(index, packet.dts - 1):
-            self._heard[index] = packet.dts
-            packet.stream = self.sound[index]
-            with self._told():
-                self.container.mux(packet)
+        if packet.dts <= self._heard.get(index, packet.dts - 1):
+            self._silent[index] = self._silent.get(index, 0) + 1
+            return
+        self._heard[index] = packet.dts
+        packet.stream = self.copies[index]
+        with self._told():
+            self.container.mux(packet)
 
     def frame(self, image: np.ndarray, like: av.VideoFrame) -> None:
         """Add (H,W,3) uint8 BGR at the time of the frame that it was made from."""
@@ -110,17 +168,62 @@ class Sink:
             self.container.mux(self.stream.encode(frame))
         self.written += 1
 
+    def notes(self) -> list[str]:
+        """What of the source has no place in this file, a line each; known at once."""
+        source, found = self.source, []
+        for one in source.copied:
+            if one.index not in self.copies:
+                what = "sound" if one.type == "audio" else "subtitles"
+                found.append(
+                    f"stream {one.index} ({what}, {described(one)}) is left out: "
+                    f"{self.path.suffix} files cannot hold it"
+                )
+        others = [
+            f"{one.index} ({described(one)})"
+            for one in source.container.streams
+            if one.type != "video" and one not in source.copied and not self._is_chapters(one)
+        ]
+        if others:
+            word = "stream" if len(others) == 1 else "streams"
+            found.append(f"left out, as neither picture nor sound: {word} {', '.join(others)}")
+        carried = [name for kind, name in CARRIED.items() if source.first.side_data.get(kind)]
+        if carried:
+            found.append(f"left out of what its frames carry: {', '.join(carried)}")
+        if self._chapters and (source.start or source.frames):
+            found.append("its chapters are left out: they are those of the whole video")
+        return [f"{source.path}: {note}" for note in found]
+
+    def _is_chapters(self, stream: av.stream.Stream) -> bool:
+        """Whether it holds the names of chapters, as MP4s have them."""
+        return bool(self._chapters) and stream.type == "data" and stream.name == "bin_data"
+
     def warnings(self) -> list[str]:
-        if not self.silenced:
-            return []
-        return [f"{self.path}: this kind of file cannot hold the input's sound, which is left out"]
+        """What was lost on the way, a line each; all of it is known when the file is closed."""
+        found = [
+            f"stream {index}: {count} packets whose times do not rise are left out"
+            for index, count in self._silent.items()
+        ]
+        if self._lost:
+            found.append(f"{self.path.suffix} files have no place for its {', '.join(self._lost)}")
+        return [f"{self.source.path}: {line}" for line in found]
 
     def close(self) -> None:
         """Finish the file, with as many frames as there are, and give it its name."""
         with self._told():
             self.container.mux(self.stream.encode(None))
             self.container.close()
+            self._lost = list(self._forgotten())
             self.unfinished.replace(self.path)
+
+    def _forgotten(self) -> Iterator[str]:
+        """Names of what is told of the source, and not of the file that was written."""
+        source = self.source
+        with av.open(address(self.unfinished), metadata_errors="replace") as written:
+            after = written.metadata | written.streams.video[0].metadata
+        keys = {key.lower() for key in after}
+        for key, text in _told_of(source.container.metadata | source.stream.metadata).items():
+            if key.lower() not in keys and text not in after.values():
+                yield key
 
     def discard(self) -> None:
         if hasattr(self, "container"):
@@ -137,3 +240,14 @@ class Sink:
             self.discard()
             reason = getattr(error, "strerror", None) or error
             raise Unwritable(f"{self.path}: cannot be written: {reason}") from None
+
+
+def _told_of(metadata: dict[str, str]) -> dict[str, str]:
+    """What stays true of the video when it is coded anew."""
+    return {
+        key: text
+        for key, text in metadata.items()
+        if key.lower().removesuffix("-eng") not in OUTDATED
+        and not key.startswith("_STATISTICS")
+        and (key, text) != ("language", "und")
+    }

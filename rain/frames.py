@@ -1,18 +1,14 @@
-"""Frames of a video file, decoded by OpenCV's own FFmpeg, held in memory or band by band."""
+"""Frames of a video for a clean image, held in memory or decoded anew for each band of rows."""
 
-import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from media.video import require_own_frames
+from media.video import Source
 from settings import UserError
-from system.reading import open_regular
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it would print, we tell in one line
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 HELD_BYTES = 2**30  # frames kept in memory; a longer video is decoded anew for each band of rows
 SHIFT_SAMPLES = 16  # frames compared with the first one to see whether the camera moves
@@ -28,53 +24,35 @@ class Video:
 
     Attributes:
         shape: (T,H,W,3).
-        warnings: what a user should know: fewer frames than asked for, a camera that moves.
+        warnings: what a user should know: other streams, damage, fewer frames than asked for, a
+            camera that moves.
+        incomplete: the file is damaged, or cut short, within these frames.
     """
 
     def __init__(self, path: str, start: int, frames: int, tick: Tick | None = None) -> None:
-        self.path, self.start, self.warnings = path, start, []
+        self.path, self.start, self.warnings, self.incomplete = path, start, [], False
         self._held: np.ndarray | None = None
-        require_own_frames(Path(path))
-        self.shape = self._first_pass(frames, tick or (lambda _: None))
+        with closing(self._source(frames)) as source:
+            self.shape = self._first_pass(source, frames, tick or (lambda _: None))
+            self.incomplete = source.incomplete
         if self.shape[0] < frames:
             self.warnings.append(
                 f"{path}: frames from {start} on: {self.shape[0]}, asked for: {frames}; "
                 "going on with those that are there"
             )
 
+    def _source(self, frames: int) -> Source:
+        return Source(Path(self.path), self.start, frames, quick=True)
+
     def decode(self, frames: int) -> Iterator[np.ndarray]:
         """Frames one by one, (H,W,3) RGB, at most that many."""
-        try:
-            open_regular(self.path).close()
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
-        # A whole path: FFmpeg would take `12:30.mkv` for a protocol.
-        capture = cv2.VideoCapture(os.path.abspath(self.path), cv2.CAP_FFMPEG)
-        try:
-            if not capture.isOpened():
-                raise UserError(f"{self.path}: not a video that OpenCV can read")
-            for _ in range(self.start):
-                if not capture.grab():
-                    return
-            size = None
-            for index in range(frames):
-                there, frame = capture.read()
-                if not there:
-                    return
-                size = size or frame.shape
-                if frame.shape != size:
-                    raise UserError(
-                        f"{self.path}: frame {self.start + index} is {frame.shape[1]}x"
-                        f"{frame.shape[0]}, those before are {size[1]}x{size[0]}"
-                    )
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        finally:
-            capture.release()
+        with closing(self._source(frames)) as source:
+            yield from source.images()
 
-    def _first_pass(self, frames: int, tick: Tick) -> tuple[int, int, int, int]:
+    def _first_pass(self, source: Source, frames: int, tick: Tick) -> tuple[int, int, int, int]:
         """Count the frames, keep them if they fit, and look for a camera that moves."""
         held, count, motion = None, 0, _Motion(self.start, frames)
-        for frame in self.decode(frames):
+        for frame in source.images():
             if count == 0:
                 height, width = frame.shape[:2]
                 # Memory that is not written to is not taken.
@@ -86,9 +64,8 @@ class Video:
             motion.look(count, frame)
             count += 1
             tick(1)
-        if count == 0:
-            raise UserError(f"{self.path}: no frames from frame {self.start} on")
         self._held = None if held is None else held[:count]
+        self.warnings += [*source.notes, *source.warnings(times=False)]
         if motion.found:
             self.warnings.append(f"{self.path}: {motion.found}; a clean image needs a still camera")
         return count, height, width, 3
@@ -125,8 +102,8 @@ class Video:
 def read_video(path: str, start: int, frames: int, tick: Tick | None = None) -> Video:
     """Open a video and read up to `frames` frames from number `start` on.
 
-    OpenCV's own FFmpeg decodes it. Frames of another size than the first are scaled to it there;
-    the comparison for a moving camera sees that.
+    Frames of another size than the first are scaled to it; the comparison for a moving camera sees
+    that too.
 
     Args:
         tick: called with 1 after each frame.

@@ -10,20 +10,20 @@ shapes that cover one another, whose edges and scales are like those of natural 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import skimage.data
 
+from media.container import address
 from settings import UserError
 from system.files import begin
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first video is opened
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
 
 # Test and training backgrounds share no scene.
@@ -161,33 +161,27 @@ def rain_frames(
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int]) -> None:
-    """Write frames (H,W,3) uint8 BGR of size (W,H), even numbers, without loss.
+    """Write frames (H,W,3) uint8 BGR of size (W,H) without loss.
 
     Raises:
         UserError: it cannot be written; then there is no file of that name.
     """
     unfinished = begin(path, path.suffix)
     try:
-        code = cv2.VideoWriter.fourcc(*"FFV1")
-        writer = cv2.VideoWriter(str(unfinished), cv2.CAP_FFMPEG, code, 25, size)
-        count = 0
-        for frame in frames:
-            writer.write(frame)
-            count += 1
-        writer.release()
-        if _readable_frames(unfinished) != count:  # the writer itself does not tell
-            raise UserError(f"{path}: cannot be written")
+        with av.open(address(unfinished), "w") as file:
+            stream = file.add_stream("ffv1", rate=25)
+            stream.width, stream.height, stream.pix_fmt = *size, "bgr0"
+            for index, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+                frame.pts = index
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode(None))
         unfinished.replace(path)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written: {reason}") from None
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _readable_frames(path: Path) -> int:
-    capture, count = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), 0
-    while capture.read()[0]:
-        count += 1
-    capture.release()
-    return count
 
 
 def photograph(name: str) -> np.ndarray:

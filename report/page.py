@@ -61,6 +61,7 @@ class Shown:
         files: the files of its sides, as links from the page, by kind.
         scores: by kind, a number for each protocol and measure.
         values: one for each further column of the page.
+        begin: of a video, where in the rainy one the derained one begins, seconds.
     """
 
     index: int
@@ -72,6 +73,7 @@ class Shown:
     files: dict[str, str] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     values: Sequence[float] = ()
+    begin: float | None = None
 
 
 BEFORE, AFTER, CLEAN = Side("rainy", "before"), Side("derained", "after"), Side("clean", "clean")
@@ -182,7 +184,8 @@ def content(
 def _shown(row: Row, sides: list[Side], **told: Any) -> Shown:
     has = [side.kind for side in sides]
     masked = not math.isnan(row.attention)
-    return Shown(row.index, row.name, row.width, row.height, has, masked, row.files, **told)
+    about = row.index, row.name, row.width, row.height, has, masked, row.files
+    return Shown(*about, begin=row.begin, **told)
 
 
 def _row(picture: Shown, sides: list[Side]) -> dict[str, Any]:
@@ -197,6 +200,7 @@ def _row(picture: Shown, sides: list[Side]) -> dict[str, Any]:
         "copy": min(longer, VIEW),
         "has": [number for number, side in enumerate(sides) if side.kind in picture.has],
         "mask": picture.mask,
+        "begin": picture.begin,
         "files": picture.files,
         "scores": [_numbers(values) if values else None for values in scores],
         "values": [_number(value) for value in picture.values],

@@ -153,22 +153,24 @@ async function save() {
 }
 
 // A video: both sides play in step where the browser can play both; else its middle frame stays.
-const films = halves.map(half => half.appendChild(Object.assign(
-  document.createElement("video"), {muted: true, playsInline: true, hidden: true})));
-const plays = () => films.row === current && films.every(film => film.readyState > 1 && !film.error);
+const films = halves.map((half, side) => half.appendChild(Object.assign(
+  document.createElement("video"), {id: `film${side}`, playsInline: true, hidden: true})));
+films[0].muted = true;
+const plays = () => films.row === current && films.every(film => film.loaded && !film.error);
 function showFilm() {
   const row = current;
   if (films.row !== row) {
     films.row = row;
     films.forEach((film, half) => {
       film.pause();
-      if (row.begin === undefined) film.removeAttribute("src");
+      film.loaded = false;  // not its readyState, which a seek lowers for a moment
+      if (row.begin === null) film.removeAttribute("src");
       else film.src = row.files[half ? "after" : "before"];
       Object.assign(film.style, {width: `${row.width}px`, height: `${row.height}px`});
       film.load();
     });
   }
-  const shown = row.begin !== undefined && plays() && !at("overlay").checked
+  const shown = row.begin !== null && plays() && !at("overlay").checked
     && selects.every((select, half) => +select.value === half);
   for (const film of films) film.hidden = !shown;
   at("film").hidden = !shown;
@@ -182,8 +184,10 @@ function follow() {
   if (after.paused || Math.abs(before.currentTime - due) > .05) before.currentTime = due;
   at("time").value = after.duration ? after.currentTime / after.duration : 0;
 }
-for (const film of films)
-  for (const event of ["loadeddata", "error"]) film.addEventListener(event, showFilm);
+for (const film of films) {
+  film.addEventListener("loadeddata", () => { film.loaded = true; showFilm(); });
+  film.addEventListener("error", showFilm);
+}
 for (const event of ["timeupdate", "seeked", "loadeddata"]) films[1].addEventListener(event, follow);
 films[1].addEventListener("play", () => { films[0].play(); at("play").textContent = "Pause"; });
 films[1].addEventListener("pause", () => { films[0].pause(); at("play").textContent = "Play"; });

@@ -35,6 +35,7 @@ class Row:
         change: mean difference between before and after, in grey levels of 255.
         seconds: what deraining it took.
         frames: how many frames a video has.
+        begin: of a video, where in the rainy one the derained one begins, seconds.
         note: what a person should know of it, told once for all rows.
         rainy, clean: the files of its pair.
         scores: a number for each of SCORES, where the clean image is known. Of equal images PSNR is
@@ -51,6 +52,7 @@ class Row:
     change: float
     seconds: float = 0.0
     frames: int = 1
+    begin: float | None = None
     note: str = ""
     rainy: str = ""
     clean: str = ""

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import main
-from engine.derainer import Derainer
+from engine.derainer import Derained, Derainer
 from engine.training_run import TrainingRun
 from rain import synthetic_rain
 from settings import Settings
@@ -64,6 +64,16 @@ def model() -> None:
     run = TrainingRun(Settings("train", device="cpu"))
     run.clock = 4
     run.save("latest")
+
+
+@pytest.fixture
+def unchanged(model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network changes nothing, at once: what is tested is what becomes of videos beside it."""
+
+    def derained(self, image, name="image", tick=None) -> Derained:
+        return Derained(torch.from_numpy(image) / 255, torch.zeros(image.shape[:2]))
+
+    monkeypatch.setattr(Derainer, "derained", derained)
 
 
 @pytest.fixture

@@ -265,16 +265,24 @@ def test_another_set_is_never_touched(run, videos, name):
     assert [path.name for path in Path("training").iterdir()] == [name]
 
 
-def test_a_bad_video_ties_the_folder_to_nothing(run, videos):
+def test_a_bad_video_is_told_and_left_out(run, videos):
     words = ("-a", "pairs", "-i", "videos", "-o", "set", *OPTIONS)
-    Path("videos/zoo.mp4").write_text("not a video")
+    Path("videos/bad.mp4").write_text("not a video")
     Path("videos/._alley.mkv").write_text("a file system's own")
     Path("videos/folder.mkv").mkdir()
-    assert run(*words)[0] == 2
-    assert run(*words, "--start", 99)[0] == 2
+    status, _, err = run(*words, "--start", 99)
+    assert status == 2
+    assert err.count("no frames from frame 99 on, of 12; left out") == 3
+    assert err.endswith("main.py: videos: none of its 4 videos can be used\n")
     assert not Path("set").exists()
-    Path("videos/zoo.mp4").unlink()
+    status, out, err = run(*words)
+    bad = "main.py: videos/bad.mp4: not a video that can be read: no frame in it; left out\n"
+    assert (status, err) == (2, bad)
+    assert [line[:9] for line in out.splitlines()[:3]] == ["000 alley", "001 bridg", "002 court"]
+    before = snapshot(Path("set"))
+    Path("videos/bad.mp4").unlink()
     assert run(*words)[0] == 0
+    assert snapshot(Path("set")) == before
 
 
 def test_one_clean_image_beside_two_videos_is_refused(run, videos):
@@ -298,8 +306,8 @@ def test_a_name_that_is_no_text_is_one_line(run, videos):
         ("-i videos", "-i and -o: expected a rain video or a folder"),
         ("-o set", "-i and -o: expected a rain video or a folder"),
         ("-i nowhere -o set", "nowhere: no such video or folder"),
-        ("-i empty -o set", "empty: holds no videos; expected .3gp, .avi, "),
-        ("-i broken -o set", "broken/a.mp4: not a video that OpenCV can read"),
+        ("-i empty -o set", "empty: holds no videos; expected .3g2, .3gp, "),
+        ("-i broken -o set", "broken/a.mp4: not a video that can be read"),
         ("-i videos -o videos/alley.mkv", "videos/alley.mkv: cannot be written to"),
         ("-i wrong/v.mkv -o set", "wrong/v.png: 3x2 pixels, its video has 90x70"),
     ],

@@ -1,5 +1,6 @@
 """Synthetic rain only brightens, is as varied as its look says, and makes the demo's sets."""
 
+import resource
 from pathlib import Path
 
 import cv2
@@ -153,7 +154,12 @@ def test_videos_leave_other_files_alone_and_are_whole_or_not_there(capsys, monke
         "videos.txt",
     ]
     Path("v/camera.mkv").unlink()
-    monkeypatch.setattr(synthetic_rain, "_readable_frames", lambda path: 3)  # as on a full disk
-    assert synthetic_rain.main(["videos", "-o", "v"]) == 2
-    assert capsys.readouterr().err == "synthetic_rain: v/camera.mkv: cannot be written\n"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))  # as on a full disk
+    try:
+        assert synthetic_rain.main(["videos", "-o", "v"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    told = "synthetic_rain: v/camera.mkv: cannot be written: File too large\n"
+    assert capsys.readouterr().err == told
     assert sorted(path.name for path in Path("v").iterdir()) == ["truth", "videos.txt"]

@@ -154,7 +154,7 @@ def test_odd_combinations_can_be_written(run, model, target, change):
     write_video("2024-01-01T12:30:00.mkv", frames=3, **change)
     status, _, err = run(*DERAIN, "-i", "2024-01-01T12:30:00.mkv", "-o", target)
     assert status == 0
-    assert ("cannot hold the input's sound" in err) == (target != "12:30.mp4")
+    assert ("files cannot hold it" in err) == (target != "12:30.mp4")
     assert len(frames(target)[0]) == 3
 
 
@@ -206,7 +206,9 @@ def test_sound_whose_times_begin_anew_is_kept_as_far_as_they_rise(run, model):
     write_video("a.ts", frames=6)
     Path("joined.ts").write_bytes(Path("a.ts").read_bytes() * 2)
     status, _, err = run(*DERAIN, "-i", "joined.ts", "-o", "out.mp4")
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert "without a time, or not after the frame before: 6 frames" in err
+    assert "packets whose times do not rise are left out" in err
     assert len(frames("out.mp4")[0]) >= 11
     assert len(sound("out.mp4")) > 0
 
@@ -242,8 +244,7 @@ def test_a_container_without_place_for_the_sound_says_so(run, model):
     status, _, err = run(*DERAIN, "-i", "a.mp4", "-o", "b.webm")
     assert status == 0
     assert err == (
-        "main.py: warning: b.webm: this kind of file cannot hold the input's sound, "
-        "which is left out\n"
+        "main.py: warning: a.mp4: stream 1 (sound, aac) is left out: .webm files cannot hold it\n"
     )
     assert len(frames("b.webm")[0]) == 2
 

@@ -137,7 +137,7 @@ def test_attention_is_shown_on_request(tab, given):
 @pytest.mark.parametrize(
     ("name", "data", "word"),
     [
-        ("note.txt", b"hello", "expected one of .3gp"),
+        ("note.txt", b"hello", "expected one of .3g2"),
         ("empty.png", b"", "empty"),
         ("<b>cut.png", None, "damaged"),
         ("film.mp4", b"no film", "not a video"),

@@ -1,0 +1,129 @@
+"""What a video promises, held against what was read of it: nothing is missing without a word."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+
+# Formats whose header says how long the file is. Of others FFmpeg only guesses.
+HEADED = {"asf", "avi", "flv", "ivf", "matroska", "mov", "mxf", "webm"}
+SLACK = 0.05  # seconds by which a file may end before its header says, or a frame and a half
+FEW = 0.98  # of the frames that times and rate make: fewer are told
+
+
+@dataclass
+class Account:
+    """Of one video while it is read.
+
+    Attributes:
+        rate: frames a second.
+        total: frames, as the file says or by its length and rate; 0 where neither is known.
+        indexed: packets of frames that an MP4's index lists; 0 of other formats.
+        length: seconds that the header promises, 0 where it does not; of the video where `alone`,
+            else of all streams.
+        packets, hidden: of frames, demuxed; hidden ones are not to be shown.
+        decoded: frames.
+        failed: how many times nothing could be read or decoded.
+        marked: packets that FFmpeg marks as damaged.
+        scaled, placed, interlaced: frames of another size; whose times are made up; deinterlaced.
+        end: how far the file was read, seconds.
+        begin, until: times of the first frame and of the last one, seconds.
+        all_read: to its end.
+        formats: FFmpeg's names of its container.
+    """
+
+    stream: av.video.stream.VideoStream
+    rate: Fraction
+    total: int = 0
+    indexed: int = 0
+    length: float = 0.0
+    packets: int = 0
+    hidden: int = 0
+    decoded: int = 0
+    failed: int = 0
+    marked: int = 0
+    scaled: int = 0
+    placed: int = 0
+    interlaced: int = 0
+    end: float = 0.0
+    begin: float = 0.0
+    until: float = 0.0
+    all_read: bool = False
+    alone: bool = False
+    formats: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, stream: av.video.stream.VideoStream) -> "Account":
+        container = stream.container
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        formats = set(container.format.name.split(","))
+        length = float(container.duration or 0) / av.time_base
+        found = cls(stream, rate, stream.frames or round(length * rate), formats=formats)
+        if "mov" in formats:
+            # Exact, and it may grow while fragments are read.
+            found.indexed = len(stream.index_entries)
+        elif "avi" in formats and stream.frames:  # of which each is a moment, dropped or not
+            found.length, found.alone = float(stream.frames / rate), True
+        elif HEADED & formats:
+            found.length = length
+        return found
+
+    def see(self, packet: av.Packet) -> None:
+        """Note a packet of any stream."""
+        if packet.stream is self.stream:
+            self.packets += not packet.is_discard  # an edit list hides those
+            self.hidden += packet.is_discard
+            self.marked += packet.is_corrupt
+        elif self.alone:
+            return
+        times = [time for time in (packet.pts, packet.dts) if time is not None]
+        if times:
+            end = (max(times) + (packet.duration or 0)) * packet.time_base
+            self.end = max(self.end, float(end))
+
+    def missing(self) -> str:
+        """What of it was promised and did not come; empty where nothing is known to be missing."""
+        promised = max(self.indexed - self.hidden, 0)
+        if self.all_read and promised > self.packets:
+            return f"cut short: {self._there()}, of {promised} that it promises"
+        if self.all_read and self.end + max(SLACK, 1.5 / float(self.rate)) < self.length:
+            return f"cut short: {self._there()}, of about {self.total} that it promises"
+        if self.all_read and promised > self.decoded:
+            lost = promised - self.decoded
+            return f"damaged: {lost} of {promised} frames could not be decoded and are left out"
+        if self.failed:
+            return f"damaged: {_count(self.failed, 'piece')} could not be decoded, left out"
+        return ""
+
+    def warnings(self, times: bool) -> Iterator[str]:
+        """What a user should know; of frames' times too, where those matter."""
+        missing = self.missing()
+        if missing:
+            yield missing
+        span = round((self.until - self.begin) * float(self.rate)) + 1
+        if not missing and self.decoded < FEW * span - 1:
+            yield (
+                f"{self._there()}, where their times and its rate make {span}: the others were not "
+                "recorded, or are damaged; times are kept"
+            )
+        if self.all_read and HEADED & self.formats and not (self.indexed or self.length):
+            yield "its header does not tell its length: it was cut short, or never finished"
+        if self.marked and not missing:
+            yield f"its reader doubts {_count(self.marked, 'piece')}; frames may be damaged"
+        if self.scaled:
+            yield f"scaled to the size of the first frame: {_count(self.scaled, 'frame')}"
+        if self.placed and times:
+            yield (
+                f"without a time, or not after the frame before: {_count(self.placed, 'frame')}; "
+                f"placed behind it, at {float(self.rate):g} frames/s"
+            )
+        if self.interlaced:
+            yield f"deinterlaced: {_count(self.interlaced, 'frame')}"
+
+    def _there(self) -> str:
+        return f"{_count(self.decoded, 'frame')} decoded"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,315 @@
+"""What a derained video keeps of its source beside the frames, and that every loss is told."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from test_videos import DERAIN, sound, write_video
+from video_cases import case, derain, far, make, picture, read
+
+from benchmarks import codecs
+
+TOLD = {
+    "creation_time": "2024-05-01T12:00:00.000000Z",
+    "title": "rain in the yard",
+    "location": "+48.1000+011.5000/",
+}
+PHONE = TOLD | {"com.apple.quicktime.model": "a phone", "com.apple.quicktime.software": "17.4"}
+
+
+def told_of(path: str | Path) -> dict[str, str]:
+    with av.open(str(path)) as file:
+        return {key.lower(): text for key, text in file.metadata.items()}
+
+
+# Metadata
+
+
+def test_time_place_and_title_stay_and_the_second_camera_is_told(run, unchanged):
+    path = case("dual.mp4")
+    status, lines = derain(run, path, "out.mp4")
+    found = told_of("out.mp4")
+    assert {key: found[key] for key in TOLD} == {key: told_of(path)[key] for key in TOLD}
+    assert status == 0
+    assert lines == [
+        "warning: dual.mp4: stream 2 (another video, h264, 48x32) is left out; "
+        "stream 0 (h264, 64x48) is taken"
+    ]
+    status, _, err = run("-a", "clean", "-i", path, "-o", "c.png", "--frames", 8)
+    assert status == 0
+    assert "stream 2 (another video" in err
+
+
+@pytest.mark.parametrize("target", ["out.mp4", "out.mov", "out.mkv", "out.webm"])
+@pytest.mark.parametrize(("name", "codec"), [("a.mov", "libx265"), ("a.mkv", "libvpx-vp9")])
+def test_what_is_told_of_a_video_stays(run, unchanged, name, codec, target):
+    keys = {"container_options": {"movflags": "use_metadata_tags"}} if name == "a.mov" else {}
+    path = make(name, codec, metadata=PHONE, stream_metadata={"language": "eng"}, **keys)
+    assert derain(run, path, target) == (0, [])
+    found = told_of(target)
+    assert {key: found.get(key) for key in PHONE} == PHONE
+    with av.open(target) as file:
+        assert file.streams.video[0].metadata["language"] == "eng"
+        assert "rotate" not in file.streams.video[0].metadata
+
+
+def test_what_a_file_has_no_place_for_is_told(run, unchanged):
+    path = make("a.mkv", metadata=TOLD, stream_metadata={"lens": "wide"})
+    status, lines = derain(run, path, "out.mp4")
+    assert status == 0
+    assert lines == ["warning: a.mkv: .mp4 files have no place for its LENS"]
+    assert told_of("out.mp4")["title"] == TOLD["title"]
+
+
+def test_metadata_that_is_no_text_ends_nothing(run, unchanged):
+    path = make("a.mp4", metadata={"title": "QQQQ"})
+    path.write_bytes(path.read_bytes().replace(b"QQQQ", b"\xff\xfe\xfdQ"))
+    assert derain(run, path, "out.mkv") == (0, [])
+    assert len(read("out.mkv")[0]) == 12
+
+
+def test_chapters_stay_with_the_whole_video_and_are_told_with_a_part(run, unchanged):
+    unit = Fraction(1, 1000)
+    parts = [
+        {"id": 1, "start": 0, "end": 200, "time_base": unit, "metadata": {"title": "a"}},
+        {"id": 2, "start": 200, "end": 480, "time_base": unit, "metadata": {"title": "b"}},
+    ]
+    make("plain.mp4")
+    with av.open("plain.mp4") as source, av.open("a.mp4", "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        target.set_chapters(parts)
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+    assert derain(run, Path("a.mp4"), "out.mkv") == (0, [])
+    with av.open("out.mkv") as file:
+        assert [one["metadata"]["title"] for one in file.chapters()] == ["a", "b"]
+    status, lines = derain(run, Path("a.mp4"), "part.mkv", "--frames", 3)
+    assert status == 0
+    assert lines == ["warning: a.mp4: its chapters are left out: they are those of the whole video"]
+
+
+# Other streams
+
+
+def with_sound_of_a_phone(path: str) -> Path:
+    """A video with AMR, as .3gp files of phones have."""
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        voice = file.add_stream("libopencore_amrnb", rate=8000, layout="mono")
+        voice.bit_rate = 12200
+        for index in range(12):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="bgr24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+        for index in range(20):
+            wave = (np.sin(np.arange(160) / 5) * 9000).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+            frame.rate, frame.pts = 8000, index * 160
+            file.mux(voice.encode(frame))
+        file.mux(voice.encode(None))
+    return Path(path)
+
+
+@pytest.mark.skipif("libopencore_amrnb" not in av.codecs_available, reason="no encoder of AMR")
+def test_the_sound_of_a_3gp_is_kept_or_told(run, unchanged):
+    path = with_sound_of_a_phone("a.3gp")
+    assert derain(run, path, "out.mov") == (0, [])
+    assert sound("out.mov") == sound(path) != b""
+    for target in ("out.mp4", "out.mkv", "folder"):
+        status, lines = derain(run, path, target)
+        suffix = Path(target).suffix or ".mkv"
+        told = f"stream 1 (sound, amr_nb) is left out: {suffix} files cannot hold it"
+        assert (status, lines) == (0, [f"warning: a.3gp: {told}"])
+
+
+def with_subtitles(path: str, codec: str) -> Path:
+    """A video with two lines of text, of 0.2 s each."""
+    make("plain.mkv", options={"bf": "0"})
+    with av.open("plain.mkv") as source, av.open(path, "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        text = target.add_mux_stream(codec)
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+        for index, line in enumerate((b"one", b"two")):
+            data = len(line).to_bytes(2, "big") + line if codec == "mov_text" else line
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = text, Fraction(1, 1000)
+            packet.pts = packet.dts = 200 * index
+            packet.duration = 200
+            target.mux(packet)
+    return Path(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "target", "kept"),
+    [
+        ("a.mkv", "subrip", "out.mkv", True),
+        ("a.mkv", "subrip", "out.mp4", False),
+        ("a.mp4", "mov_text", "out.mp4", True),
+        ("a.mp4", "mov_text", "out.webm", False),
+    ],
+)
+def test_subtitles_are_kept_or_told(run, unchanged, name, codec, target, kept):
+    path = with_subtitles(name, codec)
+    status, lines = derain(run, path, target)
+    told = f"stream 1 (subtitles, {codec}) is left out: {Path(target).suffix} files cannot hold it"
+    assert (status, lines) == (0, [] if kept else [f"warning: {name}: {told}"])
+    with av.open(target) as file:
+        text = b"".join(bytes(packet) for packet in file.demux(subtitles=0)) if kept else b""
+        assert bool(file.streams.subtitles) == kept
+    assert (b"one" in text and b"two" in text) == kept
+
+
+def test_streams_of_data_are_told(run, unchanged):
+    with av.open("a.ts", "w") as file:
+        stream = file.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        data = file.add_data_stream("bin_data")
+        for index in range(12):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="bgr24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            file.mux(stream.encode(frame))
+            packet = av.Packet(b"where we are")
+            packet.stream, packet.time_base = data, Fraction(1, 25)
+            packet.pts = packet.dts = index
+            file.mux(packet)
+        file.mux(stream.encode(None))
+    status, lines = derain(run, Path("a.ts"), "out.mkv")
+    assert status == 0
+    assert lines == ["warning: a.ts: left out, as neither picture nor sound: stream 1 (bin_data)"]
+
+
+# Depth
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "light", "told"),
+    [
+        ("a.mkv", "libx265", "yuv420p10le", 16, "10 bits a channel, HDR (PQ)"),
+        ("a.mp4", "libsvtav1", "yuv420p10le", 18, "10 bits a channel, HDR (HLG)"),
+        ("a.mov", "prores_ks", "yuv422p10le", 1, "10 bits a channel"),
+    ],
+)
+def test_more_bits_than_eight_are_told_once(run, unchanged, name, codec, pixels, light, told):
+    with av.open(name, "w") as file:
+        options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+        stream = file.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        stream.codec_context.color_trc, stream.codec_context.color_primaries = light, 9
+        stream.codec_context.colorspace, stream.codec_context.color_range = 9, 1
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="bgr24")
+            frame = frame.reformat(format=pixels, dst_colorspace=9)
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            frame.color_trc, frame.color_primaries = light, 9
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    status, lines = derain(run, Path(name), "out.mp4")
+    line = f"warning: {name}: its frames have {told}; they are taken as 8 bits"
+    assert (status, lines) == (0, [line])
+    assert far(read("out.mp4")[0][0], read(name)[0][0]) < 3
+    tags = []
+    for path in (name, "out.mp4"):
+        with av.open(path) as file:
+            frame = next(file.decode(video=0))
+            tags.append((frame.color_trc, frame.color_primaries))
+    assert tags == [(light, 9)] * 2
+    assert frame.format.components[0].bits == 8
+    status, _, err = run("-a", "clean", "-i", name, "-o", "c.png", "--frames", 3)
+    assert err.count("they are taken as 8 bits") == 1
+
+
+# A part of a video
+
+
+def test_a_part_of_a_video_has_its_sound_and_begins_at_0(run, unchanged):
+    write_video("a.mp4", frames=25)
+    assert derain(run, Path("a.mp4"), "out.mp4", "--start", 4, "--frames", 3) == (0, [])
+    images, times = read("out.mp4")
+    before, _ = read("a.mp4")
+    assert times == pytest.approx([0, 0.04, 0.08], abs=1e-3)
+    assert [np.argmin([far(image, one) for one in before]) for image in images] == [4, 5, 6]
+    with av.open("out.mp4") as part, av.open("a.mp4") as whole:
+        heard = [bytes(packet) for packet in part.demux(audio=0) if packet.size]
+        within = [
+            bytes(packet)
+            for packet in whole.demux(audio=0)
+            if packet.size and 0.16 <= packet.pts * packet.time_base < 0.28
+        ]
+    assert heard == within != []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("-i", "a.mp4", "--start", 12), "a.mp4: no frames from frame 12 on, of 12"),
+        (("-i", "a.png", "--frames", 3), "--start and --frames: are for videos; a.png is none"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(run, unchanged, rainy, words, told):
+    make("a.mp4")
+    Path("a.png").write_bytes(b"")
+    target = "out.png" if "a.png" in words else "out.mp4"
+    status, _, err = run(*DERAIN, *words, "-o", target)
+    assert (status, err) == (2, f"main.py: {told}\n")
+    assert not Path(target).exists()
+
+
+def test_the_time_for_all_is_told_after_the_first_frames(run, unchanged, monkeypatch):
+    make("a.mkv", count=40)
+    monkeypatch.setattr("actions.derain_videos.SOON", 0.0)
+    status, out, _ = run(
+        "-a", "derain", "-m", "latest", "--device", "cpu", "-i", "a.mkv", "-o", "b.mkv"
+    )
+    assert status == 0
+    assert out.count("a.mkv: 40 frames take about 0:00:0") == 1
+
+
+def test_what_was_interrupted_goes_on_from_the_frame_that_is_told(run, model, monkeypatch):
+    make("a.mkv", "ffv1")
+    written = []
+
+    def frame(self, image, like):
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(image)
+        write(self, image, like)
+
+    from media.video_writer import Sink
+
+    write = Sink.frame
+    words = (*DERAIN, "-i", "a.mkv", "-o")
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "frame", frame)
+        status, out, _ = run(*words, "b.mkv")
+    assert status == 130
+    assert "b.mkv: ends early, holds the first 5 frames; to go on from there, add --start 5" in out
+    assert run(*words, "rest.mkv", "--start", 5)[0] == 0
+    assert run(*words, "whole.mkv")[0] == 0
+    parts = [*read("b.mkv")[0], *read("rest.mkv")[0]]
+    assert np.array_equal(parts, read("whole.mkv")[0])
+
+
+# Codecs
+
+
+def test_there_are_fifteen_codecs():
+    assert len({kind.encoder for kind in codecs.KINDS}) >= 15
+    assert {kind.encoder for kind in codecs.KINDS} <= av.codecs_available
+
+
+@pytest.mark.parametrize("kind", codecs.KINDS, ids=lambda kind: kind.encoder)
+def test_every_frame_and_time_of_a_codec_comes_out(unchanged, kind):
+    count, error = codecs.round_trip(kind, Path("model/latest"), Path())
+    assert count == len(codecs.SLOTS)
+    assert error < 1e-3
+    assert sorted(os.listdir()) == sorted(["model", f"in{kind.suffix}", "out.mp4"])
