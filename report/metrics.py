@@ -66,13 +66,15 @@ def measure(
     images = clean, np.clip(output, 0, 1)
     if order == "RGB":
         images = tuple(image[..., ::-1] for image in images)
+    planes = [luminance(image) for image in images] if set(protocols) - set(DATA_RANGES) else []
     found = {}
     for protocol in protocols:
-        if protocol == "y_down" and "y_psnr" in found and _factor(clean.shape) == 1:
-            found |= {f"y_down_{m}": found[f"y_{m}"] for m in MEASURES}
-            continue
-        of_colours = protocol in DATA_RANGES
-        psnr, ssim = (_of_colours if of_colours else _of_luminance)(protocol, *images)
+        if protocol in DATA_RANGES:
+            psnr, ssim = _of_colours(protocol, *images)
+        elif protocol == "y_down" and "y_psnr" in found and _factor(clean.shape) == 1:
+            psnr, ssim = found["y_psnr"], found["y_ssim"]
+        else:
+            psnr, ssim = _of_luminance(protocol, planes)
         found |= {f"{protocol}_psnr": psnr, f"{protocol}_ssim": ssim}
     return found
 
@@ -91,8 +93,7 @@ def _of_colours(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[f
     return psnr, _ssim(clean, output, 7, **options)
 
 
-def _of_luminance(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
-    planes = [luminance(image) for image in (clean, output)]
+def _of_luminance(protocol: str, planes: list[np.ndarray]) -> tuple[float, float]:
     if protocol == "y_round":
         planes = [np.rint(plane) for plane in planes]
     psnr = _psnr(*planes, data_range=255)
