@@ -78,6 +78,15 @@ def test_what_nohup_ignores_stays_ignored():
     assert ended_by(signal.SIGTERM, ignored=signal.SIGHUP)[0] == 143
 
 
+@pytest.fixture
+def _heeded():
+    """SIGINT as in a terminal: what a script starts in the background ignores it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("_heeded")
 def test_training_takes_note_and_a_second_ctrl_c_does_not_wait():
     with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
