@@ -57,7 +57,7 @@ def web(settings: Settings) -> int:
             raise UserError("-a web: runs in one process; expected a start without torchrun")
         os.environ["GRADIO_TEMP_DIR"] = folder  # where it puts what is uploaded
         try:
-            from actions.web_page import PASTE, STYLE, made
+            from actions.web_page import PASTE, STYLE, THEME, made
         except ImportError as error:
             raise UserError(
                 f"-a web: needs Gradio ({error}); expected `pip install -r requirements-web.txt`"
@@ -71,6 +71,7 @@ def web(settings: Settings) -> int:
             server_name=host, server_port=settings.port or None, quiet=True,
             prevent_thread_lock=True, share=False, ssr_mode=False, pwa=False, mcp_server=False,
             enable_monitoring=False, run_history=False, footer_links=[], head=PASTE, css=STYLE,
+            theme=THEME,
         )  # fmt: skip
         device = describe(derainer.device, ranks)
         print(f"{derainer.path}, step {derainer.step}, on {device}")
@@ -110,14 +111,14 @@ class MainThread:
 
 @dataclass(frozen=True)
 class Expected:
-    """A filter of the server's log: a file of a tab that was left while it was sent is no news."""
+    """A filter of the server's log: a tab that was left while a file was sent is no news."""
 
     folder: str
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         gone = isinstance(error, FileNotFoundError | RuntimeError) and self.folder in str(error)
-        return not gone
+        return not gone and type(error).__name__ != "ClientDisconnect"
 
 
 def _require_address(settings: Settings) -> str:
@@ -214,6 +215,7 @@ class Bench:
             done += count
             tell(done, parts, "parts")
 
+        tell(0, parts, "parts")
         found = derainer.derained(picture.colour, str(job.source), tick)
         after = finished(picture, found)
         note = derainer.tile_note(picture.colour)

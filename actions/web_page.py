@@ -23,13 +23,17 @@ PASTE = """<script>
 document.addEventListener("paste", (event) => {
   const field = document.querySelector("#drop input[type=file]");
   if (!field || !event.clipboardData.files.length) return;
-  field.files = event.clipboardData.files;
+  const one = new DataTransfer();
+  one.items.add(event.clipboardData.files[0]);
+  field.files = one.files;
   field.dispatchEvent(new Event("change", {bubbles: true}));
 });
 </script>"""
 
 
-STYLE = "#heat img {width: 100%; height: 100%; object-fit: contain}"  # as large as the slider
+STYLE = f"#heat img {{width: 100%; max-height: {HEIGHT}px; object-fit: contain}}"
+# Gradio's own are not whole, and would be fetched.
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
 
 @dataclass(eq=False)
@@ -51,10 +55,11 @@ class _Tabs:
         return self._open.get(name)
 
     def take(self, name: str, upload: Path) -> None:
-        """Note what a tab has uploaded."""
-        self.leave(name)
+        """Note what a tab has uploaded, in the place of what it had before."""
         with self._lock:
+            former = self._open.pop(name, None)
             self._open[name] = _Tab(upload)
+            self._remove(former)
 
     def settle(self, name: str, tab: _Tab, results: Path) -> None:
         """Note the folder of what came of an upload, or remove it where nobody waits for it."""
@@ -67,13 +72,23 @@ class _Tabs:
     def leave(self, name: str) -> None:
         """Remove the files of a tab."""
         with self._lock:
-            tab = self._open.pop(name, None)
-            # Gradio keeps one file of what two tabs upload alike.
-            shared = tab and any(other.upload == tab.upload for other in self._open.values())
-        if tab and not shared:
-            shutil.rmtree(tab.upload.parent, ignore_errors=True)  # Gradio's, of this one file
-        if tab and tab.results:
+            self._remove(self._open.pop(name, None))
+
+    def _remove(self, tab: _Tab | None) -> None:
+        """Remove what is of no other tab. Gradio keeps equal files in one folder."""
+        if tab is None:
+            return
+        others = [other.upload for other in self._open.values()]
+        if tab.upload.parent not in [other.parent for other in others]:
+            shutil.rmtree(tab.upload.parent, ignore_errors=True)
+        elif tab.upload not in others:
+            tab.upload.unlink(missing_ok=True)
+        if tab.results:
             shutil.rmtree(tab.results, ignore_errors=True)
+
+
+class _Left(Exception):
+    """Nobody waits for the result: the tab was left, or has another file."""
 
 
 def made(bench: Bench, main_thread: MainThread, folder: Path) -> gr.Blocks:
@@ -81,7 +96,7 @@ def made(bench: Bench, main_thread: MainThread, folder: Path) -> gr.Blocks:
     tabs = _Tabs()
 
     def take(upload: dict[str, Any], request: gr.Request) -> None:
-        path = Path(upload["path"]).resolve()
+        path = Path(str(upload["path"])).resolve() if isinstance(upload, dict) else folder
         if path.parent.parent == folder:  # what was uploaded is there, whatever a browser claims
             tabs.take(request.session_hash, path)
 
@@ -94,22 +109,27 @@ def made(bench: Bench, main_thread: MainThread, folder: Path) -> gr.Blocks:
         tab = tabs.get(request.session_hash)
         if tab is None:  # nothing uploaded yet, or left before its turn came
             return *NOTHING, ""
-        results = Path(tempfile.mkdtemp(dir=folder))
+        results = None
 
         def tell(done: int, count: int, unit: str) -> None:
+            if tabs.get(request.session_hash) is not tab:
+                raise _Left
             progress((done, count), desc=tab.upload.name, unit=unit)
 
         def plain(text: str) -> str:
-            for place in (tab.upload.parent, results):  # of no meaning to who looks at the page
+            for place in filter(None, (tab.upload.parent, results)):  # mean nothing to a visitor
                 text = text.replace(f"{place}{os.sep}", "")
             return "\n".join(map(one_line, text.removeprefix("-i: ").splitlines()))
 
         try:
+            results = Path(tempfile.mkdtemp(dir=folder))
             job = partial(bench.derain, tab.upload, results, model, views, tell)
             found = main_thread.do(job)
             button = {"value": found.file, "interactive": True}
             shown = (found.before, found.after), found.attention, gr.update(**button)
             return *shown, plain(found.said)
+        except _Left:
+            return tuple(gr.skip() for _ in range(4))
         except UserError as error:
             message = str(error.args[0])
         except OSError as error:
@@ -119,7 +139,8 @@ def made(bench: Bench, main_thread: MainThread, folder: Path) -> gr.Blocks:
                 raise
             message = "not enough memory; expected a smaller picture"
         finally:
-            tabs.settle(request.session_hash, tab, results)
+            if results:
+                tabs.settle(request.session_hash, tab, results)
         return *NOTHING, plain(message)
 
     def leave(request: gr.Request) -> None:
@@ -148,7 +169,7 @@ def made(bench: Bench, main_thread: MainThread, folder: Path) -> gr.Blocks:
                 with gr.Row():
                     model = gr.Dropdown(
                         bench.checkpoints(), value=settings.model, label="Weights",
-                        info="the files of the model folder", elem_id="weights",
+                        info="the files of the model folder", elem_id="weights", filterable=False,
                     )  # fmt: skip
                     views = gr.Radio(
                         [1, 2, 4], value=settings.self_ensemble, label="Views", elem_id="views",
@@ -157,7 +178,7 @@ def made(bench: Bench, main_thread: MainThread, folder: Path) -> gr.Blocks:
                     attention = gr.Checkbox(label="Show the attention map", elem_id="attention")
                 heat = gr.Image(
                     label="attention: red where the network sees rain", interactive=False,
-                    visible=False, buttons=["fullscreen"], height=HEIGHT, elem_id="heat",
+                    visible=False, buttons=["fullscreen"], elem_id="heat",
                 )  # fmt: skip
         how = {
             "fn": work, "inputs": [model, views], "outputs": [slider, heat, download, said],

@@ -1,31 +1,22 @@
 """The page of `-a web` in a real browser, on a server of its own process, as a user has it."""
 
-import logging
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest.mock import Mock
 
 import av
 import cv2
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, command, write_rain
+from conftest import ROOT, command
 from PIL import Image
 from web_tab import DEVICE, Server, Tab
 
-from actions.web import Bench, Expected, MainThread
-from engine import derainer
-from engine.ranks import Ranks
 from rain.synthetic_rain import photograph
-from settings import Settings, UserError
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +215,38 @@ def test_what_was_uploaded_goes_when_the_page_is_left(browser, server, given):
         time.sleep(0.1)
 
 
+def test_a_file_may_be_given_twice_and_under_another_name(browser, server, given, rainy):
+    one, other = Tab(browser, server), Tab(browser, server)
+    shutil.copy(given / "a photo.jpg", "copy.jpg")
+    for _ in range(2):
+        one.give(given / "a photo.jpg")
+        one.page.wait_for_selector("#download:not([disabled])")
+    other.give(Path("copy.jpg"))
+    Path("else.png").write_bytes(cv2.imencode(".png", rainy)[1].tobytes())
+    one.give(Path("else.png"))
+    other.page.click("#views label:has-text('2')")
+    other.until(lambda: "copy.jpg" in other.said and "2 views" in other.said)
+    for tab in (one, other):
+        tab.context.close()
+
+
+def test_a_job_that_nobody_waits_for_ends(browser, server, given, rainy):
+    large = cv2.resize(rainy, (1400, 1000))
+    Path("large.png").write_bytes(cv2.imencode(".png", large)[1].tobytes())
+    tab, before = Tab(browser, server), len(server.record("running"))
+    tab.page.set_input_files("#drop input[type=file]", "large.png")
+    tab.until(lambda: len(server.record("running")) > before)
+    tab.give(given / "a photo.jpg")
+    tab.page.wait_for_timeout(500)
+    assert "large.png" not in tab.said
+    assert tab.download()[0] == "a photo.jpg"
+    tab.context.close()
+
+
 def test_nothing_is_fetched_from_elsewhere_and_nobody_else_is_let_in(tab, given):
     tab.give(given / "a photo.jpg")
     assert len(tab.requests) > 10
+    assert not [url for url in tab.requests if ".woff" in url]
     own = (tab.server.address, "data:", "blob:")
     assert [url for url in tab.requests if not url.startswith(own)] == []
     asked = tab.server.record("connect") + tab.server.record("look up")
@@ -234,92 +254,3 @@ def test_nothing_is_fetched_from_elsewhere_and_nobody_else_is_let_in(tab, given)
     assert [place for place in asked if "127.0.0.1" not in place] == []
     sockets = psutil.Process(tab.server.process.pid).net_connections("tcp")
     assert {one.laddr.ip for one in sockets if one.status == "LISTEN"} == {"127.0.0.1"}
-
-
-# Without a browser
-
-
-@pytest.fixture
-def bench(model) -> Bench:
-    with Ranks() as ranks:
-        yield Bench(Settings("web", device="cpu"), ranks)
-
-
-def test_a_picture_too_large_is_refused_as_derain_refuses_it(bench, run, rainy, monkeypatch):
-    cv2.imwrite("large.png", rainy)
-    monkeypatch.setattr(derainer, "free_memory", lambda *_: 2**20)
-    status, _, err = run("-a", "derain", "-i", "large.png", "-o", "x.png", *DEVICE)
-    assert status == 2
-    with pytest.raises(UserError) as caught:
-        bench.derain(Path("large.png"), Path("out"), "latest", 1, lambda *_: None)
-    assert f"main.py: {caught.value}\n" == err
-    assert "48x36 pixels need about" in err
-
-
-def test_only_checkpoints_of_the_folder_are_taken(bench):
-    Path("secret").write_text("")
-    with pytest.raises(UserError, match="no such checkpoint"):
-        bench.derainer("../secret", 1)
-
-
-def test_progress_is_told_to_its_end(bench, rainy):
-    cv2.imwrite("a.png", rainy)
-    write_rain(Path("a.mkv"), 5)
-    for name, unit, count in (("a.png", "parts", 8), ("a.mkv", "frames", 5)):
-        tell = Mock()
-        bench.derain(Path(name), Path("out"), "latest", 2, tell)
-        told = [call.args for call in tell.call_args_list]
-        assert told == [(done, count, unit) for done in range(1, count + 1)]
-
-
-def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
-    def cut() -> None:
-        raise KeyboardInterrupt
-
-    main_thread = MainThread()
-    with ThreadPoolExecutor(1) as pool:
-        done, failed, ended = (
-            pool.submit(main_thread.do, job) for job in (lambda: 3, lambda: 1 / 0, cut)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            main_thread.work()
-        assert done.result(10) == 3
-        with pytest.raises(ZeroDivisionError):
-            failed.result(10)
-        with pytest.raises(UserError, match="ended"):
-            ended.result(10)
-
-
-def test_the_log_is_silent_of_files_that_went_alone(tmp_path, caplog):
-    log = logging.getLogger("a server's")
-    log.addFilter(Expected(str(tmp_path)))
-    for path in (tmp_path / "gone.png", Path("other.png")):
-        try:
-            path.read_bytes()
-        except FileNotFoundError:
-            log.exception("Exception in ASGI application")
-    (record,) = caplog.records
-    assert "other.png" in str(record.exc_info[1])
-
-
-def test_gradio_is_missing(run, model, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "actions.web_page", raising=False)
-    status, _, err = run("-a", "web", *DEVICE)
-    assert (status, err.count("\n")) == (2, 1)
-    assert "expected `pip install -r requirements-web.txt`" in err
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.1", "::bad", "ü" * 70])
-def test_an_address_that_cannot_be_listened_on_is_one_line(run, host):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        status, _, err = run("-a", "web", *DEVICE, "--host", host, "--port", port)
-    assert (status, err.count("\n")) == (2, 1)
-    assert f"--host {host}, --port {port}: cannot be listened on: " in err
-
-
-def test_a_bad_checkpoint_is_told_at_the_start(run):
-    pytest.importorskip("gradio")
-    status, _, err = run("-a", "web", "-m", "none", *DEVICE)
-    assert (status, "no such checkpoint" in err) == (2, True)

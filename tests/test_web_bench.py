@@ -1,0 +1,104 @@
+"""What works behind the page of `-a web`, without a browser."""
+
+import logging
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import Mock
+
+import cv2
+import pytest
+from conftest import write_rain
+from web_tab import DEVICE
+
+from actions.web import Bench, Expected, MainThread
+from engine import derainer
+from engine.ranks import Ranks
+from settings import Settings, UserError
+
+
+@pytest.fixture
+def bench(model) -> Bench:
+    with Ranks() as ranks:
+        yield Bench(Settings("web", device="cpu"), ranks)
+
+
+def test_a_picture_too_large_is_refused_as_derain_refuses_it(bench, run, rainy, monkeypatch):
+    cv2.imwrite("large.png", rainy)
+    monkeypatch.setattr(derainer, "free_memory", lambda *_: 2**20)
+    status, _, err = run("-a", "derain", "-i", "large.png", "-o", "x.png", *DEVICE)
+    assert status == 2
+    with pytest.raises(UserError) as caught:
+        bench.derain(Path("large.png"), Path("out"), "latest", 1, lambda *_: None)
+    assert f"main.py: {caught.value}\n" == err
+    assert "48x36 pixels need about" in err
+
+
+def test_only_checkpoints_of_the_folder_are_taken(bench):
+    Path("secret").write_text("")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        bench.derainer("../secret", 1)
+
+
+def test_progress_is_told_to_its_end(bench, rainy):
+    cv2.imwrite("a.png", rainy)
+    write_rain(Path("a.mkv"), 5)
+    for name, unit, first, count in (("a.png", "parts", 0, 8), ("a.mkv", "frames", 1, 5)):
+        tell = Mock()
+        bench.derain(Path(name), Path("out"), "latest", 2, tell)
+        told = [call.args for call in tell.call_args_list]
+        assert told == [(done, count, unit) for done in range(first, count + 1)]
+
+
+def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
+    def cut() -> None:
+        raise KeyboardInterrupt
+
+    main_thread = MainThread()
+    with ThreadPoolExecutor(1) as pool:
+        done, failed, ended = (
+            pool.submit(main_thread.do, job) for job in (lambda: 3, lambda: 1 / 0, cut)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            main_thread.work()
+        assert done.result(10) == 3
+        with pytest.raises(ZeroDivisionError):
+            failed.result(10)
+        with pytest.raises(UserError, match="ended"):
+            ended.result(10)
+
+
+def test_the_log_is_silent_of_files_that_went_alone(tmp_path, caplog):
+    log = logging.getLogger("a server's")
+    log.addFilter(Expected(str(tmp_path)))
+    for path in (tmp_path / "gone.png", Path("other.png")):
+        try:
+            path.read_bytes()
+        except FileNotFoundError:
+            log.exception("Exception in ASGI application")
+    (record,) = caplog.records
+    assert "other.png" in str(record.exc_info[1])
+
+
+def test_gradio_is_missing(run, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "actions.web_page", raising=False)
+    status, _, err = run("-a", "web", *DEVICE)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "expected `pip install -r requirements-web.txt`" in err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.1", "::bad", "ü" * 70])
+def test_an_address_that_cannot_be_listened_on_is_one_line(run, host):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, err = run("-a", "web", *DEVICE, "--host", host, "--port", port)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"--host {host}, --port {port}: cannot be listened on: " in err
+
+
+def test_a_bad_checkpoint_is_told_at_the_start(run):
+    pytest.importorskip("gradio")
+    status, _, err = run("-a", "web", "-m", "none", *DEVICE)
+    assert (status, "no such checkpoint" in err) == (2, True)
