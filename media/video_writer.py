@@ -40,6 +40,7 @@ PLACES = {
     "location", "location-eng", "title",
 }  # fmt: skip
 
+SORTS = {"audio": "sound", "subtitle": "subtitles"}  # of streams that are copied
 # What frames carry beside their pixels, and the frames that are written do not.
 CARRIED = {
     Type.A53_CC: "closed captions",
@@ -170,19 +171,17 @@ class Sink:
 
     def notes(self) -> list[str]:
         """What of the source has no place in this file, a line each; known at once."""
-        source, found = self.source, []
-        for one in source.copied:
-            if one.index not in self.copies:
-                what = "sound" if one.type == "audio" else "subtitles"
-                found.append(
-                    f"stream {one.index} ({what}, {described(one)}) is left out: "
-                    f"{self.path.suffix} files cannot hold it"
-                )
-        others = [
-            f"{one.index} ({described(one)})"
-            for one in source.container.streams
-            if one.type != "video" and one not in source.copied and not self._is_chapters(one)
-        ]
+        source, found, others = self.source, [], []
+        for one in source.container.streams:
+            if one.type in SORTS:
+                if one.index not in self.copies:
+                    reason = f": {self.path.suffix} files cannot hold it"
+                    found.append(
+                        f"stream {one.index} ({SORTS[one.type]}, {described(one)}) is left out"
+                        f"{reason if one in source.copied else ''}"
+                    )
+            elif one.type != "video" and not self._is_chapters(one):
+                others.append(f"{one.index} ({described(one)})")
         if others:
             word = "stream" if len(others) == 1 else "streams"
             found.append(f"left out, as neither picture nor sound: {word} {', '.join(others)}")

@@ -188,6 +188,17 @@ def test_streams_of_data_are_told(run, unchanged):
     assert lines == ["warning: a.ts: left out, as neither picture nor sound: stream 1 (bin_data)"]
 
 
+def test_sound_of_a_codec_that_nobody_knows_is_told(run, unchanged):
+    write_video("a.avi", codec="mpeg4", tone="mp2")
+    data = bytearray(Path("a.avi").read_bytes())
+    place = data.index(b"strf", data.index(b"auds")) + 8
+    data[place : place + 2] = b"\x77\x77"
+    Path("a.avi").write_bytes(data)
+    told = "stream 1 (sound, a codec that FFmpeg does not know) is left out"
+    assert derain(run, Path("a.avi"), "out.mkv") == (0, [f"warning: a.avi: {told}"])
+    assert len(read("out.mkv")[0]) == 9
+
+
 # Depth
 
 
