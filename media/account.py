@@ -102,7 +102,8 @@ class Account:
         if missing:
             yield missing
         span = round((self.until - self.begin) * float(self.rate)) + 1
-        if not missing and self.decoded < FEW * span - 1:
+        # In an AVI each slot is a moment; in others the rate is but an average.
+        if "avi" in self.formats and not missing and self.decoded < FEW * span - 1:
             yield (
                 f"{self._there()}, where their times and its rate make {span}: the others were not "
                 "recorded, or are damaged; times are kept"
@@ -115,8 +116,8 @@ class Account:
             yield f"scaled to the size of the first frame: {_count(self.scaled, 'frame')}"
         if self.placed and times:
             yield (
-                f"without a time, or not after the frame before: {_count(self.placed, 'frame')}; "
-                f"placed behind it, at {float(self.rate):g} frames/s"
+                f"without a time, or out of order: {_count(self.placed, 'frame')}; placed by the "
+                f"frames around, or at {float(self.rate):g} frames/s"
             )
         if self.interlaced:
             yield f"deinterlaced: {_count(self.interlaced, 'frame')}"

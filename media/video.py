@@ -67,6 +67,7 @@ class Source:
         self.rate = self._account.rate
         self._deinterlacer = Deinterlacer()
         self._last: int | None = None  # time of a frame
+        self._next: av.VideoFrame | None = None  # decoded; what follows it may correct its time
         self._sent = self._delay = 0  # packets decoded, and of them before the first frame came
         self._stop: Fraction | None = None  # where to read no further
         self._items = self._chosen()
@@ -173,6 +174,7 @@ class Source:
                 yield from self._decoded(packet)
         if self._stop is None:
             yield from self._decoded(None)
+            yield from self._followed(None)
             yield from self._deinterlacer.flush()
             self._account.all_read = True
         self._account.interlaced = self._deinterlacer.count
@@ -207,20 +209,28 @@ class Source:
             return
         self._sent += 1
         for frame in frames:
-            if not self._account.decoded:
+            if self._next is None:
                 self._delay = self._sent - 1
                 self.orientation = Orientation.of(frame)
                 self._size = frame.width, frame.height
-            self._account.decoded += 1
             frame = self._sized(frame)
-            self._set_time(frame)
-            try:
-                yield from self._deinterlacer.push(frame)
-            except (av.error.FFmpegError, ValueError):
-                raise UserError(
-                    f"{self.path}: its frames are interlaced, and of a size or kind that FFmpeg's "
-                    "bwdif cannot deinterlace; expected progressive ones"
-                ) from None
+            frame.pts, frame.time_base = self._own_time(frame), self.stream.time_base
+            yield from self._followed(frame)
+
+    def _followed(self, coming: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        """What can be shown, now that it is known which frame comes next; None at the end."""
+        frame, self._next = self._next, coming
+        if frame is None:
+            return
+        self._account.decoded += 1
+        self._set_time(frame, None if coming is None else coming.pts)
+        try:
+            yield from self._deinterlacer.push(frame)
+        except (av.error.FFmpegError, ValueError):
+            raise UserError(
+                f"{self.path}: its frames are interlaced, and of a size or kind that FFmpeg's "
+                "bwdif cannot deinterlace; expected progressive ones"
+            ) from None
 
     def _sized(self, frame: av.VideoFrame) -> av.VideoFrame:
         if (frame.width, frame.height) == self._size:
@@ -231,19 +241,32 @@ class Source:
         frame.pts, frame.dts = pts, dts
         return frame
 
-    def _set_time(self, frame: av.VideoFrame) -> None:
-        """Make up a time where the frame has none, or none that is later than the last one's."""
-        step, last = max(1, round(1 / (self.rate * self.stream.time_base))), self._last
-        time = frame.pts
+    def _own_time(self, frame: av.VideoFrame) -> int | None:
+        """As the file has it, in units of the stream."""
         if self._untimed:
-            time = None
-        elif "avi" in self._account.formats and self._delay:
+            return None
+        if "avi" in self._account.formats and self._delay:
             # It has the times of decoding alone, which is so many frames ahead.
-            time = None if frame.dts is None else frame.dts - self._delay * step
-        if time is None or (last is not None and time <= last):
+            return None if frame.dts is None else frame.dts - self._delay * self._step
+        return frame.pts
+
+    @property
+    def _step(self) -> int:
+        return max(1, round(1 / (self.rate * self.stream.time_base)))
+
+    def _set_time(self, frame: av.VideoFrame, after: int | None) -> None:
+        """Make up a time where the frame has none, or one out of order.
+
+        after: the next frame's own. If it is later than the last frame's, that of this frame must
+            lie between, and one bad time spoils none behind it.
+        """
+        time, last = frame.pts, self._last
+        room = last is not None and after is not None and after > last + 1
+        if time is None or (last is not None and time <= last) or (room and time > after):
             self._account.placed += 1
-            time = 0 if last is None else last + step
-        frame.pts, frame.time_base = time, self.stream.time_base
+            late = 0 if last is None else last + self._step
+            time = (last + after) // 2 if room else late
+        frame.pts = time
         self._account.until = float(frame.time)
         if last is None:
             self._account.begin = self._account.until

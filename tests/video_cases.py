@@ -1,5 +1,6 @@
 """Videos for the tests, as phones, dashcams and recorders make them, and as damage leaves them."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -66,6 +67,24 @@ def make(
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     return Path(path)
+
+
+def remux(
+    path: Path, target: str, change: Callable[[int, av.Packet], None], **options: dict[str, str]
+) -> Path:
+    """The same packets in another file; `change` gets the number and the packet of each frame."""
+    with av.open(str(path)) as source, av.open(target, "w", **options) as file:
+        copies = {one.index: file.add_stream_from_template(one) for one in source.streams}
+        number = 0
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "video":
+                change(number, packet)
+                number += 1
+            packet.stream = copies[packet.stream.index]
+            file.mux(packet)
+    return Path(target)
 
 
 def damage(path: Path, which: list[int]) -> Path:
