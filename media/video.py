@@ -142,7 +142,10 @@ class Source:
 
     def _chosen(self) -> Iterator[Item]:
         """The chosen frames and their sound, at times from 0 on where they begin later."""
-        index, shift, end = 0, Fraction(0), None
+        # A recording of a broadcast may begin at any hour.
+        index, end = 0, None
+        shift = Fraction(max(self.container.start_time or 0, 0), av.time_base)
+        self.begin = float(shift)
         held: list[av.Packet] = []  # what may be heard with the first frame
         for item in self._all():
             time = _time(item)

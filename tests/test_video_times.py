@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from test_videos import sound, write_video
 from video_cases import derain, make, read, remux
 
 # One bad time
@@ -44,3 +46,28 @@ def test_a_rate_that_changes_is_no_loss(run, unchanged, name, codec):
         assert derain(run, path, f"out{path.suffix}", *part) == (0, [])
     clean = ("-a", "clean", "-i", path, "-o", "c.png", "--frames", 40)
     assert "recorded" not in run(*clean)[2]
+
+
+# A late beginning
+
+
+@pytest.mark.parametrize("target", ["out.mp4", "out.mkv"])
+def test_a_file_that_begins_hours_late_is_moved_to_0(run, unchanged, target):
+    write_video("plain.ts", frames=25, codec="mpeg2video", tone="mp2")
+
+    def late(_, packet):
+        packet.pts += round(26000 / packet.time_base)
+        packet.dts += round(26000 / packet.time_base)
+
+    path = remux(Path("plain.ts"), "a.ts", late, every=True)
+    with av.open(str(path)) as file:
+        assert file.start_time > 25000 * av.time_base
+    assert derain(run, path, target) == (0, [])
+    with av.open(target) as file:
+        assert file.duration < 1.2 * av.time_base
+        first = [float(next(file.decode(one)).time) for one in (file.streams[0], file.streams[1])]
+    assert first == pytest.approx([0, 0], abs=0.05)
+    assert sound(target) != b""
+    assert derain(run, path, target, "--start", 5, "--frames", 10) == (0, [])
+    times = read(target)[1]
+    assert times == pytest.approx(np.arange(10) / 25, abs=0.04)

@@ -70,19 +70,25 @@ def make(
 
 
 def remux(
-    path: Path, target: str, change: Callable[[int, av.Packet], None], **options: dict[str, str]
+    path: Path,
+    target: str,
+    change: Callable[[int, av.Packet], None] = lambda *_: None,
+    every: bool = False,
 ) -> Path:
-    """The same packets in another file; `change` gets the number and the packet of each frame."""
-    with av.open(str(path)) as source, av.open(target, "w", **options) as file:
+    """The same packets in another file; `change` gets the number, in its stream, and the packet of
+    each frame, or each packet of all streams.
+    """
+    with av.open(str(path)) as source, av.open(target, "w") as file:
         copies = {one.index: file.add_stream_from_template(one) for one in source.streams}
-        number = 0
+        numbers = dict.fromkeys(copies, 0)
         for packet in source.demux():
             if packet.dts is None:
                 continue
-            if packet.stream.type == "video":
-                change(number, packet)
-                number += 1
-            packet.stream = copies[packet.stream.index]
+            index = packet.stream.index
+            if every or packet.stream.type == "video":
+                change(numbers[index], packet)
+            numbers[index] += 1
+            packet.stream = copies[index]
             file.mux(packet)
     return Path(target)
 
