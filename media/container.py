@@ -13,6 +13,7 @@ from system.reading import open_regular
 SCRIPTS = {"concat", "dash", "hls", "imf", "image2", "rtsp", "sap", "sdp", "vobsub"}
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 NOTHING = "not a video that can be read"
+SORTS = {"audio": "sound", "subtitle": "subtitles"}  # of streams that are copied
 UNKNOWN = "a codec that FFmpeg does not know"
 # What it would print, we tell in one line. Any level but None makes its threads wait for Python's
 # lock to report an error, for ever where the thread that holds the lock waits for them.

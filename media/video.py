@@ -63,7 +63,7 @@ class Source:
         streams = (*self.container.streams.audio, *self.container.streams.subtitles)
         self.copied = [one for one in streams if one.codec_context is not None and not quick]
         self._untimed = bool(Flags.no_timestamps & Flags(self.container.format.flags))
-        self._account = Account.of(self.stream)
+        self._account = Account.of(self.stream, self.copied)
         self.rate = self._account.rate
         self._deinterlacer = Deinterlacer()
         self._last: int | None = None  # time of a frame
@@ -216,6 +216,7 @@ class Source:
                 self._delay = self._sent - 1
                 self.orientation = Orientation.of(frame)
                 self._size = frame.width, frame.height
+            self._account.marked += frame.is_corrupt
             frame = self._sized(frame)
             frame.pts, frame.time_base = self._own_time(frame), self.stream.time_base
             yield from self._followed(frame)

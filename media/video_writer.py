@@ -10,7 +10,7 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace
 
-from media.container import address, described
+from media.container import SORTS, address, described
 from media.video import ACCURATE, Source
 from settings import UserError
 from system.files import begin
@@ -40,7 +40,6 @@ PLACES = {
     "location", "location-eng", "title",
 }  # fmt: skip
 
-SORTS = {"audio": "sound", "subtitle": "subtitles"}  # of streams that are copied
 # What frames carry beside their pixels, and the frames that are written do not.
 CARRIED = {
     Type.A53_CC: "closed captions",

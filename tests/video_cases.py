@@ -74,11 +74,12 @@ def remux(
     target: str,
     change: Callable[[int, av.Packet], None] = lambda *_: None,
     every: bool = False,
+    **options: dict[str, str],
 ) -> Path:
     """The same packets in another file; `change` gets the number, in its stream, and the packet of
     each frame, or each packet of all streams.
     """
-    with av.open(str(path)) as source, av.open(target, "w") as file:
+    with av.open(str(path)) as source, av.open(target, "w", **options) as file:
         copies = {one.index: file.add_stream_from_template(one) for one in source.streams}
         numbers = dict.fromkeys(copies, 0)
         for packet in source.demux():
