@@ -1,5 +1,6 @@
 """Videos of the action `derain`: decoded ahead of the network, encoded behind it."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -75,10 +76,9 @@ def _derain_video(
         if sink and sink.written and sink.unfinished.exists():
             with deferred():
                 sink.close()
-            print(
-                f"\n{job.target}: ends early, holds the first {sink.written} frames; to go on from "
-                f"there, add --start {source.start + sink.written} and give -o another name"
-            )
+            print(f"\n{job.target}: ends early, holds the first {sink.written} frames", end="")
+            rest = _rest(job, source, sink.written, alone=folder is None)
+            print(f"; to go on from there, add {rest} and give -o another name" if rest else "")
         elif sink:
             sink.discard()
         raise
@@ -96,6 +96,15 @@ def _derain_video(
     row.seconds, row.frames = time.monotonic() - start, sink.written
     row.begin = source.begin
     return row
+
+
+def _rest(job: Job, source: Source, written: int, alone: bool) -> str:
+    """The options that derain what is left of a video; empty where nothing is."""
+    if source.frames and source.frames <= written:
+        return ""
+    file = "" if alone else f"-i {shlex.quote(str(job.source))} "
+    frames = f" --frames {source.frames - written}" if source.frames else ""
+    return f"{file}--start {source.start + written}{frames}"
 
 
 @dataclass

@@ -285,7 +285,11 @@ def test_the_time_for_all_is_told_after_the_first_frames(run, unchanged, monkeyp
     assert out.count("a.mkv: 40 frames take about 0:00:0") == 1
 
 
-def test_what_was_interrupted_goes_on_from_the_frame_that_is_told(run, model, monkeypatch):
+@pytest.mark.parametrize(
+    ("begin", "rest", "count"),
+    [((), "--start 5", 12), (("--start", 2, "--frames", 8), "--start 7 --frames 3", 8)],
+)
+def test_what_was_interrupted_goes_on_as_is_told(run, model, monkeypatch, begin, rest, count):
     make("a.mkv", "ffv1")
     written = []
 
@@ -298,15 +302,17 @@ def test_what_was_interrupted_goes_on_from_the_frame_that_is_told(run, model, mo
     from media.video_writer import Sink
 
     write = Sink.frame
-    words = (*DERAIN, "-i", "a.mkv", "-o")
+    words = (*DERAIN, "-i", "a.mkv", *begin, "-o")
     with monkeypatch.context() as patch:
         patch.setattr(Sink, "frame", frame)
         status, out, _ = run(*words, "b.mkv")
     assert status == 130
-    assert "b.mkv: ends early, holds the first 5 frames; to go on from there, add --start 5" in out
-    assert run(*words, "rest.mkv", "--start", 5)[0] == 0
+    told = f"b.mkv: ends early, holds the first 5 frames; to go on from there, add {rest} and give"
+    assert told in out
+    assert run(*words, "rest.mkv", *rest.split())[0] == 0
     assert run(*words, "whole.mkv")[0] == 0
     parts = [*read("b.mkv")[0], *read("rest.mkv")[0]]
+    assert len(parts) == count
     assert np.array_equal(parts, read("whole.mkv")[0])
 
 
