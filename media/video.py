@@ -165,7 +165,7 @@ class Source:
                 shift, self.begin = time, float(time)
                 yield from (_earlier(one, shift) for one in held if _time(one) >= time)
             if index == self.start + self.frames:
-                end = time + 1 / self.rate
+                end = time + (item.duration * item.time_base if item.duration else 1 / self.rate)
                 self._stop = end + BEYOND
             yield _earlier(item, shift)
 
@@ -240,10 +240,9 @@ class Source:
         if (frame.width, frame.height) == self._size:
             return frame
         self._account.scaled += 1
-        pts, dts = frame.pts, frame.dts
-        frame = frame.reformat(*self._size, interpolation=ACCURATE)
-        frame.pts, frame.dts = pts, dts
-        return frame
+        scaled = frame.reformat(*self._size, interpolation=ACCURATE)
+        scaled.pts, scaled.dts, scaled.duration = frame.pts, frame.dts, frame.duration
+        return scaled
 
     def _own_time(self, frame: av.VideoFrame) -> int | None:
         """As the file has it, in units of the stream."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace
 
@@ -108,6 +109,7 @@ class Sink:
         self.stream.pix_fmt = "bgr0" if name == "ffv1" else lossy
         context, first = self.stream.codec_context, source.first
         context.time_base = source.stream.time_base
+        context.flags |= Flags.frame_duration  # nothing else says when the last frame ends
         context.color_range, context.colorspace = first.color_range, self._colours(first)
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
         shape = source.stream.sample_aspect_ratio
@@ -164,6 +166,8 @@ class Sink:
                 interpolation=ACCURATE,
             )
         frame.pts, frame.time_base = like.pts, like.time_base
+        if like.duration:
+            frame.duration = like.duration
         with self._told():
             self.container.mux(self.stream.encode(frame))
         self.written += 1
@@ -208,10 +212,17 @@ class Sink:
     def close(self) -> None:
         """Finish the file, with as many frames as there are, and give it its name."""
         with self._told():
-            self.container.mux(self.stream.encode(None))
+            self._flush()
             self.container.close()
             self._lost = list(self._forgotten())
             self.unfinished.replace(self.path)
+
+    def _flush(self) -> None:
+        packets = self.stream.encode(None)
+        if packets and self._kind in ("mp4", "mov"):
+            # These are as long as the packet that is last in the file says.
+            packets[-1].duration = max(packets, key=lambda packet: packet.pts).duration
+        self.container.mux(packets)
 
     def _forgotten(self) -> Iterator[str]:
         """Names of what is told of the source, and not of the file that was written."""

@@ -71,3 +71,18 @@ def test_a_file_that_begins_hours_late_is_moved_to_0(run, unchanged, target):
     assert derain(run, path, target, "--start", 5, "--frames", 10) == (0, [])
     times = read(target)[1]
     assert times == pytest.approx(np.arange(10) / 25, abs=0.04)
+
+
+# The end
+
+
+@pytest.mark.parametrize("target", ["out.mp4", "out.mov", "out.mkv", "out.webm"])
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "ffv1")])
+def test_the_last_frame_stays_as_long(run, unchanged, name, codec, target):
+    options = {"bf": "0"} if codec == "libx264" else {}
+    path = make(name, codec, options=options, last=50)
+    for start in (0, 4):
+        assert derain(run, path, target, "--start", start) == (0, [])
+        with av.open(target) as file:
+            length = (11 - start + 50) / 25
+            assert file.duration / av.time_base == pytest.approx(length, abs=0.01)

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.codec.context import Flags
 from conftest import DATA
 from test_videos import DERAIN
 
@@ -42,10 +43,12 @@ def make(
     options: dict[str, str] | None = None,
     pixels: str = "",
     covers: int = 0,
+    last: int = 0,
     **more: dict[str, str],
 ) -> Path:
     """A video of picture(0), picture(1), ... at 1/25 s times their slots; covers come first.
 
+    last: so many slots the last frame is shown, 0 to let the encoder choose.
     more: container_options, and the metadata of file and stream.
     """
     with av.open(path, "w", container_options=more.get("container_options", {})) as file:
@@ -64,6 +67,9 @@ def make(
         for index in range(count):
             frame = av.VideoFrame.from_ndarray(picture(index), format="bgr24")
             frame.pts, frame.time_base = slots[index] if slots else index, Fraction(1, 25)
+            if last:
+                stream.codec_context.flags |= Flags.frame_duration
+                frame.duration = last if index == count - 1 else 1
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     return Path(path)
