@@ -146,11 +146,11 @@ class Source:
         index, end = 0, None
         shift = Fraction(max(self.container.start_time or 0, 0), av.time_base)
         self.begin = float(shift)
-        held: list[av.Packet] = []  # what may be heard with the first frame
+        held: list[av.Packet] = []  # read, and it is not known yet whether they belong to a part
         for item in self._all():
             time = _time(item)
             if isinstance(item, av.Packet):
-                if index <= self.start and self.start:
+                if end is None and (self.frames or index <= self.start > 0):
                     held.append(item)
                 elif (not self.start or time >= shift) and (end is None or time < end):
                     yield _earlier(item, shift)
@@ -158,16 +158,22 @@ class Source:
             index += 1
             if end is not None:
                 continue  # one packet may bring several frames
-            if index <= self.start:
+            if self.start and index <= self.start + 1:
                 held = [packet for packet in held if _time(packet) >= time]
+            if index <= self.start:
                 continue
-            if index == self.start + 1 and self.start:
+            if self.start and index == self.start + 1:
                 shift, self.begin = time, float(time)
-                yield from (_earlier(one, shift) for one in held if _time(one) >= time)
+            until = time + (item.duration * item.time_base if item.duration else 1 / self.rate)
             if index == self.start + self.frames:
-                end = time + (item.duration * item.time_base if item.duration else 1 / self.rate)
+                end = until
                 self._stop = end + BEYOND
+            now = [packet for packet in held if not self.frames or _time(packet) < until]
+            held = [packet for packet in held if packet not in now]
             yield _earlier(item, shift)
+            yield from (_earlier(packet, shift) for packet in now)
+        if end is None:
+            yield from (_earlier(packet, shift) for packet in held)
 
     def _all(self) -> Iterator[Item]:
         for packet in self._demuxed():
@@ -270,6 +276,8 @@ class Source:
             late = 0 if last is None else last + self._step
             time = (last + after) // 2 if room else late
         frame.pts = time
+        if after is not None and after > time:
+            frame.duration = after - time
         self._account.until = float(frame.time)
         if last is None:
             self._account.begin = self._account.until

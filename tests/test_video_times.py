@@ -86,3 +86,16 @@ def test_the_last_frame_stays_as_long(run, unchanged, name, codec, target):
         with av.open(target) as file:
             length = (11 - start + 50) / 25
             assert file.duration / av.time_base == pytest.approx(length, abs=0.01)
+
+
+def test_the_sound_of_a_part_ends_with_its_last_frame(run, unchanged):
+    write_video("a.mkv", frames=5, times=[0, 4, 8, 28, 32])
+    for count, end in ((2, 0.08), (3, 0.28), (4, 0.32)):
+        assert derain(run, Path("a.mkv"), "out.mkv", "--frames", count) == (0, [])
+        heard = []
+        for path in ("a.mkv", "out.mkv"):
+            with av.open(path) as file:
+                heard.append(
+                    [float(one.pts * one.time_base) for one in file.demux(audio=0) if one.size]
+                )
+        assert len(heard[1]) == sum(time < end for time in heard[0])
