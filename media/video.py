@@ -100,7 +100,10 @@ class Source:
         light = HDR.get(self.first.color_trc, "")
         if bits > 8 or light:
             yield f"its frames have {bits} bits a channel{light}; they are taken as 8 bits"
-        if kind.name != "pal8" and any(part.is_alpha for part in kind.components):
+        # VP8 and VP9 hold transparency beside their frames.
+        told = {key.lower(): text for key, text in self.stream.metadata.items()}
+        alpha = kind.name != "pal8" and any(part.is_alpha for part in kind.components)
+        if alpha or told.get("alpha_mode") == "1":
             yield "its frames have transparency, which is left out"
 
     def packets(self) -> Iterator[Item]:

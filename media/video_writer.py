@@ -30,9 +30,10 @@ LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarit
 RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
 # Older PyAV does not convert to the last.
 UNKNOWN = {RGB} if hasattr(Colorspace, "BT2020") else {RGB, BT2020}
-# What is told of the file or its coding, which are new, and of turning, which is done.
+# What is told of the file or its coding, which are new, of turning, which is done, and of
+# transparency, which players would look for.
 OUTDATED = {
-    "bps", "compatible_brands", "duration", "encoder", "major_brand", "minor_version",
+    "alpha_mode", "bps", "compatible_brands", "duration", "encoder", "major_brand", "minor_version",
     "number_of_bytes", "number_of_frames", "rotate", "software", "vendor_id",
 }  # fmt: skip
 # What an MP4 has its own places for. Other keys need those of QuickTime, which fewer programs read.
@@ -86,7 +87,7 @@ class Sink:
         name, options = ENCODERS[self.path.suffix.lower()]
         if source.stream.codec_context.name in LOSSLESS and self._kind == "matroska":
             name, options = "ffv1", {}
-        told = _told_of(source.container.metadata)
+        told = self._told_of(source.container.metadata)
         places = (
             {} if {key.lower() for key in told} <= PLACES else {"movflags": "use_metadata_tags"}
         )
@@ -101,7 +102,7 @@ class Sink:
         if not source.start and not source.frames:
             self.container.set_chapters(self._chapters)
         self.stream = self.container.add_stream(name, rate=source.rate, options=options)
-        self.stream.metadata.update(_told_of(source.stream.metadata))
+        self.stream.metadata.update(self._told_of(source.stream.metadata))
         self.stream.width, self.stream.height = source.width, source.height
         # Half as much colour as light needs even sides.
         even = source.width % 2 == 0 == source.height % 2
@@ -133,9 +134,20 @@ class Sink:
 
     def _copy(self, stream: av.stream.Stream) -> av.stream.Stream:
         copy = self.container.add_stream_from_template(stream)
-        copy.metadata.update(_told_of(stream.metadata))
+        copy.metadata.update(self._told_of(stream.metadata))
         copy.disposition = stream.disposition
         return copy
+
+    def _told_of(self, metadata: dict[str, str]) -> dict[str, str]:
+        """What stays true of the video when it is coded anew."""
+        return {
+            key: text
+            for key, text in metadata.items()
+            if key.lower().removesuffix("-eng") not in OUTDATED
+            and not key.startswith("_STATISTICS")
+            and (key, text) != ("language", "und")
+            and not (self.source.start and key.lower() == "timecode")  # that of the first frame
+        }
 
     @staticmethod
     def _colours(frame: av.VideoFrame) -> int:
@@ -146,8 +158,9 @@ class Sink:
         index = packet.stream.index
         if index not in self.copies:
             return
-        # Joined files begin their times anew, which no container takes.
-        if packet.dts <= self._heard.get(index, packet.dts - 1):
+        # Joined files begin their times anew, which no container takes. Only subtitles may share one.
+        last = self._heard.get(index, packet.dts - 1)
+        if packet.dts < last or (packet.dts == last and packet.stream.type != "subtitle"):
             self._silent[index] = self._silent.get(index, 0) + 1
             return
         self._heard[index] = packet.dts
@@ -175,6 +188,8 @@ class Sink:
     def notes(self) -> list[str]:
         """What of the source has no place in this file, a line each; known at once."""
         source, found, others = self.source, [], []
+        told = source.container.metadata | source.stream.metadata
+        timed = "timecode" in map(str.lower, told)
         for one in source.container.streams:
             if one.type in SORTS:
                 if one.index not in self.copies:
@@ -183,6 +198,8 @@ class Sink:
                         f"stream {one.index} ({SORTS[one.type]}, {described(one)}) is left out"
                         f"{reason if one in source.copied else ''}"
                     )
+            elif timed and "timecode" in one.metadata:
+                continue  # of which the video tells
             elif one.type != "video" and not self._is_chapters(one):
                 others.append(f"{one.index} ({described(one)})")
         if others:
@@ -193,6 +210,8 @@ class Sink:
             found.append(f"left out of what its frames carry: {', '.join(carried)}")
         if self._chapters and (source.start or source.frames):
             found.append("its chapters are left out: they are those of the whole video")
+        if timed and source.start:
+            found.append("its timecode is left out: it is that of the first frame")
         return [f"{source.path}: {note}" for note in found]
 
     def _is_chapters(self, stream: av.stream.Stream) -> bool:
@@ -230,7 +249,7 @@ class Sink:
         with av.open(address(self.unfinished), metadata_errors="replace") as written:
             after = written.metadata | written.streams.video[0].metadata
         keys = {key.lower() for key in after}
-        for key, text in _told_of(source.container.metadata | source.stream.metadata).items():
+        for key, text in self._told_of(source.container.metadata | source.stream.metadata).items():
             if key.lower() not in keys and text not in after.values():
                 yield key
 
@@ -249,14 +268,3 @@ class Sink:
             self.discard()
             reason = getattr(error, "strerror", None) or error
             raise Unwritable(f"{self.path}: cannot be written: {reason}") from None
-
-
-def _told_of(metadata: dict[str, str]) -> dict[str, str]:
-    """What stays true of the video when it is coded anew."""
-    return {
-        key: text
-        for key, text in metadata.items()
-        if key.lower().removesuffix("-eng") not in OUTDATED
-        and not key.startswith("_STATISTICS")
-        and (key, text) != ("language", "und")
-    }
