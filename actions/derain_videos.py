@@ -163,7 +163,7 @@ def _derain_frames(
         Progress("frame", 0, count, [], silent=not ranks.first) as progress,
     ):
         written = 0
-        pace = _Pace(job.name, count)
+        pace = _Pace(job.name, source.count)
         for frames in filter(None, finished):
             written += frames
             progress.update(min(written, count) - 1, {})
@@ -174,7 +174,7 @@ def _derain_frames(
 
 
 class _Pace:
-    """Says after the first frames how long all of them will take."""
+    """Says after the first frames how long all of them will take; count is 0 if not known."""
 
     def __init__(self, name: str, count: int) -> None:
         self.name, self.count, self.told = name, count, False
@@ -186,7 +186,7 @@ class _Pace:
         if not self.first:
             self.first = written, now
         frames = written - self.first[0]
-        if self.told or not frames or written < PACE:
+        if self.told or not (self.count and frames) or written < PACE:
             return ""
         self.told = True
         whole = self.count * (now - self.first[1]) / frames

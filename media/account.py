@@ -139,7 +139,10 @@ class Account:
             and HEADED & self.formats
             and not (any(self.indexed.values()) or self.length)
         ):
-            yield "its header does not tell its length: it was cut short, or never finished"
+            yield (
+                "its header does not tell its length, as in recordings by a browser; it may be cut "
+                "short"
+            )
         if self.marked and not missing:
             what = "packet or frame is" if self.marked == 1 else "packets or frames are"
             yield f"{self.marked} {what} marked as damaged"
