@@ -158,7 +158,7 @@ class Sink:
         index = packet.stream.index
         if index not in self.copies:
             return
-        # Joined files begin their times anew, which no container takes. Only subtitles may share one.
+        # Joined files begin their times anew, which no container takes. Subtitles may share one.
         last = self._heard.get(index, packet.dts - 1)
         if packet.dts < last or (packet.dts == last and packet.stream.type != "subtitle"):
             self._silent[index] = self._silent.get(index, 0) + 1
