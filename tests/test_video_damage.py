@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import pytest
 from test_videos import write_video
-from video_cases import derain, make, read, remux
+from video_cases import KEYED, damage, derain, make, read, remux
 
 
 def packets(path: Path, kind: str) -> list[tuple[int, int]]:
@@ -81,3 +81,13 @@ def test_frames_that_are_marked_as_damaged_are_counted(run, unchanged):
     status, lines = derain(run, path, "out.mkv")
     assert status == 0
     assert lines[-1].startswith("warning: a.ts: 1 packet or frame is marked as damaged")
+
+
+def test_pairs_remembers_that_a_video_was_damaged(run):
+    path = damage(make("a.mp4", count=40, options=KEYED), [3])
+    words = ("--frames", 30, "--patch-size", 32, "--rain-share", 0)
+    for _ in range(2):
+        status, out, err = run("-a", "pairs", "-i", path, "-o", "set", *words)
+        assert status == 2
+        assert "main.py: warning: a.mp4: damaged" in err
+    assert "000 a.mp4: done before" in out
