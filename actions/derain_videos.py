@@ -1,5 +1,6 @@
 """Videos of the action `derain`: decoded ahead of the network, encoded behind it."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -75,10 +76,9 @@ def _derain_video(
         if sink and sink.written and sink.unfinished.exists():
             with deferred():
                 sink.close()
-            print(
-                f"\n{job.target}: ends early, holds the first {sink.written} frames; to go on from "
-                f"there, add --start {source.start + sink.written} and give -o another name"
-            )
+            print(f"\n{job.target}: ends early, holds the first {sink.written} frames", end="")
+            rest = _rest(job, source, sink.written, alone=folder is None)
+            print(f"; to go on from there, add {rest} and give -o another name" if rest else "")
         elif sink:
             sink.discard()
         raise
@@ -96,6 +96,15 @@ def _derain_video(
     row.seconds, row.frames = time.monotonic() - start, sink.written
     row.begin = source.begin
     return row
+
+
+def _rest(job: Job, source: Source, written: int, alone: bool) -> str:
+    """The options that derain what is left of a video; empty where nothing is."""
+    if source.frames and source.frames <= written:
+        return ""
+    file = "" if alone else f"-i {shlex.quote(str(job.source))} "
+    frames = f" --frames {source.frames - written}" if source.frames else ""
+    return f"{file}--start {source.start + written}{frames}"
 
 
 @dataclass
@@ -154,7 +163,7 @@ def _derain_frames(
         Progress("frame", 0, count, [], silent=not ranks.first) as progress,
     ):
         written = 0
-        pace = _Pace(job.name, count)
+        pace = _Pace(job.name, source.count)
         for frames in filter(None, finished):
             written += frames
             progress.update(min(written, count) - 1, {})
@@ -165,7 +174,7 @@ def _derain_frames(
 
 
 class _Pace:
-    """Says after the first frames how long all of them will take."""
+    """Says after the first frames how long all of them will take; count is 0 if not known."""
 
     def __init__(self, name: str, count: int) -> None:
         self.name, self.count, self.told = name, count, False
@@ -177,7 +186,7 @@ class _Pace:
         if not self.first:
             self.first = written, now
         frames = written - self.first[0]
-        if self.told or not frames or written < PACE:
+        if self.told or not (self.count and frames) or written < PACE:
             return ""
         self.told = True
         whole = self.count * (now - self.first[1]) / frames

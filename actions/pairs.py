@@ -30,7 +30,7 @@ from report.visualize import encode_png
 from settings import Settings, UserError
 from system.files import claimed, require_apart, require_there, require_writable, write_atomically
 from system.machine import cores
-from system.progress import Progress
+from system.progress import Progress, complain
 from system.reading import open_regular, read_bytes
 
 CURE = "; remove the scene's file in scenes/, and it is looked through again"
@@ -77,14 +77,19 @@ def _make_set(settings: Settings, folder: Path, scenes: list[Scene]) -> bool:
     for scene in scenes:
         part = folder / "scenes" / f"{scene.name}.txt"
         if part.is_file():
+            _, whole = _read_part(part)
             print(f"{scene.name} {scene.video.name}: done before")
+            if not whole:
+                complain(
+                    f"warning: {scene.video}: damaged or cut short; what could be read is used"
+                )
         else:
             lines, whole = _make_scene(folder, scene, settings)
-            incomplete |= not whole
-            write_atomically(part, "".join([*lines, _ending(len(lines))]).encode())
+            write_atomically(part, "".join([*lines, _ending(len(lines), whole)]).encode())
+        incomplete |= not whole
     for kind in ("real_world", "real_test"):
         parts = [folder / "scenes" / f"{scene.name}.txt" for scene in scenes if scene.kind == kind]
-        _write_list(folder / f"{kind}.txt", [_read_part(part) for part in parts])
+        _write_list(folder / f"{kind}.txt", [_read_part(part)[0] for part in parts])
     _advise(folder / "real_world.txt", settings.rain_level)
     return incomplete
 
@@ -187,17 +192,18 @@ def _make_scene(folder: Path, scene: Scene, settings: Settings) -> tuple[list[st
     return kept, not video.incomplete
 
 
-def _ending(count: int) -> str:
-    return f"# pairs: {count}\n"
+def _ending(count: int, whole: bool) -> str:
+    return f"# pairs: {count}{'' if whole else ', of a damaged video'}\n"
 
 
-def _read_part(path: Path) -> str:
-    """The lines of a scene's pairs, all of them."""
+def _read_part(path: Path) -> tuple[str, bool]:
+    """The lines of a scene's pairs, all of them, and whether its video is whole."""
     text = read_bytes(path).decode(errors="replace")
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    if not lines or lines[-1] != _ending(len(lines) - 1):
+    endings = [_ending(len(lines) - 1, whole) for whole in (False, True)]
+    if not lines or lines[-1] not in endings:
         raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")
-    return "".join(lines[:-1])
+    return "".join(lines[:-1]), lines[-1] == endings[True]
 
 
 def _clean_frame(folder: Path, scene: Scene, settings: Settings, video: Video) -> np.ndarray:

@@ -1,10 +1,13 @@
 """What a video promises, held against what was read of it: nothing is missing without a word."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
+
+from media.container import SORTS
 
 # Formats whose header says how long the file is. Of others FFmpeg only guesses.
 HEADED = {"asf", "avi", "flv", "ivf", "matroska", "mov", "mxf", "webm"}
@@ -19,13 +22,15 @@ class Account:
     Attributes:
         rate: frames a second.
         total: frames, as the file says or by its length and rate; 0 where neither is known.
-        indexed: packets of frames that an MP4's index lists; 0 of other formats.
+        indexed: packets that the index of an MP4 or AVI lists, by the number of the stream; of
+            other formats none.
         length: seconds that the header promises, 0 where it does not; of the video where `alone`,
             else of all streams.
-        packets, hidden: of frames, demuxed; hidden ones are not to be shown.
+        packets: demuxed, by the number of the stream.
+        hidden: packets of frames that are not to be shown.
         decoded: frames.
         failed: how many times nothing could be read or decoded.
-        marked: packets that FFmpeg marks as damaged.
+        marked: packets and frames that FFmpeg marks as damaged.
         scaled, placed, interlaced: frames of another size; whose times are made up; deinterlaced.
         end: how far the file was read, seconds.
         begin, until: times of the first frame and of the last one, seconds.
@@ -36,9 +41,9 @@ class Account:
     stream: av.video.stream.VideoStream
     rate: Fraction
     total: int = 0
-    indexed: int = 0
+    indexed: dict[int, int] = field(default_factory=dict)
     length: float = 0.0
-    packets: int = 0
+    packets: Counter[int] = field(default_factory=Counter)
     hidden: int = 0
     decoded: int = 0
     failed: int = 0
@@ -54,26 +59,33 @@ class Account:
     formats: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, stream: av.video.stream.VideoStream) -> "Account":
+    def of(
+        cls, stream: av.video.stream.VideoStream, copied: Sequence[av.stream.Stream]
+    ) -> "Account":
         container = stream.container
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         formats = set(container.format.name.split(","))
         length = float(container.duration or 0) / av.time_base
         found = cls(stream, rate, stream.frames or round(length * rate), formats=formats)
-        if "mov" in formats:
-            # Exact, and it may grow while fragments are read.
-            found.indexed = len(stream.index_entries)
-        elif "avi" in formats and stream.frames:  # of which each is a moment, dropped or not
+        if formats & {"avi", "mov"}:
+            # It may grow while fragments are read. What has no bytes brings no packet.
+            found.indexed = {
+                one.index: sum(entry.size > 0 for entry in one.index_entries)
+                for one in (stream, *copied)
+            }
+        if "avi" in formats and stream.frames:  # of which each is a moment, dropped or not
             found.length, found.alone = float(stream.frames / rate), True
+        elif "mov" in formats:
+            found.length = 0.0  # an edit list may make it longer than what is there
         elif HEADED & formats:
             found.length = length
         return found
 
     def see(self, packet: av.Packet) -> None:
         """Note a packet of any stream."""
+        self.packets[packet.stream.index] += 1
         if packet.stream is self.stream:
-            self.packets += not packet.is_discard  # an edit list hides those
-            self.hidden += packet.is_discard
+            self.hidden += packet.is_discard  # by an edit list
             self.marked += packet.is_corrupt
         elif self.alone:
             return
@@ -82,14 +94,29 @@ class Account:
             end = (max(times) + (packet.duration or 0)) * packet.time_base
             self.end = max(self.end, float(end))
 
-    def missing(self) -> str:
-        """What of it was promised and did not come; empty where nothing is known to be missing."""
-        promised = max(self.indexed - self.hidden, 0)
-        if self.all_read and promised > self.packets:
+    def missing(self) -> list[str]:
+        """What of it was promised and did not come, a line each."""
+        frames = self._missing_frames()
+        lines = [frames] if frames else []
+        for index, promised in self.indexed.items():
+            lost = promised - self.packets[index]
+            if self.all_read and lost > 0 and index != self.stream.index:
+                sort = SORTS[self.stream.container.streams[index].type]
+                lines.append(f"stream {index} ({sort}): {lost} of {promised} packets are missing")
+        return lines
+
+    def _missing_frames(self) -> str:
+        indexed, came = (of.get(self.stream.index, 0) for of in (self.indexed, self.packets))
+        promised = max(indexed - self.hidden, 0)
+        short = self.end + max(SLACK, 1.5 / float(self.rate)) < self.length
+        if self.all_read and indexed > came and (short or not self.length):
             return f"cut short: {self._there()}, of {promised} that it promises"
-        if self.all_read and self.end + max(SLACK, 1.5 / float(self.rate)) < self.length:
+        if self.all_read and short:
             return f"cut short: {self._there()}, of about {self.total} that it promises"
-        if self.all_read and promised > self.decoded:
+        if self.all_read and indexed > came and "avi" in self.formats:
+            return f"damaged: {indexed - came} of {indexed} frames could not be read, left out"
+        # A packet in an AVI may say that the picture stays: no frame comes of it.
+        if self.all_read and promised > self.decoded and "avi" not in self.formats:
             lost = promised - self.decoded
             return f"damaged: {lost} of {promised} frames could not be decoded and are left out"
         if self.failed:
@@ -99,24 +126,32 @@ class Account:
     def warnings(self, times: bool) -> Iterator[str]:
         """What a user should know; of frames' times too, where those matter."""
         missing = self.missing()
-        if missing:
-            yield missing
+        yield from missing
         span = round((self.until - self.begin) * float(self.rate)) + 1
-        if not missing and self.decoded < FEW * span - 1:
+        # In an AVI each slot is a moment; in others the rate is but an average.
+        if "avi" in self.formats and not missing and self.decoded < FEW * span - 1:
             yield (
                 f"{self._there()}, where their times and its rate make {span}: the others were not "
                 "recorded, or are damaged; times are kept"
             )
-        if self.all_read and HEADED & self.formats and not (self.indexed or self.length):
-            yield "its header does not tell its length: it was cut short, or never finished"
+        if (
+            self.all_read
+            and HEADED & self.formats
+            and not (any(self.indexed.values()) or self.length)
+        ):
+            yield (
+                "its header does not tell its length, as in recordings by a browser; it may be cut "
+                "short"
+            )
         if self.marked and not missing:
-            yield f"its reader doubts {_count(self.marked, 'piece')}; frames may be damaged"
+            what = "packet or frame is" if self.marked == 1 else "packets or frames are"
+            yield f"{self.marked} {what} marked as damaged"
         if self.scaled:
             yield f"scaled to the size of the first frame: {_count(self.scaled, 'frame')}"
         if self.placed and times:
             yield (
-                f"without a time, or not after the frame before: {_count(self.placed, 'frame')}; "
-                f"placed behind it, at {float(self.rate):g} frames/s"
+                f"without a time, or out of order: {_count(self.placed, 'frame')}; placed by the "
+                f"frames around, or at {float(self.rate):g} frames/s"
             )
         if self.interlaced:
             yield f"deinterlaced: {_count(self.interlaced, 'frame')}"

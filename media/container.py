@@ -13,6 +13,8 @@ from system.reading import open_regular
 SCRIPTS = {"concat", "dash", "hls", "imf", "image2", "rtsp", "sap", "sdp", "vobsub"}
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 NOTHING = "not a video that can be read"
+SORTS = {"audio": "sound", "subtitle": "subtitles"}  # of streams that are copied
+UNKNOWN = "a codec that FFmpeg does not know"
 # What it would print, we tell in one line. Any level but None makes its threads wait for Python's
 # lock to report an error, for ever where the thread that holds the lock waits for them.
 av.logging.set_level(None)
@@ -50,7 +52,7 @@ def best_stream(path: Path, container: av.container.InputContainer) -> av.video.
     if not known:
         reason = "no frame in it"
         if there:
-            reason = "of a codec that FFmpeg does not know"
+            reason = f"of {UNKNOWN}"
         elif container.streams.video:
             reason = "only a cover picture"
         raise UserError(f"{path}: {NOTHING}: {reason}")
@@ -85,6 +87,8 @@ def described(stream: av.stream.Stream) -> str:
     """What a stream holds: `h264, 64x48`, `aac`."""
     context = stream.codec_context
     if context is None:
-        return stream.name or stream.type
+        if stream.type in ("audio", "subtitle", "video"):
+            return UNKNOWN
+        return getattr(stream, "name", None) or stream.type
     size = f", {context.width}x{context.height}" if stream.type == "video" else ""
     return f"{context.codec.canonical_name}{size}"

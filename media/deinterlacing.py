@@ -47,6 +47,7 @@ class Deinterlacer:
             before = self._within.popleft()
             # The filter counts time in units of its own.
             frame.pts, frame.time_base = before.pts, before.time_base
+            frame.duration = before.duration
             yield frame
 
 

@@ -63,10 +63,11 @@ class Source:
         streams = (*self.container.streams.audio, *self.container.streams.subtitles)
         self.copied = [one for one in streams if one.codec_context is not None and not quick]
         self._untimed = bool(Flags.no_timestamps & Flags(self.container.format.flags))
-        self._account = Account.of(self.stream)
+        self._account = Account.of(self.stream, self.copied)
         self.rate = self._account.rate
         self._deinterlacer = Deinterlacer()
         self._last: int | None = None  # time of a frame
+        self._next: av.VideoFrame | None = None  # decoded; what follows it may correct its time
         self._sent = self._delay = 0  # packets decoded, and of them before the first frame came
         self._stop: Fraction | None = None  # where to read no further
         self._items = self._chosen()
@@ -99,7 +100,10 @@ class Source:
         light = HDR.get(self.first.color_trc, "")
         if bits > 8 or light:
             yield f"its frames have {bits} bits a channel{light}; they are taken as 8 bits"
-        if kind.name != "pal8" and any(part.is_alpha for part in kind.components):
+        # VP8 and VP9 hold transparency beside their frames.
+        told = {key.lower(): text for key, text in self.stream.metadata.items()}
+        alpha = kind.name != "pal8" and any(part.is_alpha for part in kind.components)
+        if alpha or told.get("alpha_mode") == "1":
             yield "its frames have transparency, which is left out"
 
     def packets(self) -> Iterator[Item]:
@@ -141,12 +145,15 @@ class Source:
 
     def _chosen(self) -> Iterator[Item]:
         """The chosen frames and their sound, at times from 0 on where they begin later."""
-        index, shift, end = 0, Fraction(0), None
-        held: list[av.Packet] = []  # what may be heard with the first frame
+        # A recording of a broadcast may begin at any hour.
+        index, end = 0, None
+        shift = Fraction(max(self.container.start_time or 0, 0), av.time_base)
+        self.begin = float(shift)
+        held: list[av.Packet] = []  # read, and it is not known yet whether they belong to a part
         for item in self._all():
             time = _time(item)
             if isinstance(item, av.Packet):
-                if index <= self.start and self.start:
+                if end is None and (self.frames or index <= self.start > 0):
                     held.append(item)
                 elif (not self.start or time >= shift) and (end is None or time < end):
                     yield _earlier(item, shift)
@@ -154,16 +161,22 @@ class Source:
             index += 1
             if end is not None:
                 continue  # one packet may bring several frames
-            if index <= self.start:
+            if self.start and index <= self.start + 1:
                 held = [packet for packet in held if _time(packet) >= time]
+            if index <= self.start:
                 continue
-            if index == self.start + 1 and self.start:
+            if self.start and index == self.start + 1:
                 shift, self.begin = time, float(time)
-                yield from (_earlier(one, shift) for one in held if _time(one) >= time)
+            until = time + (item.duration * item.time_base if item.duration else 1 / self.rate)
             if index == self.start + self.frames:
-                end = time + 1 / self.rate
+                end = until
                 self._stop = end + BEYOND
+            now = [packet for packet in held if not self.frames or _time(packet) < until]
+            held = [packet for packet in held if packet not in now]
             yield _earlier(item, shift)
+            yield from (_earlier(packet, shift) for packet in now)
+        if end is None:
+            yield from (_earlier(packet, shift) for packet in held)
 
     def _all(self) -> Iterator[Item]:
         for packet in self._demuxed():
@@ -173,6 +186,7 @@ class Source:
                 yield from self._decoded(packet)
         if self._stop is None:
             yield from self._decoded(None)
+            yield from self._followed(None)
             yield from self._deinterlacer.flush()
             self._account.all_read = True
         self._account.interlaced = self._deinterlacer.count
@@ -207,43 +221,66 @@ class Source:
             return
         self._sent += 1
         for frame in frames:
-            if not self._account.decoded:
+            if self._next is None:
                 self._delay = self._sent - 1
                 self.orientation = Orientation.of(frame)
                 self._size = frame.width, frame.height
-            self._account.decoded += 1
+            self._account.marked += frame.is_corrupt
             frame = self._sized(frame)
-            self._set_time(frame)
-            try:
-                yield from self._deinterlacer.push(frame)
-            except (av.error.FFmpegError, ValueError):
-                raise UserError(
-                    f"{self.path}: its frames are interlaced, and of a size or kind that FFmpeg's "
-                    "bwdif cannot deinterlace; expected progressive ones"
-                ) from None
+            frame.pts, frame.time_base = self._own_time(frame), self.stream.time_base
+            yield from self._followed(frame)
+
+    def _followed(self, coming: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        """What can be shown, now that it is known which frame comes next; None at the end."""
+        frame, self._next = self._next, coming
+        if frame is None:
+            return
+        self._account.decoded += 1
+        self._set_time(frame, None if coming is None else coming.pts)
+        try:
+            yield from self._deinterlacer.push(frame)
+        except (av.error.FFmpegError, ValueError):
+            raise UserError(
+                f"{self.path}: its frames are interlaced, and of a size or kind that FFmpeg's "
+                "bwdif cannot deinterlace; expected progressive ones"
+            ) from None
 
     def _sized(self, frame: av.VideoFrame) -> av.VideoFrame:
         if (frame.width, frame.height) == self._size:
             return frame
         self._account.scaled += 1
-        pts, dts = frame.pts, frame.dts
-        frame = frame.reformat(*self._size, interpolation=ACCURATE)
-        frame.pts, frame.dts = pts, dts
-        return frame
+        scaled = frame.reformat(*self._size, interpolation=ACCURATE)
+        scaled.pts, scaled.dts, scaled.duration = frame.pts, frame.dts, frame.duration
+        return scaled
 
-    def _set_time(self, frame: av.VideoFrame) -> None:
-        """Make up a time where the frame has none, or none that is later than the last one's."""
-        step, last = max(1, round(1 / (self.rate * self.stream.time_base))), self._last
-        time = frame.pts
+    def _own_time(self, frame: av.VideoFrame) -> int | None:
+        """As the file has it, in units of the stream."""
         if self._untimed:
-            time = None
-        elif "avi" in self._account.formats and self._delay:
+            return None
+        if "avi" in self._account.formats and self._delay:
             # It has the times of decoding alone, which is so many frames ahead.
-            time = None if frame.dts is None else frame.dts - self._delay * step
-        if time is None or (last is not None and time <= last):
+            return None if frame.dts is None else frame.dts - self._delay * self._step
+        return frame.pts
+
+    @property
+    def _step(self) -> int:
+        return max(1, round(1 / (self.rate * self.stream.time_base)))
+
+    def _set_time(self, frame: av.VideoFrame, after: int | None) -> None:
+        """Make up a time where the frame has none, or one out of order.
+
+        after: the next frame's own. If it is later than the last frame's, that of this frame must
+            lie between, and one bad time spoils none behind it.
+        """
+        time, last = frame.pts, self._last
+        room = last is not None and after is not None and after > last + 1
+        if time is None or (last is not None and time <= last) or (room and time > after):
             self._account.placed += 1
-            time = 0 if last is None else last + step
-        frame.pts, frame.time_base = time, self.stream.time_base
+            late = 0 if last is None else last + self._step
+            time = (last + after) // 2 if room else late
+        frame.pts = time
+        if after is not None and after > time:
+            frame.duration = after - time
         self._account.until = float(frame.time)
         if last is None:
             self._account.begin = self._account.until

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace
 
-from media.container import address, described
+from media.container import SORTS, address, described
 from media.video import ACCURATE, Source
 from settings import UserError
 from system.files import begin
@@ -29,9 +30,10 @@ LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarit
 RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
 # Older PyAV does not convert to the last.
 UNKNOWN = {RGB} if hasattr(Colorspace, "BT2020") else {RGB, BT2020}
-# What is told of the file or its coding, which are new, and of turning, which is done.
+# What is told of the file or its coding, which are new, of turning, which is done, and of
+# transparency, which players would look for.
 OUTDATED = {
-    "bps", "compatible_brands", "duration", "encoder", "major_brand", "minor_version",
+    "alpha_mode", "bps", "compatible_brands", "duration", "encoder", "major_brand", "minor_version",
     "number_of_bytes", "number_of_frames", "rotate", "software", "vendor_id",
 }  # fmt: skip
 # What an MP4 has its own places for. Other keys need those of QuickTime, which fewer programs read.
@@ -85,7 +87,7 @@ class Sink:
         name, options = ENCODERS[self.path.suffix.lower()]
         if source.stream.codec_context.name in LOSSLESS and self._kind == "matroska":
             name, options = "ffv1", {}
-        told = _told_of(source.container.metadata)
+        told = self._told_of(source.container.metadata)
         places = (
             {} if {key.lower() for key in told} <= PLACES else {"movflags": "use_metadata_tags"}
         )
@@ -100,7 +102,7 @@ class Sink:
         if not source.start and not source.frames:
             self.container.set_chapters(self._chapters)
         self.stream = self.container.add_stream(name, rate=source.rate, options=options)
-        self.stream.metadata.update(_told_of(source.stream.metadata))
+        self.stream.metadata.update(self._told_of(source.stream.metadata))
         self.stream.width, self.stream.height = source.width, source.height
         # Half as much colour as light needs even sides.
         even = source.width % 2 == 0 == source.height % 2
@@ -108,6 +110,7 @@ class Sink:
         self.stream.pix_fmt = "bgr0" if name == "ffv1" else lossy
         context, first = self.stream.codec_context, source.first
         context.time_base = source.stream.time_base
+        context.flags |= Flags.frame_duration  # nothing else says when the last frame ends
         context.color_range, context.colorspace = first.color_range, self._colours(first)
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
         shape = source.stream.sample_aspect_ratio
@@ -131,9 +134,20 @@ class Sink:
 
     def _copy(self, stream: av.stream.Stream) -> av.stream.Stream:
         copy = self.container.add_stream_from_template(stream)
-        copy.metadata.update(_told_of(stream.metadata))
+        copy.metadata.update(self._told_of(stream.metadata))
         copy.disposition = stream.disposition
         return copy
+
+    def _told_of(self, metadata: dict[str, str]) -> dict[str, str]:
+        """What stays true of the video when it is coded anew."""
+        return {
+            key: text
+            for key, text in metadata.items()
+            if key.lower().removesuffix("-eng") not in OUTDATED
+            and not key.startswith("_STATISTICS")
+            and (key, text) != ("language", "und")
+            and not (self.source.start and key.lower() == "timecode")  # that of the first frame
+        }
 
     @staticmethod
     def _colours(frame: av.VideoFrame) -> int:
@@ -144,8 +158,9 @@ class Sink:
         index = packet.stream.index
         if index not in self.copies:
             return
-        # Joined files begin their times anew, which no container takes.
-        if packet.dts <= self._heard.get(index, packet.dts - 1):
+        # Joined files begin their times anew, which no container takes. Subtitles may share one.
+        last = self._heard.get(index, packet.dts - 1)
+        if packet.dts < last or (packet.dts == last and packet.stream.type != "subtitle"):
             self._silent[index] = self._silent.get(index, 0) + 1
             return
         self._heard[index] = packet.dts
@@ -164,25 +179,29 @@ class Sink:
                 interpolation=ACCURATE,
             )
         frame.pts, frame.time_base = like.pts, like.time_base
+        if like.duration:
+            frame.duration = like.duration
         with self._told():
             self.container.mux(self.stream.encode(frame))
         self.written += 1
 
     def notes(self) -> list[str]:
         """What of the source has no place in this file, a line each; known at once."""
-        source, found = self.source, []
-        for one in source.copied:
-            if one.index not in self.copies:
-                what = "sound" if one.type == "audio" else "subtitles"
-                found.append(
-                    f"stream {one.index} ({what}, {described(one)}) is left out: "
-                    f"{self.path.suffix} files cannot hold it"
-                )
-        others = [
-            f"{one.index} ({described(one)})"
-            for one in source.container.streams
-            if one.type != "video" and one not in source.copied and not self._is_chapters(one)
-        ]
+        source, found, others = self.source, [], []
+        told = source.container.metadata | source.stream.metadata
+        timed = "timecode" in map(str.lower, told)
+        for one in source.container.streams:
+            if one.type in SORTS:
+                if one.index not in self.copies:
+                    reason = f": {self.path.suffix} files cannot hold it"
+                    found.append(
+                        f"stream {one.index} ({SORTS[one.type]}, {described(one)}) is left out"
+                        f"{reason if one in source.copied else ''}"
+                    )
+            elif timed and "timecode" in one.metadata:
+                continue  # of which the video tells
+            elif one.type != "video" and not self._is_chapters(one):
+                others.append(f"{one.index} ({described(one)})")
         if others:
             word = "stream" if len(others) == 1 else "streams"
             found.append(f"left out, as neither picture nor sound: {word} {', '.join(others)}")
@@ -191,6 +210,8 @@ class Sink:
             found.append(f"left out of what its frames carry: {', '.join(carried)}")
         if self._chapters and (source.start or source.frames):
             found.append("its chapters are left out: they are those of the whole video")
+        if timed and source.start:
+            found.append("its timecode is left out: it is that of the first frame")
         return [f"{source.path}: {note}" for note in found]
 
     def _is_chapters(self, stream: av.stream.Stream) -> bool:
@@ -210,10 +231,17 @@ class Sink:
     def close(self) -> None:
         """Finish the file, with as many frames as there are, and give it its name."""
         with self._told():
-            self.container.mux(self.stream.encode(None))
+            self._flush()
             self.container.close()
             self._lost = list(self._forgotten())
             self.unfinished.replace(self.path)
+
+    def _flush(self) -> None:
+        packets = self.stream.encode(None)
+        if packets and self._kind in ("mp4", "mov"):
+            # These are as long as the packet that is last in the file says.
+            packets[-1].duration = max(packets, key=lambda packet: packet.pts).duration
+        self.container.mux(packets)
 
     def _forgotten(self) -> Iterator[str]:
         """Names of what is told of the source, and not of the file that was written."""
@@ -221,7 +249,7 @@ class Sink:
         with av.open(address(self.unfinished), metadata_errors="replace") as written:
             after = written.metadata | written.streams.video[0].metadata
         keys = {key.lower() for key in after}
-        for key, text in _told_of(source.container.metadata | source.stream.metadata).items():
+        for key, text in self._told_of(source.container.metadata | source.stream.metadata).items():
             if key.lower() not in keys and text not in after.values():
                 yield key
 
@@ -240,14 +268,3 @@ class Sink:
             self.discard()
             reason = getattr(error, "strerror", None) or error
             raise Unwritable(f"{self.path}: cannot be written: {reason}") from None
-
-
-def _told_of(metadata: dict[str, str]) -> dict[str, str]:
-    """What stays true of the video when it is coded anew."""
-    return {
-        key: text
-        for key, text in metadata.items()
-        if key.lower().removesuffix("-eng") not in OUTDATED
-        and not key.startswith("_STATISTICS")
-        and (key, text) != ("language", "und")
-    }

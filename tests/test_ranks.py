@@ -27,7 +27,7 @@ from settings import Settings, UserError
 def torchrun(ranks: int, *words: object, restarts: int = 0) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     program = command(*words)
-    return [program[0], *launcher, f"--max-restarts={restarts}", *program[1:]]
+    return [program[0], *launcher, f"--max-restarts={restarts}", "--", *program[1:]]
 
 
 def finish(words: list[str]) -> subprocess.CompletedProcess[str]:

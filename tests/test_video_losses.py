@@ -188,6 +188,17 @@ def test_streams_of_data_are_told(run, unchanged):
     assert lines == ["warning: a.ts: left out, as neither picture nor sound: stream 1 (bin_data)"]
 
 
+def test_sound_of_a_codec_that_nobody_knows_is_told(run, unchanged):
+    write_video("a.avi", codec="mpeg4", tone="mp2")
+    data = bytearray(Path("a.avi").read_bytes())
+    place = data.index(b"strf", data.index(b"auds")) + 8
+    data[place : place + 2] = b"\x77\x77"
+    Path("a.avi").write_bytes(data)
+    told = "stream 1 (sound, a codec that FFmpeg does not know) is left out"
+    assert derain(run, Path("a.avi"), "out.mkv") == (0, [f"warning: a.avi: {told}"])
+    assert len(read("out.mkv")[0]) == 9
+
+
 # Depth
 
 
@@ -264,17 +275,21 @@ def test_a_part_that_is_not_there_is_refused(run, unchanged, rainy, words, told)
     assert not Path(target).exists()
 
 
-def test_the_time_for_all_is_told_after_the_first_frames(run, unchanged, monkeypatch):
-    make("a.mkv", count=40)
+@pytest.mark.parametrize("known", [True, False])
+def test_the_time_for_all_is_told_after_the_first_frames(run, unchanged, monkeypatch, known):
+    path = make("a.mkv" if known else "a.h264", count=40).rename("a.mkv")
     monkeypatch.setattr("actions.derain_videos.SOON", 0.0)
-    status, out, _ = run(
-        "-a", "derain", "-m", "latest", "--device", "cpu", "-i", "a.mkv", "-o", "b.mkv"
-    )
+    status, out, _ = run(*DERAIN, "-i", path, "-o", "b.mkv")
     assert status == 0
-    assert out.count("a.mkv: 40 frames take about 0:00:0") == 1
+    assert out.count("a.mkv: 40 frames take about 0:00:0") == known
+    assert out.count("take about") == known
 
 
-def test_what_was_interrupted_goes_on_from_the_frame_that_is_told(run, model, monkeypatch):
+@pytest.mark.parametrize(
+    ("begin", "rest", "count"),
+    [((), "--start 5", 12), (("--start", 2, "--frames", 8), "--start 7 --frames 3", 8)],
+)
+def test_what_was_interrupted_goes_on_as_is_told(run, model, monkeypatch, begin, rest, count):
     make("a.mkv", "ffv1")
     written = []
 
@@ -287,15 +302,17 @@ def test_what_was_interrupted_goes_on_from_the_frame_that_is_told(run, model, mo
     from media.video_writer import Sink
 
     write = Sink.frame
-    words = (*DERAIN, "-i", "a.mkv", "-o")
+    words = (*DERAIN, "-i", "a.mkv", *begin, "-o")
     with monkeypatch.context() as patch:
         patch.setattr(Sink, "frame", frame)
         status, out, _ = run(*words, "b.mkv")
     assert status == 130
-    assert "b.mkv: ends early, holds the first 5 frames; to go on from there, add --start 5" in out
-    assert run(*words, "rest.mkv", "--start", 5)[0] == 0
+    told = f"b.mkv: ends early, holds the first 5 frames; to go on from there, add {rest} and give"
+    assert told in out
+    assert run(*words, "rest.mkv", *rest.split())[0] == 0
     assert run(*words, "whole.mkv")[0] == 0
     parts = [*read("b.mkv")[0], *read("rest.mkv")[0]]
+    assert len(parts) == count
     assert np.array_equal(parts, read("whole.mkv")[0])
 
 

@@ -1,11 +1,13 @@
 """Videos for the tests, as phones, dashcams and recorders make them, and as damage leaves them."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+from av.codec.context import Flags
 from conftest import DATA
 from test_videos import DERAIN
 
@@ -41,10 +43,12 @@ def make(
     options: dict[str, str] | None = None,
     pixels: str = "",
     covers: int = 0,
+    last: int = 0,
     **more: dict[str, str],
 ) -> Path:
     """A video of picture(0), picture(1), ... at 1/25 s times their slots; covers come first.
 
+    last: so many slots the last frame is shown, 0 to let the encoder choose.
     more: container_options, and the metadata of file and stream.
     """
     with av.open(path, "w", container_options=more.get("container_options", {})) as file:
@@ -63,9 +67,37 @@ def make(
         for index in range(count):
             frame = av.VideoFrame.from_ndarray(picture(index), format="bgr24")
             frame.pts, frame.time_base = slots[index] if slots else index, Fraction(1, 25)
+            if last:
+                stream.codec_context.flags |= Flags.frame_duration
+                frame.duration = last if index == count - 1 else 1
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     return Path(path)
+
+
+def remux(
+    path: Path,
+    target: str,
+    change: Callable[[int, av.Packet], None] = lambda *_: None,
+    every: bool = False,
+    **options: dict[str, str],
+) -> Path:
+    """The same packets in another file; `change` gets the number, in its stream, and the packet of
+    each frame, or each packet of all streams.
+    """
+    with av.open(str(path)) as source, av.open(target, "w", **options) as file:
+        copies = {one.index: file.add_stream_from_template(one) for one in source.streams}
+        numbers = dict.fromkeys(copies, 0)
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            index = packet.stream.index
+            if every or packet.stream.type == "video":
+                change(numbers[index], packet)
+            numbers[index] += 1
+            packet.stream = copies[index]
+            file.mux(packet)
+    return Path(target)
 
 
 def damage(path: Path, which: list[int]) -> Path:
