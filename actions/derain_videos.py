@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +24,7 @@ from system.interrupt import deferred
 from system.overlap import ahead, behind
 from system.progress import SOON, Progress, complain
 
+Tell = Callable[[str], object]
 PACE = 3  # frames after which it is told how long all will take; the first takes longer
 
 
@@ -34,9 +35,15 @@ def derain_videos(
     jobs: list[Job],
     folder: Path | None,
     rows: dict[int, Row],
+    tell: Tell = complain,
+    keep: bool = True,
 ) -> int:
     """Derain the videos of the jobs, into the rows of the page. Returns how many were bad, or
     came with something missing.
+
+    Args:
+        tell: what takes the warnings.
+        keep: of a video that is ended early, keep the frames so far.
     """
     bad = 0
     for number, job in enumerate(jobs):
@@ -44,7 +51,7 @@ def derain_videos(
             continue
         try:
             with closing(Source(job.source, settings.start, settings.frames)) as source:
-                row = _derain_video(derainer, ranks, number, job, source, folder)
+                row = _derain_video(derainer, ranks, number, job, source, folder, tell, keep)
                 bad += source.incomplete
             if row:
                 rows[number] = row
@@ -54,26 +61,34 @@ def derain_videos(
                 raise
             bad += 1
             if ranks.first:
-                complain(str(error))
+                tell(str(error))
     return bad
 
 
 def _derain_video(
-    derainer: Derainer, ranks: Ranks, number: int, job: Job, source: Source, folder: Path | None
+    derainer: Derainer,
+    ranks: Ranks,
+    number: int,
+    job: Job,
+    source: Source,
+    folder: Path | None,
+    tell: Tell,
+    keep: bool,
 ) -> Row | None:
     """Derain a video; its row, on the first rank, shows the frame in the middle.
 
-    What ends it early, of whatever kind, leaves the frames so far in a file that can be played.
+    What ends it early, of whatever kind, leaves the frames so far in a file that can be played,
+    where they are to be kept.
     """
     start = time.monotonic()
     sink = Sink(job.target, source) if ranks.first else None
     try:
         for note in (*source.notes, *sink.notes()) if sink else ():
-            complain(f"warning: {note}")
+            tell(f"warning: {note}")
         shown = _derain_frames(derainer, ranks, job, source, sink)
     except BaseException:
         # A file that cannot be written is gone already.
-        if sink and sink.written and sink.unfinished.exists():
+        if keep and sink and sink.written and sink.unfinished.exists():
             with deferred():
                 sink.close()
             print(f"\n{job.target}: ends early, holds the first {sink.written} frames", end="")
@@ -87,7 +102,7 @@ def _derain_video(
     with deferred():
         sink.close()
     for warning in (*source.warnings(), *sink.warnings()):
-        complain(f"warning: {warning}")
+        tell(f"warning: {warning}")
     if folder:
         before, after, mask = shown
         write_pictures(folder, number, {"before": before, "after": after}, mask)

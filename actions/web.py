@@ -6,7 +6,6 @@ what one sees; here is what it works with.
 """
 
 import contextlib
-import io
 import logging
 import os
 import socket
@@ -228,14 +227,15 @@ class Bench:
         """The same of a frame in the middle."""
         with contextlib.closing(Source(job.source)) as source:
             watched = _Watched(derainer, source.count, tell)
-        with contextlib.redirect_stderr(io.StringIO()) as complaints:
-            derain_videos(self.settings, watched, self.ranks, [job], None, {})
-        lines = complaints.getvalue().splitlines()
+        lines: list[str] = []
+        derain_videos(
+            self.settings, watched, self.ranks, [job], None, {}, tell=lines.append, keep=False
+        )
         notes = [f"{watched.done} frames; shown is one in the middle"]
         notes += [note for note in (watched.note,) if note]
         before, found = watched.middle
         shown = before, found.pixels, found.mask
-        return shown, notes + [line.removeprefix("main.py: ") for line in lines]
+        return shown, notes + lines
 
 
 class _Watched:

@@ -17,7 +17,10 @@ from settings import UserError
 from system.files import begin
 
 # Encoder and its options by the suffix of the file to write: good enough to be looked at closely.
-X264 = ("libx264", {"crf": "14", "preset": "medium"})
+# By default x264 lets its choices depend on how fast the frames come; as it is here, the same
+# frames make the same file.
+STEADY = "lookahead-threads=1:sync-lookahead=0"
+X264 = ("libx264", {"crf": "14", "preset": "medium", "x264-params": STEADY})
 ENCODERS = {
     ".mp4": X264,
     ".m4v": X264,
