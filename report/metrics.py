@@ -18,7 +18,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from media.pixels import luminance
 
@@ -120,6 +119,8 @@ def _factor(shape: tuple[int, ...]) -> int:
 
 
 def _psnr(true: np.ndarray, test: np.ndarray, data_range: float) -> float:
+    from skimage.metrics import peak_signal_noise_ratio  # which takes half a second to import
+
     if np.array_equal(true, test):
         return math.inf  # what scikit-image gives too, after a warning of a division by zero
     return float(peak_signal_noise_ratio(true, test, data_range=data_range))
@@ -127,6 +128,8 @@ def _psnr(true: np.ndarray, test: np.ndarray, data_range: float) -> float:
 
 def _ssim(true: np.ndarray, test: np.ndarray, side: int, **options) -> float:
     """SSIM in float64 by a window of that side: the mean over all windows, a band at a time."""
+    from skimage.metrics import structural_similarity  # as above
+
     height, width = true.shape[:2]
     if min(height, width) < side:
         return math.nan
