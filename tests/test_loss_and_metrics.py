@@ -210,7 +210,7 @@ def test_measure_takes_what_libraries_read():
     assert abs(measure(output, clean, order="RGB")["y_psnr"] - expected["y_psnr"]) > 1e-3
 
 
-@pytest.mark.parametrize("size", [(7, 11), (12, 9), (300, 512), (31, 70_000), (1100, 13)])
+@pytest.mark.parametrize("size", [(7, 11), (12, 9), (300, 512), (12, 50_000), (1100, 13)])
 def test_ssim_in_bands_is_that_of_the_whole(size):
     rng = np.random.default_rng(0)
     clean = rng.integers(0, 256, (*size, 3), np.uint8)
