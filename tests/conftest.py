@@ -35,9 +35,11 @@ SHARED = Path(SHARED).resolve() if SHARED else None
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One process a GPU, whose memory several would not share; elsewhere pytest's own choice."""
-    return torch.cuda.device_count() or None
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process a GPU, whose memory several would not share; elsewhere one more than there are
+    cores, as many tests wait for programs that they start.
+    """
+    return torch.cuda.device_count() or machine.cores() + 1
 
 
 @pytest.fixture(autouse=True)
