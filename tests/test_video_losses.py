@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from test_videos import DERAIN, sound, write_video
-from video_cases import case, derain, far, make, picture, read
+from video_cases import case, derain, far, make, picture, read, with_subtitles
 
 from benchmarks import codecs
 
@@ -127,26 +127,6 @@ def test_the_sound_of_a_3gp_is_kept_or_told(run, unchanged):
         suffix = Path(target).suffix or ".mkv"
         told = f"stream 1 (sound, amr_nb) is left out: {suffix} files cannot hold it"
         assert (status, lines) == (0, [f"warning: a.3gp: {told}"])
-
-
-def with_subtitles(path: str, codec: str) -> Path:
-    """A video with two lines of text, of 0.2 s each."""
-    make("plain.mkv", options={"bf": "0"})
-    with av.open("plain.mkv") as source, av.open(path, "w") as target:
-        copy = target.add_stream_from_template(source.streams.video[0])
-        text = target.add_mux_stream(codec)
-        for packet in source.demux():
-            if packet.dts is not None:
-                packet.stream = copy
-                target.mux(packet)
-        for index, line in enumerate((b"one", b"two")):
-            data = len(line).to_bytes(2, "big") + line if codec == "mov_text" else line
-            packet = av.Packet(data)
-            packet.stream, packet.time_base = text, Fraction(1, 1000)
-            packet.pts = packet.dts = 200 * index
-            packet.duration = 200
-            target.mux(packet)
-    return Path(path)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,10 @@
 """Tags of a video that mean something to players, and subtitles at once."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
-from video_cases import derain, make
+from video_cases import derain, make, with_subtitles
 
 
 @pytest.mark.parametrize("target", ["out.webm", "out.mkv", "out.mp4"])
@@ -37,22 +36,7 @@ def timecode(path: str) -> str | None:
 
 @pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "subrip"), (".mp4", "mov_text")])
 def test_subtitles_at_the_same_moment_stay(run, unchanged, suffix, codec):
-    plain = make(f"plain{suffix}", options={"bf": "0"})
-    path = Path(f"a{suffix}")
-    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
-        copy = target.add_stream_from_template(source.streams.video[0])
-        text = target.add_mux_stream(codec)
-        for packet in source.demux():
-            if packet.dts is not None:
-                packet.stream = copy
-                target.mux(packet)
-        for line, at in ((b"one", 80), (b"sign", 80), (b"two", 200)):
-            data = len(line).to_bytes(2, "big") + line if codec == "mov_text" else line
-            packet = av.Packet(data)
-            packet.stream, packet.time_base = text, Fraction(1, 1000)
-            packet.pts = packet.dts = at
-            packet.duration = 100
-            target.mux(packet)
+    path = with_subtitles(f"a{suffix}", codec, ((b"one", 80), (b"sign", 80), (b"two", 200)))
     assert derain(run, path, f"out{suffix}") == (0, [])
     assert lines(f"out{suffix}") == lines(path)
     assert all(line in b"".join(lines(path)) for line in (b"one", b"sign", b"two"))

@@ -155,3 +155,27 @@ def read(path: str | Path, **options: int) -> tuple[list[np.ndarray], list[float
 def far(a: np.ndarray, b: np.ndarray) -> float:
     """Mean difference of two images, grey levels; huge where their shapes differ."""
     return float(np.abs(a.astype(int) - b).mean()) if a.shape == b.shape else np.inf
+
+
+def with_subtitles(
+    path: str,
+    codec: str,
+    lines: tuple[tuple[bytes, int], ...] = ((b"one", 0), (b"two", 200)),
+) -> Path:
+    """A video with lines of text of 0.2 s each, which begin at so many milliseconds."""
+    make("plain.mkv", options={"bf": "0"})
+    with av.open("plain.mkv") as source, av.open(path, "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        text = target.add_mux_stream(codec)
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+        for line, at in lines:
+            data = len(line).to_bytes(2, "big") + line if codec == "mov_text" else line
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = text, Fraction(1, 1000)
+            packet.pts = packet.dts = at
+            packet.duration = 200
+            target.mux(packet)
+    return Path(path)
