@@ -30,7 +30,17 @@ from model import CONSTANT_MASK
 from report import page
 from report.copies import write_pictures
 from report.metrics import MEASURES, measure
-from report.table import COLUMNS, SCORES, SIDES, Row, Table, means_of, print_means, write_summary
+from report.table import (
+    COLUMNS,
+    SCORES,
+    SIDES,
+    Row,
+    Table,
+    means_of,
+    print_means,
+    print_worst,
+    write_summary,
+)
 from report.visualize import encode_png, heat_map, strip
 from settings import Settings, UserError
 from system.files import (
@@ -278,6 +288,7 @@ def _tell(
     print(f"open {folder / page.PAGE} to look at them")
     _warn_of_constant_masks(derainer, rows)
     if scored:
+        print_worst(rows)
         print_means(means, len(rows), listed)
     elif len(rows) < listed:
         print(f"{len(rows)} of {listed} images")

@@ -39,7 +39,7 @@ from engine import checkpoint, tiles
 from engine.training_step import train_one_step
 from media.pair_list import Pair
 from model import STAGES, SPANet
-from rain import synthetic_rain
+from rain import backgrounds, streaks, synthetic_rain
 from settings import Settings
 
 WEIGHTS = ROOT / "model" / "demo"
@@ -83,9 +83,9 @@ def network(kind: str, options: argparse.Namespace) -> nn.Module:
 
 def images(side: tuple[int, int], device: str) -> tuple[Tensor, Tensor, Tensor]:
     """rainy, clean (1,3,H,W) and label (1,H,W) of a photograph in synthetic rain."""
-    clean = cv2.resize(synthetic_rain.photograph("coffee"), side[::-1])
-    rain = [synthetic_rain.Rain(1.5, 10, 25, 1, 110, 0.6)]
-    rainy = synthetic_rain.add_rain(clean, rain, np.random.default_rng(0))
+    clean = cv2.resize(backgrounds.photograph("coffee"), side[::-1])
+    rain = [streaks.Rain(1.5, 10, 25, 1, 110, 0.6)]
+    rainy = streaks.add_rain(clean, rain, np.random.default_rng(0))
     return dataset.Batch(rainy[None], clean[None], []).tensors(torch.device(device))
 
 
@@ -195,9 +195,9 @@ def data(options: argparse.Namespace) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
         for index, name in enumerate(("astronaut", "coffee", "chelsea")):
-            clean = cv2.resize(synthetic_rain.photograph(name), (256, 256))
-            rain = [synthetic_rain.Rain(1.5, 10, 25, 1, 110, 0.6)]
-            rainy = synthetic_rain.add_rain(clean, rain, np.random.default_rng(index))
+            clean = cv2.resize(backgrounds.photograph(name), (256, 256))
+            rain = [streaks.Rain(1.5, 10, 25, 1, 110, 0.6)]
+            rainy = streaks.add_rain(clean, rain, np.random.default_rng(index))
             synthetic_rain.write_pair(Path(folder), name, rainy, clean)
             files = (Path(folder) / kind / f"{name}.png" for kind in ("rain", "clean"))
             pairs.append(Pair(*files, where=name))

@@ -26,7 +26,7 @@ import av
 import cv2
 import numpy as np
 
-from rain import synthetic_rain
+from rain import backgrounds, streaks
 from rain.clean_image import clean_image
 from rain.frames import Video
 
@@ -36,10 +36,10 @@ FRAMES = 100
 
 def rain_video(height: int, width: int, frames: int) -> np.ndarray:
     """Frames (T,H,W,3) RGB of rain and camera noise before a photograph."""
-    clean = cv2.resize(synthetic_rain.photograph("coffee"), (width, height))
-    rain = [synthetic_rain.Rain(1.5, 10, 25, 1, 110, 0.6)]
+    clean = cv2.resize(backgrounds.photograph("coffee"), (width, height))
+    rain = [streaks.Rain(1.5, 10, 25, 1, 110, 0.6)]
     rng = np.random.default_rng(0)
-    return np.stack([f[..., ::-1] for f in synthetic_rain.rain_frames(clean, rain, frames, 2, rng)])
+    return np.stack([f[..., ::-1] for f in streaks.rain_frames(clean, rain, frames, 2, rng)])
 
 
 def row_votes(luma: np.ndarray) -> list[int]:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from engine.events import read_scalars
-from rain import synthetic_rain
+from rain import backgrounds, streaks, synthetic_rain
 
 GROUPS = ("irnn", "forward", "step", "loss")
 PATIENCE = 1800  # seconds that a part may take
@@ -118,12 +118,12 @@ def training(given: argparse.Namespace, folder: Path) -> Lines:
 def deraining(given: argparse.Namespace, folder: Path) -> Lines:
     """Frames a second, from clips of two lengths, so that the start does not count."""
     width, height = given.clip
-    clean = cv2.resize(synthetic_rain.photograph("coffee"), (width, height))
-    rain = [synthetic_rain.Rain(1.5, 10, 25, 1, 110, 0.6)]
+    clean = cv2.resize(backgrounds.photograph("coffee"), (width, height))
+    rain = [streaks.Rain(1.5, 10, 25, 1, 110, 0.6)]
     seconds = []
     for count in (2, 2 + given.frames):
         clip = folder / f"{count}.mkv"
-        frames = synthetic_rain.rain_frames(clean, rain, count, 1.0, np.random.default_rng(0))
+        frames = streaks.rain_frames(clean, rain, count, 1.0, np.random.default_rng(0))
         synthetic_rain.write_video(clip, frames, (width, height))
         words = ["main.py", "-a", "derain", "-m", ROOT / "model" / "demo", "-i", clip]
         start = time.monotonic()

@@ -159,3 +159,18 @@ def print_means(means: dict[str, float], count: int, listed: int) -> None:
         print(f"{protocol:8} {psnr:24} {ssim}")
     psnr, ssim = means["output_released_psnr"], means["output_released_ssim"]
     print(f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, {images})")
+
+
+def print_worst(rows: list[Row]) -> None:
+    """Print which image comes out worst, and which loses most against its rainy image."""
+    after, before = "output_released_psnr", "input_released_psnr"
+    lowest = min(rows, key=lambda row: row.scores[after])
+    print(f"lowest PSNR {lowest.scores[after]:.4f}: {lowest.name}")
+    losses = {  # an image without rain, infinitely good before, can but lose
+        row.name: row.scores[before] - row.scores[after]
+        for row in rows
+        if math.isfinite(row.scores[before])
+    }
+    worst = max(losses, key=losses.__getitem__, default="")
+    if worst and losses[worst] > 0:
+        print(f"largest loss against the rainy image {losses[worst]:.4f}: {worst}")

@@ -24,7 +24,7 @@ import torch
 import main
 from engine.derainer import Derained, Derainer
 from engine.training_run import TrainingRun
-from rain import synthetic_rain
+from rain import backgrounds, streaks, synthetic_rain
 from settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,10 +81,10 @@ def unchanged(model: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def rainy() -> np.ndarray:
     """A small rainy image, (36,48,3) uint8 BGR."""
-    clean = synthetic_rain.photograph("coffee")
+    clean = backgrounds.photograph("coffee")
     clean = cv2.resize(clean, (48, 36), interpolation=cv2.INTER_AREA)
-    rain = [synthetic_rain.Rain(20, 10, 8, 1, 90, 0.5)]
-    return synthetic_rain.add_rain(clean, rain, np.random.default_rng(0))
+    rain = [streaks.Rain(20, 10, 8, 1, 90, 0.5)]
+    return streaks.add_rain(clean, rain, np.random.default_rng(0))
 
 
 def expected(image: np.ndarray, **options) -> np.ndarray:
@@ -100,8 +100,8 @@ def write_pairs(
     lines = []
     for index, (height, width) in enumerate(sizes):
         clean = cv2.resize(rng.integers(0, 200, (4, 4, 3), np.uint8), (width, height))
-        rain = synthetic_rain.Rain(density, 20, 8, 1, 80, 0.5)
-        rainy = synthetic_rain.add_rain(clean, [rain], rng)
+        rain = streaks.Rain(density, 20, 8, 1, 80, 0.5)
+        rainy = streaks.add_rain(clean, [rain], rng)
         lines.append(synthetic_rain.write_pair(folder, f"pair{index}", rainy, clean))
     path = folder / "list.txt"
     path.write_text("".join(lines))
@@ -122,9 +122,9 @@ def rain_video(tmp_path: Path) -> Path:
 
 def write_rain(path: Path, frames: int, seed: int = 0, size: tuple[int, int] = (96, 80)) -> Path:
     rng = np.random.default_rng(seed)
-    truth = cv2.resize(synthetic_rain.photograph("coffee"), size, interpolation=cv2.INTER_AREA)
-    rain = [synthetic_rain.Rain(3, 10, 15, 1, 120, 0.5)]
-    made = synthetic_rain.rain_frames(truth, rain, frames, 1.0, rng)
+    truth = cv2.resize(backgrounds.photograph("coffee"), size, interpolation=cv2.INTER_AREA)
+    rain = [streaks.Rain(3, 10, 15, 1, 120, 0.5)]
+    made = streaks.rain_frames(truth, rain, frames, 1.0, rng)
     synthetic_rain.write_video(path, made, size)
     return path
 

@@ -64,7 +64,17 @@ def test_pairs_are_scored_and_written(run, pairs, model):
         assert list(scores[f"image/{name}"]) == list(range(5))
     psnr, ssim = (summary["means"][f"output_released_{m}"] for m in ("psnr", "ssim"))
     last = f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, 5 images)"
-    assert out.rstrip().splitlines()[-1] == last
+    lines = out.rstrip().splitlines()
+    assert lines[-1] == last
+    after, before = (
+        {row["name"]: float(row[f"{side}_released_psnr"]) for row in found}
+        for side in ("output", "input")
+    )
+    lowest = min(after, key=after.get)
+    assert f"lowest PSNR {after[lowest]:.4f}: {lowest}" in lines
+    lost = {name: before[name] - after[name] for name in after}
+    worst = max(lost, key=lost.get)  # there is one: the network is hardly trained
+    assert f"largest loss against the rainy image {lost[worst]:.4f}: {worst}" in lines
 
 
 def test_released_figures(run, shared):
@@ -104,6 +114,8 @@ def test_one_pixel_and_equal_images(run, model):
     status, out, err = run("-a", "test", "--test-list", "list.txt", "--device", "cpu")
     assert (status, err) == (0, "")
     assert out.rstrip().endswith("SSIM nan  (released protocol, 2 images)")
+    assert "lowest PSNR " in out
+    assert "loss" not in out  # against an infinite PSNR
     first, _ = rows()
     assert first["input_released_psnr"] == "inf"
     assert first["output_released_ssim"] == ""

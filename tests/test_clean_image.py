@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import golden
 
-from rain import synthetic_rain
+from rain import backgrounds, streaks
 from rain.clean_image import clean_image, luminance, mode_percentile
-from rain.synthetic_rain import Rain
+from rain.streaks import Rain
 
 
 def plain(frames: np.ndarray, percentile: float | None = None) -> tuple[float, np.ndarray]:
@@ -112,9 +112,9 @@ def test_first_frames_only():
 
 def test_rain_is_removed():
     rng = np.random.default_rng(0)
-    truth = synthetic_rain.dead_leaves(60, 80, rng)
+    truth = backgrounds.dead_leaves(60, 80, rng)
     rain = [Rain(3, 10, 15, 1, 120, 0.5)]
-    frames = np.stack(list(synthetic_rain.rain_frames(truth, rain, 40, 1.0, rng)))
+    frames = np.stack(list(streaks.rain_frames(truth, rain, 40, 1.0, rng)))
     made = clean_image(frames)
     assert cv2.PSNR(made.image, truth) > 40
     assert cv2.PSNR(made.image, truth) > cv2.PSNR(frames[0], truth) + 15

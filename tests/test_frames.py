@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_clean_image import all_frames, plain
 
+from rain import backgrounds, streaks, synthetic_rain
 from rain import frames as video_module
-from rain import synthetic_rain
 from rain.clean_image import clean_image, read_video
 from settings import UserError
 
@@ -48,7 +48,7 @@ def test_a_still_camera_under_heavy_rain_is_no_motion(rain_video):
 
 
 def test_a_moving_camera_is_noticed(tmp_path):
-    photograph, path = synthetic_rain.photograph("coffee"), tmp_path / "pan.mkv"
+    photograph, path = backgrounds.photograph("coffee"), tmp_path / "pan.mkv"
     frames = (np.ascontiguousarray(photograph[40:160, t : t + 160]) for t in range(24))
     synthetic_rain.write_video(path, frames, (160, 120))
     (warning,) = read_video(str(path), 0, 24).warnings
@@ -58,7 +58,7 @@ def test_a_moving_camera_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("frames", [100, 2000, 65535])
 def test_it_is_noticed_however_many_frames_are_asked_for(tmp_path, frames):
-    photograph, path = synthetic_rain.photograph("coffee"), tmp_path / "pan.mkv"
+    photograph, path = backgrounds.photograph("coffee"), tmp_path / "pan.mkv"
     shown = (np.ascontiguousarray(photograph[40:160, 2 * t : 2 * t + 160]) for t in range(40))
     synthetic_rain.write_video(path, shown, (160, 120))
     assert "the camera moves" in read_video(str(path), 0, frames).warnings[0]
@@ -67,15 +67,15 @@ def test_it_is_noticed_however_many_frames_are_asked_for(tmp_path, frames):
 @pytest.mark.parametrize("noise", [0, 3])
 def test_a_scene_without_texture_is_no_cut(tmp_path, noise):
     path, wall = tmp_path / "wall.mkv", np.full((120, 160, 3), 100, np.uint8)
-    rain = [synthetic_rain.Rain(2, 10, 15, 1, 100, 0.5)] if noise else []
-    frames = synthetic_rain.rain_frames(wall, rain, 20, noise, np.random.default_rng(0))
+    rain = [streaks.Rain(2, 10, 15, 1, 100, 0.5)] if noise else []
+    frames = streaks.rain_frames(wall, rain, 20, noise, np.random.default_rng(0))
     synthetic_rain.write_video(path, frames, (160, 120))
     assert read_video(str(path), 0, 20).warnings == []
 
 
 def test_a_cut_is_noticed(tmp_path):
     path = tmp_path / "cut.mkv"
-    scenes = [synthetic_rain.photograph(name)[:120, :160] for name in ("coffee", "chelsea")]
+    scenes = [backgrounds.photograph(name)[:120, :160] for name in ("coffee", "chelsea")]
     frames = (np.ascontiguousarray(scenes[t // 12]) for t in range(24))
     synthetic_rain.write_video(path, frames, (160, 120))
     (warning,) = read_video(str(path), 0, 24).warnings
@@ -84,7 +84,7 @@ def test_a_cut_is_noticed(tmp_path):
 
 def test_frames_of_another_size_are_noticed(tmp_path):
     """They are scaled to the first one's size: the comparison sees it too."""
-    path, photograph = tmp_path / "sizes.mjpeg", synthetic_rain.photograph("coffee")
+    path, photograph = tmp_path / "sizes.mjpeg", backgrounds.photograph("coffee")
     pictures = [photograph[: 200 if t < 6 else 130, :260] for t in range(12)]
     path.write_bytes(b"".join(cv2.imencode(".jpg", p)[1].tobytes() for p in pictures))
     video = read_video(str(path), 0, 12)

@@ -15,9 +15,9 @@ from conftest import ROOT, command
 
 from actions import pairs
 from media import lists
-from rain import synthetic_rain
+from rain import backgrounds, streaks, synthetic_rain
 from rain.clean_image import clean_image
-from rain.synthetic_rain import Rain
+from rain.streaks import Rain
 from system import files
 
 SIZE = (90, 70)
@@ -27,9 +27,9 @@ OPTIONS = ("--frames", 10, "--frame-step", 3, "--patch-size", 32, "--test-patch-
 def write_rain(path: Path, seed: int, density: float = 3, noise: float = 0.5) -> np.ndarray:
     """A rain video of 12 frames; returns them, (T,H,W,3) BGR."""
     rng = np.random.default_rng(seed)
-    truth = synthetic_rain.dead_leaves(SIZE[1], SIZE[0], rng)
+    truth = backgrounds.dead_leaves(SIZE[1], SIZE[0], rng)
     rain = [Rain(density, 10, 15, 1, 120, 0.5)]
-    frames = list(synthetic_rain.rain_frames(truth, rain, 12, noise, rng))
+    frames = list(streaks.rain_frames(truth, rain, 12, noise, rng))
     synthetic_rain.write_video(path, iter(frames), SIZE)
     return np.stack(frames)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from media import lists
-from rain import synthetic_rain
-from rain.synthetic_rain import Rain, add_rain, streaks
+from rain import backgrounds, synthetic_rain
+from rain.streaks import Rain, add_rain, streaks
+from settings import UserError
 
 GREY = np.full((80, 90, 3), 100, np.uint8)
 
@@ -97,19 +98,115 @@ def test_same_seed_same_rain():
 
 def test_training_and_test_backgrounds_are_disjoint():
     training = set(synthetic_rain.TRAINING_PHOTOGRAPHS)
-    assert not training & set(synthetic_rain.TEST_PHOTOGRAPHS)
-    assert all(
-        synthetic_rain.photograph(name).ndim == 3
-        for name in training | set(synthetic_rain.TEST_PHOTOGRAPHS)
-    )
+    others = {*synthetic_rain.TEST_PHOTOGRAPHS, *synthetic_rain.DRY_PHOTOGRAPHS}
+    assert not training & others
+    assert all(backgrounds.photograph(name).ndim == 3 for name in training | others)
 
 
 def test_dead_leaves_have_edges_at_many_scales():
-    image = synthetic_rain.dead_leaves(64, 72, np.random.default_rng(0))
+    image = backgrounds.dead_leaves(64, 72, np.random.default_rng(0))
     assert image.shape == (64, 72, 3)
     assert image.dtype == np.uint8
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
     assert image.std() > 5
+
+
+@pytest.mark.parametrize("scene", dict.fromkeys(backgrounds.SCENES), ids=lambda s: s.__name__)
+def test_a_scene_is_drawn_on_any_ground_by_its_seed(scene):
+    for seed in range(10):
+        for side in (20, 65):
+            drawings = []
+            for _ in range(2):
+                canvas = np.full((side, side, 3), (90, 100, 110), np.uint8)
+                scene(canvas, np.random.default_rng(seed))
+                drawings.append(canvas)
+            assert np.array_equal(*drawings)
+            if side == 65 and scene is not backgrounds.slats:  # which may lie between two rows
+                assert drawings[0].std((0, 1)).max() > 0.1
+
+
+def test_what_is_drawn_is_drawn_over_the_ground():
+    ground = backgrounds.photograph("camera")[:64, :64]
+    before = ground.copy()
+    drawing = backgrounds.drawn(64, np.random.default_rng(3), ground)
+    assert np.array_equal(ground, before)
+    same = (np.abs(drawing.astype(int) - ground) < 20).all(2).mean()
+    assert 0.1 < same < 1
+
+
+def test_photographs_of_other_packages(tmp_path, monkeypatch):
+    grace = backgrounds.photograph("matplotlib:mpl-data/sample_data/grace_hopper.jpg")
+    assert grace.shape == (600, 512, 3)
+    assert grace[300, 250, 2] > grace[300, 250, 0]  # skin, in BGR
+    (tmp_path / "a_package").mkdir()
+    (tmp_path / "a_package" / "__init__.py").write_text("raise SystemExit")  # is not imported
+    np.savez(tmp_path / "a_package" / "grey.npz", data=np.arange(12).reshape(3, 4))
+    monkeypatch.syspath_prepend(tmp_path)
+    grey = backgrounds.photograph("a_package:grey.npz")
+    assert np.array_equal(grey[..., 1], np.arange(12).reshape(3, 4))
+    with pytest.raises(UserError, match="other versions of a_package"):
+        backgrounds.photograph("a_package:gone.jpg")
+
+
+def test_a_package_that_is_missing_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(synthetic_rain, "MORE_PHOTOGRAPHS", ("no_such:images/china.jpg",))
+    Path("set").mkdir()
+    Path("set/train.txt").write_text("of an earlier set")
+    command = ["train", "-o", "set", "-n", "2", "--side", "40"]
+    assert synthetic_rain.main([*command, "--more-photographs"]) == 2
+    told = "synthetic_rain: images/china.jpg is a photograph of no_such: "
+    assert capsys.readouterr().err == told + "expected it to be installed (pip)\n"
+    assert not Path("set/train.txt").exists()
+    assert synthetic_rain.main(command) == 0
+
+
+def test_training_pairs_are_of_all_kinds():
+    photographs = [backgrounds.photograph("camera")]
+    dry, faint, strong = 0, 0, 0
+    for seed in range(200):
+        pair = synthetic_rain.training_pair(photographs, 48, np.random.default_rng(seed))
+        rainy, clean = (image.astype(int) for image in pair)
+        assert rainy.shape == clean.shape == (48, 48, 3)
+        assert (rainy >= clean).all()
+        most = (rainy - clean).max()
+        dry, faint, strong = dry + (most == 0), faint + (0 < most <= 20), strong + (most > 60)
+    assert dry >= 40  # those, and where none of a few streaks fell into so small a patch
+    assert faint >= 30
+    assert strong >= 15
+
+
+def test_compression_leaves_the_label_where_the_rain_is():
+    clean = backgrounds.photograph("camera")[200:264, 200:264]
+    rainy = clean.copy()
+    rainy[:, 30] = np.minimum(clean[:, 30].astype(int) + 80, 255)
+    after, target = synthetic_rain._compressed(rainy, clean, np.random.default_rng(0))
+    assert not np.array_equal(target, clean)
+    changed = (after != target).any(2)
+    assert not changed[:, :30].any()
+    assert not changed[:, 31:].any()
+    assert changed[:, 30].mean() > 0.9
+
+
+def test_the_dry_sets_are_pairs_of_equal_images(capsys):
+    assert synthetic_rain.main(["dry", "-o", "dry"]) == 0
+    assert capsys.readouterr().out == "dry/photographs.txt\ndry/drawings.txt\n"
+    for name in ("photographs", "drawings"):
+        pairs = lists.read_list(f"dry/{name}.txt", need_clean=True)
+        images = [lists.read_pair(pair) for pair in pairs]
+        assert all(np.array_equal(rainy, clean) for rainy, clean in images)
+        seen = {clean.tobytes() for _, clean in images}
+        assert len(pairs) == len(seen) == 12
+
+
+def test_the_sheet_shows_the_training_pairs():
+    command = ["-o", "sheet", "-n", "9", "--side", "40"]
+    assert synthetic_rain.main(["sheet", *command]) == 0
+    sheet = cv2.imread("sheet/sheet.png")
+    assert sheet.shape == (6 * 80, 8 * 40, 3)
+    assert synthetic_rain.main(["train", *command]) == 0
+    for index, (top, left) in ((0, (0, 0)), (7, (0, 280)), (8, (80, 0))):
+        pair = [cv2.imread(f"sheet/{side}/{index:05d}.png") for side in ("rain", "clean")]
+        assert np.array_equal(sheet[top : top + 80, left : left + 40], np.vstack(pair))
 
 
 def test_the_sets_are_lists_of_pairs(capsys):

@@ -12,7 +12,7 @@ from conftest import ROOT
 from engine import checkpoint, tiles
 from engine.derainer import CHANGES, Derainer
 from model import SPANet
-from rain.synthetic_rain import photograph
+from rain.backgrounds import photograph
 from system import machine
 
 

@@ -16,7 +16,7 @@ from conftest import ROOT, command
 from PIL import Image
 from web_tab import DEVICE, Server, Tab
 
-from rain.synthetic_rain import photograph
+from rain.backgrounds import photograph
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,236 @@
+"""Pictures without rain to put rain on: photographs of installed packages, and drawn ones.
+
+What is drawn is there to be left alone: rain is thin, bright and upright, and so are slats, window
+frames, text, blades of grass, wires and the gleam along an edge.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+
+from rain.streaks import SUBPIXEL, log_uniform, subpixels
+from settings import UserError
+
+LEAVES = 300  # shapes in a dead-leaves image
+WORDS = "EXIT Rain 24h OPEN No.7 Hotel STOP Cafe 1984 Taxi P+R BUS Market Lane 35 km Bakery Gate"
+FONTS = (
+    cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COMPLEX,
+    cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_SCRIPT_SIMPLEX,
+)  # fmt: skip
+PACKAGES = {"sklearn": "scikit-learn", "pywt": "PyWavelets"}  # what pip calls them
+
+Rng = np.random.Generator
+
+
+def photograph(name: str) -> np.ndarray:
+    """A photograph by name, (H,W,3) uint8 BGR, from the installed package that has it.
+
+    Args:
+        name: of an image in skimage.data, or PACKAGE:PATH for a file of another package.
+
+    Raises:
+        UserError: the package is not installed, or does not hold that file.
+    """
+    package, _, inner = name.rpartition(":")
+    if package:
+        return _of_package(package, inner)
+    image = getattr(skimage.data, name)()
+    image = image[0] if isinstance(image, tuple) else image
+    code = cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR
+    return cv2.cvtColor(image, code)
+
+
+def _of_package(package: str, inner: str) -> np.ndarray:
+    found = find_spec(package)
+    if found is None:
+        named = PACKAGES.get(package, package)
+        raise UserError(f"{inner} is a photograph of {named}: expected it to be installed (pip)")
+    path = Path(found.origin).parent / inner
+    image = None
+    if path.suffix == ".npz" and path.is_file():
+        with np.load(path) as arrays:
+            grey = arrays[arrays.files[0]].astype(np.uint8)
+        image = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+    elif path.is_file():
+        image = cv2.imread(str(path))
+    if image is None:
+        raise UserError(f"{path}: expected a photograph, which other versions of {package} hold")
+    return image
+
+
+def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
+    """A dead-leaves image (height,width,3) uint8: ellipses and polygons, sizes by a power law.
+
+    Such shapes, which cover one another, have the edges and scales of natural images.
+    """
+    base = rng.uniform(30, 220) + rng.normal(0, 20, 3)  # colours of one scene keep together
+    spread = rng.uniform(10, 70)
+    canvas = np.empty((height, width, 3), np.float32)
+    canvas[:] = base
+    smallest, largest = rng.uniform(2, 12), float(max(height, width))
+    for _ in range(LEAVES):
+        u = rng.random()  # density of radii ~ r**-3 gives the scale invariance of natural images
+        radius = (smallest**-2 + u * (largest**-2 - smallest**-2)) ** -0.5
+        centre = rng.uniform((0, 0), (width, height))
+        mask = np.zeros((height, width), np.uint8)
+        if rng.random() < 0.5:
+            axes = np.rint(radius * rng.uniform(0.4, 1, 2)).astype(int) + 1
+            turn = rng.uniform(0, 180)
+            cv2.ellipse(
+                mask, np.rint(centre).astype(int).tolist(), axes.tolist(), turn, 0, 360, 1, -1
+            )
+        else:
+            angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 7)))
+            corners = centre + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+            cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 1)
+        left, top, w, h = cv2.boundingRect(mask)
+        if h == 0:
+            continue
+        shade = np.linspace(-1, 1, w) * rng.normal(0, 12)
+        shade = shade + (np.linspace(-1, 1, h) * rng.normal(0, 12))[:, None]
+        grain = rng.normal(0, 1, (h, w)) * rng.choice([0, 0, 3, 8])
+        colour = base + rng.normal(0, spread) + rng.normal(0, spread / 3, 3)
+        leaf = colour + (shade + grain)[..., None]
+        inside = mask[top : top + h, left : left + w] > 0
+        canvas[top : top + h, left : left + w][inside] = leaf[inside]
+    canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 0.9))
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def drawn(side: int, rng: Rng, ground: np.ndarray | None = None) -> np.ndarray:
+    """A drawing (side,side,3) uint8 of one or two of SCENES, on a ground of that size if given."""
+    canvas = _shaded(side, rng) if ground is None else ground.copy()
+    for number in rng.choice(len(SCENES), rng.integers(1, 3), replace=False):
+        SCENES[number](canvas, rng)
+    return _softened(canvas, rng)
+
+
+def drawn_scene(scene: "Scene", side: int, rng: Rng) -> np.ndarray:
+    """A drawing (side,side,3) uint8 of this scene alone."""
+    canvas = _shaded(side, rng)
+    scene(canvas, rng)
+    return _softened(canvas, rng)
+
+
+def _softened(canvas: np.ndarray, rng: Rng) -> np.ndarray:
+    soft = float(rng.choice([0, 0.4, 0.6, 1.0, 1.6]))
+    return cv2.GaussianBlur(canvas, (0, 0), soft) if soft else canvas
+
+
+def _shaded(side: int, rng: Rng) -> np.ndarray:
+    """A smooth ground (side,side,3) uint8: a wall, a sky, a blurred distance."""
+    corners = rng.uniform(0, 1, (2, 2, 1)) * rng.uniform(10, 120) + rng.uniform(5, 170)
+    corners = corners + rng.normal(0, 12, (2, 2, 3))
+    ground = cv2.resize(corners.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
+    grain = rng.normal(0, 1, (side, side, 1)) * rng.choice([0, 0, 1, 3])
+    return np.clip(np.rint(ground + grain), 0, 255).astype(np.uint8)
+
+
+def _colour(rng: Rng, ground: np.ndarray, bright: float = 0.7) -> np.ndarray:
+    """A colour that stands out from the ground, brighter (as rain is) with that probability."""
+    step = rng.uniform(15, 150) * (1 if rng.random() < bright else -1)
+    return np.clip(ground.mean((0, 1)) + step + rng.normal(0, 12, 3), 0, 255)
+
+
+def _stroke(canvas: np.ndarray, points: list | np.ndarray, colour: np.ndarray, width: int) -> None:
+    """Draw a line from point to point, (x,y) each."""
+    cv2.polylines(canvas, [subpixels(points)], False, colour.tolist(), width, cv2.LINE_AA, SUBPIXEL)
+
+
+def slats(canvas: np.ndarray, rng: Rng) -> None:
+    """Upright bars, evenly apart: a fence, a blind, a front; many with an edge in another shade."""
+    side = canvas.shape[0]
+    pitch = log_uniform(rng, 4, 60)
+    width = max(1, round(pitch * rng.uniform(0.15, 0.75)))
+    tilt, bend = rng.normal(0, 0.06), rng.normal(0, 0.15)
+    top, bottom = (-5, side + 5) if rng.random() < 0.6 else np.sort(rng.uniform(-5, side + 5, 2))
+    colour, uneven = _colour(rng, canvas), rng.choice([0, 0, 0.1])
+    for x in np.arange(-side, 2 * side, pitch):
+        x = x + rng.normal(0, uneven) * pitch
+        lean = tilt + bend * (x - side / 2) / side
+        line = [(x + lean * top, top), (x + lean * bottom, bottom)]
+        shade = np.clip(colour + rng.normal(0, 6), 0, 255)
+        _stroke(canvas, line, shade, width)
+        if width > 3 and rng.random() < 0.7:
+            edge = [(a + width / 2, b) for a, b in line]
+            _stroke(canvas, edge, np.clip(shade + rng.uniform(-60, 60), 0, 255), 1)
+
+
+def lattice(canvas: np.ndarray, rng: Rng) -> None:
+    """Bars in two directions: window frames, mesh, tiles."""
+    side = canvas.shape[0]
+    colour, width = _colour(rng, canvas, 0.6), int(log_uniform(rng, 1, 8))
+    turn = 0.0 if rng.random() < 0.6 else rng.uniform(20, 70)
+    for angle, pitch in ((turn, log_uniform(rng, 7, 70)), (turn + 90, log_uniform(rng, 7, 70))):
+        along = np.array([np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))])
+        across = np.array([along[1], -along[0]])
+        for shift in np.arange(-side, side, pitch) + rng.uniform(0, pitch):
+            middle = side / 2 + across * shift
+            _stroke(canvas, [middle - along * side, middle + along * side], colour, width)
+
+
+def text(canvas: np.ndarray, rng: Rng) -> None:
+    """Words in lines."""
+    side, words = canvas.shape[0], WORDS.split()
+    font, scale = int(rng.choice(FONTS)), log_uniform(rng, 0.3, 2.5)
+    colour, width = _colour(rng, canvas, 0.6), max(1, round(scale * rng.uniform(0.8, 2.5)))
+    y = rng.uniform(0, 30 * scale)
+    while y < side + 20:
+        line = " ".join(rng.choice(words, 4))
+        place = int(rng.uniform(-40, side / 3)), int(y)
+        cv2.putText(canvas, line, place, font, scale, colour.tolist(), width, cv2.LINE_AA)
+        y += rng.uniform(28, 45) * scale
+
+
+def blades(canvas: np.ndarray, rng: Rng) -> None:
+    """Grass, hair, twigs: many thin strokes that grow from below and bend."""
+    side = canvas.shape[0]
+    lean, spread, width = rng.normal(0, 0.3), rng.uniform(0.05, 0.5), int(rng.choice([1, 1, 2, 3]))
+    base, length = _colour(rng, canvas, 0.5), log_uniform(rng, 12, 100)
+    for _ in range(int(log_uniform(rng, 20, 300))):
+        x, y = rng.uniform(-20, side + 20), rng.uniform(0, side + length)
+        slope, reach = lean + rng.normal(0, spread), length * rng.uniform(0.4, 1.2)
+        steps = np.linspace(0, 1, 5)
+        across = slope * steps + rng.normal(0, 0.2) * steps**2
+        points = np.stack([x + reach * across, y - reach * steps], 1)
+        colour = np.clip(base + rng.normal(0, 25) + rng.normal(0, 6, 3), 0, 255)
+        _stroke(canvas, points, colour, width)
+
+
+def wires(canvas: np.ndarray, rng: Rng) -> None:
+    """A few long lines, thin and hanging, and upright ones such as poles and jets."""
+    side = canvas.shape[0]
+    for _ in range(rng.integers(1, 7)):
+        steps, sag = np.linspace(-0.1, 1.1, 9), rng.uniform(0, 0.2) * side
+        start, end = rng.uniform(0, side, 2)
+        if rng.random() < 0.5:
+            height = start + (end - start) * steps + sag * 4 * steps * (1 - steps)
+            points = np.stack([steps * side, height], 1)
+        else:
+            end = start + rng.normal(0, 0.15) * side
+            points = np.stack([start + (end - start) * steps, steps * side], 1)
+        _stroke(canvas, points, _colour(rng, canvas, 0.6), int(rng.choice([1, 1, 2, 3, 5])))
+
+
+def gleams(canvas: np.ndarray, rng: Rng) -> None:
+    """Pillars, pipes and panes: bands with a soft round shade and a bright thin line along them."""
+    side = canvas.shape[0]
+    for _ in range(rng.integers(1, 4)):
+        x, wide = rng.uniform(0, side), log_uniform(rng, 8, 60)
+        across = (np.arange(side) - x) / (wide / 2)
+        inside = (np.abs(across) < 1)[None, :, None]
+        shade = np.sqrt(np.clip(1 - across**2, 0, 1))[None, :, None] * rng.uniform(20, 120)
+        colour = _colour(rng, canvas, 0.5) * 0.6
+        canvas[:] = np.where(inside, np.clip(colour + shade, 0, 255), canvas)
+        where = x + rng.uniform(-0.6, 0.6) * wide / 2
+        line = [(where, -5), (where + rng.normal(0, 1.5), side + 5)]
+        bright = np.clip(colour + rng.uniform(60, 200), 0, 255)
+        _stroke(canvas, line, bright, int(rng.choice([1, 1, 2, 3])))
+
+
+Scene = Callable[[np.ndarray, Rng], None]  # draws on a (side,side,3) uint8 image
+SCENES: tuple[Scene, ...] = (slats, slats, lattice, text, blades, wires, gleams)
