@@ -232,5 +232,44 @@ def gleams(canvas: np.ndarray, rng: Rng) -> None:
         _stroke(canvas, line, bright, int(rng.choice([1, 1, 2, 3])))
 
 
+def foliage(canvas: np.ndarray, rng: Rng) -> None:
+    """Leaves with a lighter half and a bright rib, as they gleam when they are wet."""
+    side = canvas.shape[0]
+    base, size = _colour(rng, canvas, 0.5), log_uniform(rng, 4, 30)
+    slim, hang, light = rng.uniform(0.15, 0.6), rng.uniform(0, 180), rng.uniform(5, 90)
+    for _ in range(int(min(2.5 * side**2 / (size**2 * slim * 3), 1500))):
+        centre, half = rng.uniform(-5, side + 5, 2), size * rng.uniform(0.5, 1.5)
+        turn = np.deg2rad(hang + rng.normal(0, 40))
+        along, across = (
+            np.array([np.cos(turn), np.sin(turn)]),
+            np.array([-np.sin(turn), np.cos(turn)]),
+        )
+        round_ = np.linspace(0, 2 * np.pi, 17)
+        outline = np.outer(np.cos(round_), along) + slim * np.outer(np.sin(round_), across)
+        shade = base + rng.normal(0, 18) + rng.normal(0, 5, 3)
+        for points, lighter in ((outline, 0), (outline[:9], light * rng.random())):
+            colour = np.clip(shade + lighter, 0, 255).tolist()
+            cv2.fillPoly(canvas, [subpixels(centre + half * points)], colour, cv2.LINE_AA, SUBPIXEL)
+        if rng.random() < 0.4:
+            rib = [centre - half * along, centre + half * along]
+            _stroke(canvas, rib, np.clip(shade + light, 0, 255), 1)
+
+
+def grain(canvas: np.ndarray, rng: Rng) -> None:
+    """Wood, bark, cloth, stained walls: noise that is drawn out, mostly upright."""
+    side = canvas.shape[0]
+    thin, long = log_uniform(rng, 0.5, 4), log_uniform(rng, 3, 40)
+    noise = cv2.GaussianBlur(rng.normal(0, 1, (side, side)), (0, 0), sigmaX=thin, sigmaY=long)
+    noise /= noise.std() + 1e-6
+    if rng.random() < 0.4:  # a few bright lines rather than as many dark ones
+        noise = np.maximum(noise, 0) ** 2
+    if rng.random() < 0.3:
+        noise = noise.T
+    strength = log_uniform(rng, 0.02, 0.35) * canvas.mean() + 2
+    light = strength * noise[..., None] * rng.uniform(0.8, 1.2, 3)
+    canvas[:] = np.clip(np.rint(canvas + light), 0, 255)
+
+
 Scene = Callable[[np.ndarray, Rng], None]  # draws on a (side,side,3) uint8 image
-SCENES: tuple[Scene, ...] = (slats, slats, lattice, text, blades, wires, gleams)
+DRY_SCENES: tuple[Scene, ...] = (slats, lattice, text, blades, wires, gleams)
+SCENES: tuple[Scene, ...] = (slats, *DRY_SCENES, foliage, foliage, grain, grain)

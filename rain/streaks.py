@@ -11,6 +11,8 @@ import numpy as np
 
 SUBPIXEL = 4  # bits of the fraction of a pixel in OpenCV's coordinates
 
+GRAINS = (2, 4, 8)  # pixels; drops before a lens or a light are speckled, others smooth
+
 
 @dataclass(frozen=True)
 class Rain:
@@ -26,6 +28,7 @@ class Rain:
         cover: how far streaks hide what is behind them: 0 adds the same light everywhere, 1 draws
             nearer to white, and so adds less to what is bright already, channel by channel.
         uneven: how much of a streak's brightness varies along it, 0..1.
+        grain: how large its lighter and darker parts are, pixels.
         spindle: streaks narrow towards their ends, as near drops do.
     """
 
@@ -37,6 +40,7 @@ class Rain:
     blur: float
     cover: float = 0.0
     uneven: float = 0.0
+    grain: int = 8
     spindle: bool = False
 
     @staticmethod
@@ -64,6 +68,7 @@ class Rain:
             blur=float(blur),
             cover=float(rng.random()) if rng.random() < 0.7 else 0.0,
             uneven=float(rng.uniform(0, 0.8)),
+            grain=int(rng.choice(GRAINS)),
             spindle=bool(width > 1 and rng.random() < 0.5),
         )
 
@@ -80,6 +85,7 @@ class Rain:
             blur=float(rng.uniform(0.4, 0.6 + 0.5 * width)),
             cover=float(rng.random()),
             uneven=float(rng.uniform(0, 0.8)),
+            grain=int(rng.choice(GRAINS)),
             spindle=bool(width > 1 and rng.random() < 0.5),
         )
 
@@ -90,12 +96,13 @@ class Rain:
         return Rain(
             density=log_uniform(rng, 0.2, 1.6) / width**0.5,
             angle=float(rng.normal(0, 7)),
-            length=log_uniform(rng, 14, 100),
+            length=log_uniform(rng, 14, 140),
             width=width,
             brightness=float(rng.uniform(40, 250)),
             blur=float(rng.uniform(0.4, 0.35 * width + 0.4)),
             cover=float(rng.uniform(0.6, 1.0)),
-            uneven=float(rng.uniform(0, 0.7)),
+            uneven=float(rng.uniform(0, 1)),
+            grain=int(rng.choice(GRAINS)),
             spindle=bool(rng.random() < 0.4),
         )
 
@@ -134,7 +141,7 @@ def streaks(height: int, width: int, rain: Rain, rng: np.random.Generator) -> np
     if rain.blur > 0:
         added = cv2.GaussianBlur(added, (0, 0), rain.blur)
     if rain.uneven > 0:
-        coarse = rng.random((height // 8 + 2, width // 8 + 2), np.float32)
+        coarse = rng.random((height // rain.grain + 2, width // rain.grain + 2), np.float32)
         added *= 1 - rain.uneven * cv2.resize(coarse, (width, height))
     return added * (rain.brightness / 255)
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from media.container import address
-from rain.backgrounds import SCENES, dead_leaves, drawn, drawn_scene, photograph
+from rain.backgrounds import DRY_SCENES, dead_leaves, drawn, drawn_scene, photograph
 from rain.streaks import Rain, add_rain, log_uniform, rain_frames
 from settings import UserError
 from system.files import begin
@@ -38,6 +38,7 @@ MORE_PHOTOGRAPHS = (  # of packages that the program itself does without
     "pywt:data/ascent.npz", "pywt:data/aero.npz",
 )  # fmt: skip
 SMALLER = 0.6  # the scale of the test photographs, and of the second half of the dry ones
+LARGEST = 2.0  # the scale of a training photograph: frames of videos are as soft
 DRAWN_SIDE = 256  # pixels
 VIDEO_PHOTOGRAPHS = ("astronaut", "stereo_motorcycle", "camera")
 VIDEO_SIZE, VIDEO_FRAMES = (288, 272), 40  # width and height, and length
@@ -84,7 +85,7 @@ def write_test_set(folder: Path, seed: int) -> Path:
     }
     lines = []
     for number, name in enumerate(TEST_PHOTOGRAPHS):
-        clean = _smaller(photograph(name), SMALLER)
+        clean = _scaled(photograph(name), SMALLER)
         for look, (title, rain) in enumerate(looks.items()):
             rng = np.random.default_rng([seed, number, look])
             rainy = add_rain(clean, rain, rng)
@@ -111,9 +112,9 @@ def write_dry_sets(folder: Path, seed: int) -> list[Path]:
     photographs, drawings = [], []
     for name in DRY_PHOTOGRAPHS:
         for title, scale in ((name, 1), (f"{name}_smaller", SMALLER)):
-            image = _smaller(photograph(name), scale)
+            image = _scaled(photograph(name), scale)
             photographs.append(write_pair(folder, title, image, image))
-    for number, scene in enumerate(dict.fromkeys(SCENES)):
+    for number, scene in enumerate(DRY_SCENES):
         for which in (1, 2):
             rng = np.random.default_rng([seed, 4, number, which])
             image = drawn_scene(scene, DRAWN_SIDE, rng)
@@ -150,11 +151,11 @@ def training_pair(
 
 def _background(photographs: list[np.ndarray], side: int, rng: np.random.Generator) -> np.ndarray:
     kind = rng.random()
-    if kind < 0.48:
+    if kind < 0.45:
         image = _random_patch(photographs, side, rng)
-    elif kind < 0.68:
+    elif kind < 0.6:
         image = dead_leaves(side, side, rng)
-    elif kind < 0.88:
+    elif kind < 0.84:
         image = drawn(side, rng)
     else:
         image = drawn(side, rng, _random_patch(photographs, side, rng))
@@ -168,13 +169,19 @@ def _background(photographs: list[np.ndarray], side: int, rng: np.random.Generat
 
 
 def _random_patch(photographs: list[np.ndarray], side: int, rng: np.random.Generator) -> np.ndarray:
-    """A square patch of one of them at a random scale, mirrored or not."""
+    """A square patch of one of them at a random scale, turned and mirrored, in any colours."""
     image = photographs[rng.integers(len(photographs))]
-    image = _smaller(image, rng.uniform(max(0.4, side / min(image.shape[:2])), 1))
-    top = rng.integers(image.shape[0] - side + 1)
-    left = rng.integers(image.shape[1] - side + 1)
-    patch = image[top : top + side, left : left + side]
-    return np.ascontiguousarray(patch[:, ::-1] if rng.random() < 0.5 else patch)
+    scale = log_uniform(rng, max(0.4, side / min(image.shape[:2])), LARGEST)
+    reach = min(int(np.ceil(side / scale)) + 2, *image.shape[:2])  # what is seen of it
+    top, left = (rng.integers(length - reach + 1) for length in image.shape[:2])
+    patch = _scaled(image[top : top + reach, left : left + reach], scale)[:side, :side]
+    if rng.random() < 0.5:
+        patch = np.rot90(patch, rng.integers(1, 4))
+    if rng.random() < 0.5:
+        patch = patch[:, ::-1]
+    if rng.random() < 0.25:
+        patch = patch[..., rng.permutation(3)]
+    return np.ascontiguousarray(patch)
 
 
 def _compressed(
@@ -218,8 +225,9 @@ def write_sheet(folder: Path, side: int, seed: int, names: tuple[str, ...]) -> P
     return _write_picture(folder / "sheet.png", np.vstack(rows))
 
 
-def _smaller(image: np.ndarray, scale: float) -> np.ndarray:
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
+    how = cv2.INTER_AREA if scale <= 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
 
 
 def _rounded(image: np.ndarray) -> np.ndarray:

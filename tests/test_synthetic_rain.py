@@ -87,6 +87,12 @@ def test_spindles_narrow_and_uneven_streaks_vary():
     assert ((uneven > 0) == (plain > 0)).all()
     ratio = uneven[plain > 0] / plain[plain > 0]
     assert 0.19 < ratio.min() < 0.5 < ratio.max() <= 1
+    speckled = one(uneven=0.8, grain=2)
+
+    def step(layer):  # from pixel to pixel down a streak
+        return np.abs(np.diff(layer, axis=1))[(plain > 0)[:, 1:] & (plain > 0)[:, :-1]].mean()
+
+    assert step(speckled) > 2 * step(uneven)
 
 
 def test_same_seed_same_rain():
@@ -172,7 +178,17 @@ def test_training_pairs_are_of_all_kinds():
         dry, faint, strong = dry + (most == 0), faint + (0 < most <= 20), strong + (most > 60)
     assert dry >= 40  # those, and where none of a few streaks fell into so small a patch
     assert faint >= 30
-    assert strong >= 15
+    assert strong >= 40
+
+
+@pytest.mark.parametrize("side", [1, 47, 300])
+def test_a_patch_of_a_photograph_fits_at_any_scale(side):
+    photographs = [backgrounds.photograph(name) for name in ("coins", "camera")]
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        patch = synthetic_rain._random_patch(photographs, side, rng)
+        assert patch.shape == (side, side, 3)
+        assert patch.flags.c_contiguous
 
 
 def test_compression_leaves_the_label_where_the_rain_is():
