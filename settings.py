@@ -281,6 +281,9 @@ class Settings:
         high=254,
         recipe=True,
     )
+    off_mask_weight: float = option(
+        0.0, TRAIN, "weight of a second L1 loss where no rain is labelled", low=0, recipe=True
+    )
 
     # Cadence, in steps (recipe)
     val_batch_every: int = option(

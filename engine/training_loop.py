@@ -191,9 +191,8 @@ def _start(run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: Batch
     lr = learning_rate(settings, step)
     with _explained(run, step, batch):
         tensors = batch.tensors(run.device, settings.mask_threshold)
-        measured = train_one_step(
-            net, run.optimiser, ssim, tensors, lr, settings.accumulate_steps, run.bf16
-        )
+        how = settings.accumulate_steps, run.bf16, settings.off_mask_weight
+        measured = train_one_step(net, run.optimiser, ssim, tensors, lr, *how)
     return _Started(step, batch, lr, began, measured)
 
 
@@ -272,7 +271,7 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
     with torch.no_grad(), _explained(run, run.clock, batch):
         tensors = batch.tensors(run.device, settings.mask_threshold)
         for part in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
-            losses, *_ = losses_of(run.net, ssim, *part, run.bf16)
+            losses, *_ = losses_of(run.net, ssim, *part, run.bf16, settings.off_mask_weight)
             sums = {name: total + losses[name].item() for name, total in sums.items()}
     totals = ranks.total(list(sums.values()))
     if ranks.first:

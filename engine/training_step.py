@@ -30,6 +30,7 @@ class Outcome:
         mask: (N,1,H,W) float32 in 0..1; label: (N,H,W) of 0 and 1.
         output, clean: (N,3,H,W) float32; clean in 0..1.
         ssim: the similarity of two batches, as a module (its window is on the device).
+        off_mask: weight of what changes where no rain is labelled; 0 in the recipe.
     """
 
     mask: Tensor
@@ -37,11 +38,15 @@ class Outcome:
     output: Tensor
     clean: Tensor
     ssim: SSIM
+    off_mask: float = 0.0
 
 
 def _l1(found: Outcome) -> tuple[Tensor, Tensor]:
     error = F.l1_loss(found.output, found.clean)
-    return error, error
+    if not found.off_mask:
+        return error, error
+    harm = ((found.output - found.clean).abs() * (1 - found.label[:, None])).mean()
+    return error, error + found.off_mask * harm
 
 
 def _ssim(found: Outcome) -> tuple[Tensor, Tensor]:
@@ -71,7 +76,13 @@ def loss_curves(values: dict[str, float]) -> dict[str, float]:
 
 
 def losses_of(
-    net: nn.Module, ssim: SSIM, rainy: Tensor, clean: Tensor, label: Tensor, bf16: bool = False
+    net: nn.Module,
+    ssim: SSIM,
+    rainy: Tensor,
+    clean: Tensor,
+    label: Tensor,
+    bf16: bool = False,
+    off_mask: float = 0.0,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The recipe's losses of a batch.
 
@@ -79,13 +90,14 @@ def losses_of(
         rainy, clean: (N,3,H,W) float in 0..1.
         label: mask label, (N,H,W) of 0 and 1.
         bf16: run the network under autocast. Losses are float32 all the same.
+        off_mask: see Outcome.
 
     Returns:
         A scalar tensor for each of loss_names(), then the network's mask and clean image.
     """
     with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
         mask, output = net(rainy)
-    found = Outcome(mask.float(), label, output.float(), clean, ssim)
+    found = Outcome(mask.float(), label, output.float(), clean, ssim, off_mask)
     terms = {name: term(found) for name, term in TERMS.items()}
     loss = reduce(operator.add, (added for _, added in terms.values()))
     losses = {"loss": loss} | {name: shown for name, (shown, _) in terms.items()}
@@ -142,6 +154,7 @@ def train_one_step(
     lr: float,
     parts: int = 1,
     bf16: bool = False,
+    off_mask: float = 0.0,
 ) -> Measured:
     """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
 
@@ -164,7 +177,7 @@ def train_one_step(
         # Ranks average their gradients once, in the last part.
         wait = nullcontext() if index == parts - 1 else getattr(net, "no_sync", nullcontext)()
         with wait:
-            losses, mask, _ = losses_of(net, ssim, *part, bf16)
+            losses, mask, _ = losses_of(net, ssim, *part, bf16, off_mask)
             (losses["loss"] / parts).backward()
         exact = mask.detach().double()  # in single precision a small deviation would be rounding
         losses |= {"mask_mean": exact.mean(), "mask_square": exact.square().mean()}

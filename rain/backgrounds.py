@@ -261,7 +261,7 @@ def grain(canvas: np.ndarray, rng: Rng) -> None:
     thin, long = log_uniform(rng, 0.5, 4), log_uniform(rng, 3, 40)
     noise = cv2.GaussianBlur(rng.normal(0, 1, (side, side)), (0, 0), sigmaX=thin, sigmaY=long)
     noise /= noise.std() + 1e-6
-    if rng.random() < 0.4:  # a few bright lines rather than as many dark ones
+    if rng.random() < 0.15:  # a few bright lines rather than as many dark ones
         noise = np.maximum(noise, 0) ** 2
     if rng.random() < 0.3:
         noise = noise.T

@@ -92,14 +92,14 @@ class Rain:
     @staticmethod
     def near(rng: np.random.Generator) -> "Rain":
         """Near drops, as pairs of real rain show them: few, wide, and they hide what is behind."""
-        width = int(rng.choice([2, 3, 3, 4, 5, 6, 8, 10]))
+        width = int(rng.choice([2, 2, 3, 3, 4, 5, 6, 8]))
         return Rain(
             density=log_uniform(rng, 0.2, 1.6) / width**0.5,
             angle=float(rng.normal(0, 7)),
             length=log_uniform(rng, 14, 140),
             width=width,
             brightness=float(rng.uniform(40, 250)),
-            blur=float(rng.uniform(0.4, 0.35 * width + 0.4)),
+            blur=float(rng.uniform(0.4, 0.25 * width + 0.4)),
             cover=float(rng.uniform(0.6, 1.0)),
             uneven=float(rng.uniform(0, 1)),
             grain=int(rng.choice(GRAINS)),

@@ -12,8 +12,36 @@ from conftest import golden
 from skimage.metrics import structural_similarity
 
 from cal_ssim import SSIM, gaussian_window
+from engine.training_step import losses_of
 from media.pixels import luminance, to_uint8
 from report.metrics import GAUSSIAN, MEASURES, PROTOCOLS, measure
+
+
+class Darker(torch.nn.Module):
+    """In a network's place: a mask of 0, and all that is bright made darker by that much."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return image[:, :1] * 0, torch.where(image > 0.5, image - self.by, image)
+
+
+def test_what_changes_off_the_rain_can_weigh_more():
+    clean = torch.full((2, 3, 6, 8), 0.25)
+    clean[:, :, 3:] = 0.75  # bright, and no rain
+    rainy, label = clean.clone(), torch.zeros(2, 6, 8)
+    rainy[:, :, :2, 0], label[:, :2, 0] = 1.0, 1.0
+
+    def losses(weight):
+        found, *_ = losses_of(Darker(0.125), SSIM(), rainy, clean, label, off_mask=weight)
+        return {name: value.item() for name, value in found.items()}
+
+    plain, weighed = losses(0.0), losses(4.0)
+    assert plain["loss"] == pytest.approx(plain["l1"] + 1 - plain["ssim"] + plain["mask"])
+    assert weighed["loss"] - plain["loss"] == pytest.approx(4 * 0.125 / 2, abs=1e-6)
+    assert all(weighed[name] == plain[name] for name in ("l1", "ssim", "mask"))
 
 
 def released_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -141,6 +141,20 @@ def test_every_cadence(run, pairs):
     assert "ETA" in out
 
 
+def test_the_weight_off_the_mask_is_of_training_and_of_validation(run, pairs):
+    words = "-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 2, "--val-batch-every", 1
+    assert run(*words, "--off-mask-weight", 2)[0] == 0
+    for folder in ("logdir/train_derain", "logdir/val_derain"):
+        curves = events(folder)
+        for step in range(2):
+            l1, ssim, mask = (curves[f"loss/{term}"][step] for term in ("l1", "ssim", "mask"))
+            more = curves["loss/total"][step] - (l1 + 1 - ssim + mask)
+            assert 0.01 < more < 2 * l1
+    status, _, err = run(*words, "--num-steps", 3)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--off-mask-weight is 0.0, was 2" in err
+
+
 def test_a_run_in_two_parts_ends_as_one_run(run, pairs):
     base = ["-a", "train", "-m", "latest", "--train-list", pairs, *SMALL]
     run(*base, "--num-steps", 7, "--model-dir", "whole", "--log-dir", "log_whole")
