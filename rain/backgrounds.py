@@ -4,6 +4,7 @@ What is drawn is there to be left alone: rain is thin, bright and upright, and s
 frames, text, blades of grass, wires and the gleam along an edge.
 """
 
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,14 +47,19 @@ def photograph(name: str) -> np.ndarray:
 
 def _of_package(package: str, inner: str) -> np.ndarray:
     found = find_spec(package)
-    if found is None:
+    if found is None or found.origin is None:  # or a folder is left of it
         named = PACKAGES.get(package, package)
-        raise UserError(f"{inner} is a photograph of {named}: expected it to be installed (pip)")
+        raise UserError(
+            f"{named} is not installed, which has {inner}; expected pip install {named}"
+        )
     path = Path(found.origin).parent / inner
     image = None
     if path.suffix == ".npz" and path.is_file():
-        with np.load(path) as arrays:
-            grey = arrays[arrays.files[0]].astype(np.uint8)
+        try:
+            with np.load(path) as arrays:
+                grey = arrays[arrays.files[0]].astype(np.uint8)
+        except (OSError, ValueError, IndexError, EOFError, zipfile.BadZipFile):
+            raise UserError(f"{path}: is damaged; expected a photograph") from None
         image = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
     elif path.is_file():
         image = cv2.imread(str(path))
@@ -272,4 +278,5 @@ def grain(canvas: np.ndarray, rng: Rng) -> None:
 
 Scene = Callable[[np.ndarray, Rng], None]  # draws on a (side,side,3) uint8 image
 DRY_SCENES: tuple[Scene, ...] = (slats, lattice, text, blades, wires, gleams)
+# What stands there twice is drawn twice as often, and at times over itself.
 SCENES: tuple[Scene, ...] = (slats, *DRY_SCENES, foliage, foliage, grain, grain)

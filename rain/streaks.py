@@ -74,7 +74,7 @@ class Rain:
 
     @staticmethod
     def faint(rng: np.random.Generator) -> "Rain":
-        """Rain that is hardly there: 4 to 28 grey levels, and soft."""
+        """Rain that is hardly there: 28 grey levels at most, and soft."""
         width = int(rng.choice([1, 1, 2, 2, 3, 4, 5, 7]))
         return Rain(
             density=log_uniform(rng, 0.1, 2.0) / width**1.2,
@@ -91,7 +91,7 @@ class Rain:
 
     @staticmethod
     def near(rng: np.random.Generator) -> "Rain":
-        """Near drops, as pairs of real rain show them: few, wide, and they hide what is behind."""
+        """Near drops: 2 to 8 pixels wide, long, and they hide most of what is behind."""
         width = int(rng.choice([2, 2, 3, 3, 4, 5, 6, 8]))
         return Rain(
             density=log_uniform(rng, 0.2, 1.6) / width**0.5,

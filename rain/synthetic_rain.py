@@ -37,13 +37,13 @@ MORE_PHOTOGRAPHS = (  # of packages that the program itself does without
     "matplotlib:mpl-data/sample_data/grace_hopper.jpg",
     "pywt:data/ascent.npz", "pywt:data/aero.npz",
 )  # fmt: skip
-SMALLER = 0.6  # the scale of the test photographs, and of the second half of the dry ones
+SMALLER = 0.6  # the scale of the test photographs, and of every other dry one
 LARGEST = 2.0  # the scale of a training photograph: frames of videos are as soft
 DRAWN_SIDE = 256  # pixels
 VIDEO_PHOTOGRAPHS = ("astronaut", "stereo_motorcycle", "camera")
 VIDEO_SIZE, VIDEO_FRAMES = (288, 272), 40  # width and height, and length
 LISTS = {"test": ["test.txt"], "dry": ["photographs.txt", "drawings.txt"], "train": ["train.txt"]}
-SHEET_ROWS, SHEET_COLUMNS = 6, 8  # a column holds a rainy patch and a clean one
+SHEET_ROWS, SHEET_COLUMNS = 6, 8  # each place holds a rainy patch and a clean one
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int]) -> None:
@@ -105,8 +105,9 @@ def write_videos(folder: Path, seed: int) -> Path:
 
 
 def write_dry_sets(folder: Path, seed: int) -> list[Path]:
-    """Twelve photographs and twelve drawings, none of them trained on, without any rain.
+    """Six photographs at two scales and twelve drawings, none of them trained on, without rain.
 
+    The drawings are of kinds that are trained on, by other seeds.
     Each is a pair of two equal images: what it scores tells the harm done. Returns the two lists.
     """
     photographs, drawings = [], []
@@ -130,8 +131,9 @@ def training_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A pair of training patches, rainy and clean, (side,side,3) uint8.
 
-    One in six has no rain: there is nothing to remove, and the target is the input. Three in ten
-    have faint rain alone. One in three is compressed like frames of a video.
+    One in six gets no rain: there is nothing to remove, and the target is the input. Three in ten
+    get faint rain alone, as many near drops, the rest any look; few streaks may all miss a small
+    patch. One in three is compressed like frames of a video.
     """
     clean = _background(photographs, side, rng)
     kind, rain = rng.random(), []
@@ -257,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--more-photographs",
         action="store_true",
-        help="train on those of scikit-learn, Matplotlib and PyWavelets too, which must be there",
+        help="also take photographs of scikit-learn, Matplotlib and PyWavelets",
     )
     parser.add_argument("--seed", type=int, default=2019)
     arguments = parser.parse_args(argv)

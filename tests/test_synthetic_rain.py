@@ -150,6 +150,12 @@ def test_photographs_of_other_packages(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     grey = backgrounds.photograph("a_package:grey.npz")
     assert np.array_equal(grey[..., 1], np.arange(12).reshape(3, 4))
+    (tmp_path / "a_package" / "bad.npz").write_text("no archive")
+    with pytest.raises(UserError, match=r"bad.npz: is damaged"):
+        backgrounds.photograph("a_package:bad.npz")
+    (tmp_path / "left_over").mkdir()
+    with pytest.raises(UserError, match="left_over is not installed"):
+        backgrounds.photograph("left_over:a.jpg")
     with pytest.raises(UserError, match="other versions of a_package"):
         backgrounds.photograph("a_package:gone.jpg")
 
@@ -160,8 +166,8 @@ def test_a_package_that_is_missing_is_named(capsys, monkeypatch):
     Path("set/train.txt").write_text("of an earlier set")
     command = ["train", "-o", "set", "-n", "2", "--side", "40"]
     assert synthetic_rain.main([*command, "--more-photographs"]) == 2
-    told = "synthetic_rain: images/china.jpg is a photograph of no_such: "
-    assert capsys.readouterr().err == told + "expected it to be installed (pip)\n"
+    told = "synthetic_rain: no_such is not installed, which has images/china.jpg; "
+    assert capsys.readouterr().err == told + "expected pip install no_such\n"
     assert not Path("set/train.txt").exists()
     assert synthetic_rain.main(command) == 0
 
