@@ -21,7 +21,7 @@ from media.container import address
 from rain.backgrounds import DRY_SCENES, dead_leaves, drawn, drawn_scene, photograph
 from rain.streaks import Rain, add_rain, log_uniform, rain_frames
 from settings import UserError
-from system.files import begin
+from system.files import begin, write_atomically
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
 
@@ -244,7 +244,7 @@ def _write_picture(path: Path, image: np.ndarray) -> Path:
 
 
 def _write_list(path: Path, lines: list[str]) -> Path:
-    path.write_text("".join(lines), encoding="utf-8")
+    write_atomically(path, "".join(lines).encode())
     return path
 
 
@@ -266,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.count < 1 or not 1 <= arguments.side <= 300 or arguments.seed < 0:
             raise UserError("expected --count from 1 up, --side 1 to 300, --seed from 0 up")
+        if not arguments.output:
+            raise UserError("-o: expected a folder")
         for path in _write(arguments, Path(arguments.output)):
             print(path)
     except (UserError, OSError) as error:

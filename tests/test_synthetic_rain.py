@@ -1,6 +1,7 @@
 """Synthetic rain only brightens, is as varied as its look says, and makes the demo's sets."""
 
 import resource
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -172,19 +173,30 @@ def test_a_package_that_is_missing_is_named(capsys, monkeypatch):
     assert synthetic_rain.main(command) == 0
 
 
-def test_training_pairs_are_of_all_kinds():
-    photographs = [backgrounds.photograph("camera")]
-    dry, faint, strong = 0, 0, 0
-    for seed in range(200):
-        pair = synthetic_rain.training_pair(photographs, 48, np.random.default_rng(seed))
+def test_training_pairs_are_of_all_kinds(monkeypatch):
+    drawn = []
+
+    def watched(name, original):
+        return lambda *words: drawn.append(name) or original(*words)
+
+    for look in ("faint", "near", "sample"):
+        monkeypatch.setattr(Rain, look, staticmethod(watched(look, getattr(Rain, look))))
+    compressed = watched("compressed", synthetic_rain._compressed)
+    monkeypatch.setattr(synthetic_rain, "_compressed", compressed)
+    photographs, kinds, count = [backgrounds.photograph("camera")], Counter(), 300
+    for seed in range(count):
+        drawn.clear()
+        pair = synthetic_rain.training_pair(photographs, 40, np.random.default_rng(seed))
         rainy, clean = (image.astype(int) for image in pair)
-        assert rainy.shape == clean.shape == (48, 48, 3)
+        assert rainy.shape == clean.shape == (40, 40, 3)
         assert (rainy >= clean).all()
-        most = (rainy - clean).max()
-        dry, faint, strong = dry + (most == 0), faint + (0 < most <= 20), strong + (most > 60)
-    assert dry >= 40  # those, and where none of a few streaks fell into so small a patch
-    assert faint >= 30
-    assert strong >= 40
+        looks = [name for name in drawn if name != "compressed"]
+        assert looks or np.array_equal(rainy, clean)
+        kinds["compressed"] += "compressed" in drawn
+        kinds[looks[0] if looks else "dry"] += 1
+    expected = {"dry": 1 / 6, "faint": 0.29, "near": 0.28, "sample": 0.26, "compressed": 1 / 3}
+    assert kinds.keys() == expected.keys()
+    assert {kind: kinds[kind] / count for kind in kinds} == pytest.approx(expected, abs=0.08)
 
 
 @pytest.mark.parametrize("side", [1, 47, 300])
@@ -251,6 +263,8 @@ def test_the_sets_are_lists_of_pairs(capsys):
 def test_bad_arguments_are_one_line(capsys):
     assert synthetic_rain.main(["train", "-o", "demo", "--side", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert synthetic_rain.main(["train", "-o", ""]) == 2
+    assert capsys.readouterr().err == "synthetic_rain: -o: expected a folder\n"
     Path("file").write_text("in the way")
     assert synthetic_rain.main(["test", "-o", "file"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
