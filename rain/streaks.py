@@ -106,6 +106,23 @@ class Rain:
             spindle=bool(rng.random() < 0.4),
         )
 
+    @staticmethod
+    def dense(rng: np.random.Generator) -> "Rain":
+        """Heavy rain: many thin, bright streaks side by side, upright or slanting."""
+        width = int(rng.choice([1, 1, 2, 2, 3]))
+        return Rain(
+            density=log_uniform(rng, 0.8, 6) / width**0.7,
+            angle=float(rng.normal(0, 10) if rng.random() < 0.5 else rng.uniform(-35, 35)),
+            length=log_uniform(rng, 15, 70),
+            width=width,
+            brightness=float(rng.uniform(70, 240)),
+            blur=float(rng.uniform(0.3, 1.0)),
+            cover=float(rng.random()) if rng.random() < 0.5 else 0.0,
+            uneven=float(rng.uniform(0, 0.8)),
+            grain=int(rng.choice(GRAINS)),
+            spindle=bool(width > 1 and rng.random() < 0.5),
+        )
+
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """A number from low to high, as likely in one octave as in any other."""

@@ -132,8 +132,8 @@ def training_pair(
     """A pair of training patches, rainy and clean, (side,side,3) uint8.
 
     One in six gets no rain: there is nothing to remove, and the target is the input. Three in ten
-    get faint rain alone, as many near drops, the rest any look; few streaks may all miss a small
-    patch. One in three is compressed like frames of a video.
+    get faint rain alone, one in five near drops, as many heavy rain, the rest any look; few
+    streaks may all miss a small patch. One in three is compressed like frames of a video.
     """
     clean = _background(photographs, side, rng)
     kind, rain = rng.random(), []
@@ -141,8 +141,10 @@ def training_pair(
         pass
     elif kind < 0.46:
         rain = [Rain.faint(rng) for _ in range(rng.integers(1, 3))]
-    elif kind < 0.74:
+    elif kind < 0.66:
         rain = [Rain.near(rng)] + ([Rain.faint(rng)] if rng.random() < 0.5 else [])
+    elif kind < 0.86:
+        rain = [Rain.dense(rng)] + ([Rain.near(rng)] if rng.random() < 0.2 else [])
     else:
         rain = [Rain.sample(rng) for _ in range(rng.integers(1, 3))]
     rainy = add_rain(clean, rain, rng)

@@ -179,7 +179,7 @@ def test_training_pairs_are_of_all_kinds(monkeypatch):
     def watched(name, original):
         return lambda *words: drawn.append(name) or original(*words)
 
-    for look in ("faint", "near", "sample"):
+    for look in ("faint", "near", "dense", "sample"):
         monkeypatch.setattr(Rain, look, staticmethod(watched(look, getattr(Rain, look))))
     compressed = watched("compressed", synthetic_rain._compressed)
     monkeypatch.setattr(synthetic_rain, "_compressed", compressed)
@@ -194,7 +194,8 @@ def test_training_pairs_are_of_all_kinds(monkeypatch):
         assert looks or np.array_equal(rainy, clean)
         kinds["compressed"] += "compressed" in drawn
         kinds[looks[0] if looks else "dry"] += 1
-    expected = {"dry": 1 / 6, "faint": 0.29, "near": 0.28, "sample": 0.26, "compressed": 1 / 3}
+    expected = {"dry": 1 / 6, "faint": 0.29, "near": 0.2, "dense": 0.2, "sample": 0.14}
+    expected["compressed"] = 1 / 3
     assert kinds.keys() == expected.keys()
     assert {kind: kinds[kind] / count for kind in kinds} == pytest.approx(expected, abs=0.08)
 
