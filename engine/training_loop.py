@@ -191,8 +191,16 @@ def _start(run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: Batch
     lr = learning_rate(settings, step)
     with _explained(run, step, batch):
         tensors = batch.tensors(run.device, settings.mask_threshold)
-        how = settings.accumulate_steps, run.bf16, settings.off_mask_weight
-        measured = train_one_step(net, run.optimiser, ssim, tensors, lr, *how)
+        measured = train_one_step(
+            net,
+            run.optimiser,
+            ssim,
+            tensors,
+            lr,
+            parts=settings.accumulate_steps,
+            bf16=run.bf16,
+            off_mask=settings.off_mask_weight,
+        )
     return _Started(step, batch, lr, began, measured)
 
 
@@ -271,7 +279,9 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
     with torch.no_grad(), _explained(run, run.clock, batch):
         tensors = batch.tensors(run.device, settings.mask_threshold)
         for part in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
-            losses, *_ = losses_of(run.net, ssim, *part, run.bf16, settings.off_mask_weight)
+            losses, *_ = losses_of(
+                run.net, ssim, *part, bf16=run.bf16, off_mask=settings.off_mask_weight
+            )
             sums = {name: total + losses[name].item() for name, total in sums.items()}
     totals = ranks.total(list(sums.values()))
     if ranks.first:

@@ -43,10 +43,7 @@ class Outcome:
 
 def _l1(found: Outcome) -> tuple[Tensor, Tensor]:
     error = F.l1_loss(found.output, found.clean)
-    if not found.off_mask:
-        return error, error
-    harm = ((found.output - found.clean).abs() * (1 - found.label[:, None])).mean()
-    return error, error + found.off_mask * harm
+    return error, error
 
 
 def _ssim(found: Outcome) -> tuple[Tensor, Tensor]:
@@ -59,10 +56,17 @@ def _mask(found: Outcome) -> tuple[Tensor, Tensor]:
     return error, error
 
 
-# The terms of the recipe's loss (paper section 4), means throughout. Each gives the value that is
-# shown under its name, and the value that is added to the loss. A term that is put in here is
-# trained on, shown as progress, written to the events and validated.
-TERMS = {"l1": _l1, "ssim": _ssim, "mask": _mask}
+def _off_mask(found: Outcome) -> tuple[Tensor, Tensor]:
+    error = ((found.output - found.clean).abs() * (1 - found.label[:, None])).mean()
+    # Not times 0: the recipe's gradient takes no part of it.
+    return error, found.off_mask * error if found.off_mask else torch.zeros_like(error)
+
+
+# The terms of the recipe's loss (paper section 4), means throughout, and one that is ours and of no
+# weight unless it is given one. Each gives the value that is shown under its name, and the value
+# that is added to the loss. A term that is put in here is trained on, shown as progress, written to
+# the events and validated.
+TERMS = {"l1": _l1, "ssim": _ssim, "mask": _mask, "off_mask": _off_mask}
 
 
 def loss_names() -> list[str]:

@@ -261,7 +261,7 @@ def foliage(canvas: np.ndarray, rng: Rng) -> None:
             _stroke(canvas, rib, np.clip(shade + light, 0, 255), 1)
 
 
-def grain(canvas: np.ndarray, rng: Rng) -> None:
+def fibres(canvas: np.ndarray, rng: Rng) -> None:
     """Wood, bark, cloth, stained walls: noise that is drawn out, mostly upright."""
     side = canvas.shape[0]
     thin, long = log_uniform(rng, 0.5, 4), log_uniform(rng, 3, 40)
@@ -279,4 +279,4 @@ def grain(canvas: np.ndarray, rng: Rng) -> None:
 Scene = Callable[[np.ndarray, Rng], None]  # draws on a (side,side,3) uint8 image
 DRY_SCENES: tuple[Scene, ...] = (slats, lattice, text, blades, wires, gleams)
 # What stands there twice is drawn twice as often, and at times over itself.
-SCENES: tuple[Scene, ...] = (slats, *DRY_SCENES, foliage, foliage, grain, grain)
+SCENES: tuple[Scene, ...] = (slats, *DRY_SCENES, foliage, foliage, fibres, fibres)

@@ -10,7 +10,7 @@ Run as a program, it writes pairs and their list, or videos:
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -21,7 +21,9 @@ from media.container import address
 from rain.backgrounds import DRY_SCENES, dead_leaves, drawn, drawn_scene, photograph
 from rain.streaks import Rain, add_rain, log_uniform, rain_frames
 from settings import UserError
-from system.files import begin, write_atomically
+from system.commandline import Parser
+from system.files import begin, shown, write_atomically
+from system.streams import make_lasting
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
 
@@ -42,6 +44,13 @@ LARGEST = 2.0  # the scale of a training photograph: frames of videos are as sof
 DRAWN_SIDE = 256  # pixels
 VIDEO_PHOTOGRAPHS = ("astronaut", "stereo_motorcycle", "camera")
 VIDEO_SIZE, VIDEO_FRAMES = (288, 272), 40  # width and height, and length
+SETS = {
+    "test": "the demo's test set, from photographs",
+    "dry": "pictures without rain, to be left alone",
+    "train": "training patches, from other backgrounds",
+    "sheet": "a picture of the first training patches",
+    "videos": "short rain videos of a still camera",
+}
 LISTS = {"test": ["test.txt"], "dry": ["photographs.txt", "drawings.txt"], "train": ["train.txt"]}
 SHEET_ROWS, SHEET_COLUMNS = 6, 8  # each place holds a rainy patch and a clean one
 
@@ -203,13 +212,12 @@ def _compressed(
 
 
 def write_training_set(
-    folder: Path, count: int, side: int, seed: int, names: tuple[str, ...]
+    folder: Path, count: int, side: int, seed: int, photographs: list[np.ndarray]
 ) -> Path:
-    """count pairs of square patches, on photographs of these names and on drawings.
+    """count pairs of square patches, on these photographs and on drawings.
 
     Returns the list's path.
     """
-    photographs = [photograph(name) for name in names]
     lines = []
     for index in range(count):
         pair = training_pair(photographs, side, np.random.default_rng([seed, 3, index]))
@@ -217,9 +225,9 @@ def write_training_set(
     return _write_list(folder / "train.txt", lines)
 
 
-def write_sheet(folder: Path, side: int, seed: int, names: tuple[str, ...]) -> Path:
+def write_sheet(folder: Path, side: int, seed: int, photographs: list[np.ndarray]) -> Path:
     """A picture of the first pairs of the training set, rainy above clean. Returns its path."""
-    photographs, rows = [photograph(name) for name in names], []
+    rows = []
     for row in range(SHEET_ROWS):
         indices = range(row * SHEET_COLUMNS, (row + 1) * SHEET_COLUMNS)
         pairs = [
@@ -239,9 +247,8 @@ def _rounded(image: np.ndarray) -> np.ndarray:
 
 
 def _write_picture(path: Path, image: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image):
-        raise UserError(f"{path}: cannot be written")
+    # Not by OpenCV, which knows no names but UTF-8.
+    write_atomically(path, cv2.imencode(".png", image)[1].tobytes(), lasting=False)
     return path
 
 
@@ -251,29 +258,14 @@ def _write_list(path: Path, lines: list[str]) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Write synthetic rain: pairs and their list, or videos."
-    )
-    parser.add_argument("set", choices=["test", "dry", "train", "sheet", "videos"])
-    parser.add_argument("-o", "--output", required=True, metavar="DIR")
-    parser.add_argument("-n", "--count", type=int, default=3000, help="training patches")
-    parser.add_argument("--side", type=int, default=128, help="side of a training patch, pixels")
-    parser.add_argument(
-        "--more-photographs",
-        action="store_true",
-        help="also take photographs of scikit-learn, Matplotlib and PyWavelets",
-    )
-    parser.add_argument("--seed", type=int, default=2019)
-    arguments = parser.parse_args(argv)
     try:
-        if arguments.count < 1 or not 1 <= arguments.side <= 300 or arguments.seed < 0:
-            raise UserError("expected --count from 1 up, --side 1 to 300, --seed from 0 up")
-        if not arguments.output:
-            raise UserError("-o: expected a folder")
+        arguments = _parser().parse_args(argv)
         for path in _write(arguments, Path(arguments.output)):
-            print(path)
+            print(shown(path))
     except (UserError, OSError) as error:
-        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        told = str(error)
+        if isinstance(error, OSError):
+            told = f"{error.filename or 'input/output'}: {error.strerror or error}"
         print(f"synthetic_rain: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -282,22 +274,70 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m rain.synthetic_rain",
+        description="Write synthetic rain: pairs and their list, or videos.",
+    )
+    sets = parser.add_subparsers(dest="set", metavar="SET", required=True)
+    for name, purpose in SETS.items():
+        options = sets.add_parser(name, help=purpose, description=f"Write {purpose}.")
+        options.add_argument("-o", "--output", required=True, type=_folder, metavar="DIR")
+        options.add_argument("--seed", type=_whole(0, 2**63), default=2019, metavar="N")
+        if name == "train":
+            options.add_argument(
+                "-n", "--count", type=_whole(1, 10**7), default=3000, metavar="N", help="patches"
+            )
+        if name in ("train", "sheet"):
+            options.add_argument(
+                "--side", type=_whole(1, 300), default=128, metavar="N", help="pixels of a patch"
+            )
+            options.add_argument(
+                "--more-photographs",
+                action="store_true",
+                help="also take photographs of scikit-learn, Matplotlib and PyWavelets",
+            )
+    return parser
+
+
+def _folder(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder")
+    if Path(text, "rain", Path(__file__).name).exists():
+        raise argparse.ArgumentTypeError(
+            f"{text} holds this program, in the folder rain; expected another folder"
+        )
+    return text
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def checked(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected {low} to {high}, not {text!r}")
+        return int(text)
+
+    return checked
+
+
 def _write(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     """Write the set that is asked for; the paths of what to use."""
-    seed, side = arguments.seed, arguments.side
-    names = TRAINING_PHOTOGRAPHS + MORE_PHOTOGRAPHS * arguments.more_photographs
-    for name in LISTS.get(arguments.set, ()):
-        (folder / name).unlink(missing_ok=True)  # a set that is interrupted has no list
-    if arguments.set == "test":
+    name, seed, photographs = arguments.set, arguments.seed, []
+    if name in ("train", "sheet"):
+        names = TRAINING_PHOTOGRAPHS + MORE_PHOTOGRAPHS * arguments.more_photographs
+        photographs = [photograph(name) for name in names]
+    for unfinished in LISTS.get(name, ()):
+        (folder / unfinished).unlink(missing_ok=True)  # a set that is interrupted has no list
+    if name == "test":
         return [write_test_set(folder, seed)]
-    if arguments.set == "dry":
+    if name == "dry":
         return write_dry_sets(folder, seed)
-    if arguments.set == "train":
-        return [write_training_set(folder, arguments.count, side, seed, names)]
-    if arguments.set == "sheet":
-        return [write_sheet(folder, side, seed, names)]
+    if name == "train":
+        return [write_training_set(folder, arguments.count, arguments.side, seed, photographs)]
+    if name == "sheet":
+        return [write_sheet(folder, arguments.side, seed, photographs)]
     return [write_videos(folder, seed)]
 
 
 if __name__ == "__main__":
+    make_lasting()
     sys.exit(main())

@@ -150,19 +150,21 @@ def _names(name: str) -> list[str]:
     return [SHORT_NAMES[name], flag(name)] if name in SHORT_NAMES else [flag(name)]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, as a UserError."""
+
     def error(self, message: str) -> None:
         raise UserError(message.removeprefix("argument "))
 
 
-def _parser(action: str | None) -> argparse.ArgumentParser:
+def _parser(action: str | None) -> Parser:
     """A parser with the options of one action, or of all, grouped by action.
 
     No option has a default here, so that what was given can be told from what was not.
     """
     guide = GUIDES.get(action, Guide(ABOUT, "", ""))
     usage = f"python main.py -a {action or 'ACTION'} {guide.needs} [options]"
-    parser = _Parser(
+    parser = Parser(
         usage=" ".join(usage.split()),
         description=guide.purpose[0].upper() + guide.purpose[1:].rstrip(".") + ".",
         epilog=f"example:\n  {_example(action)}" if action else LESS,

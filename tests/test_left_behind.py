@@ -76,7 +76,7 @@ def test_a_start_refused_for_an_image_binds_nobody(run, pairs, unlike_any_start)
 
 
 def test_a_start_refused_for_want_of_memory_binds_nobody(run, pairs, unlike_any_start, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     with monkeypatch.context() as patch:

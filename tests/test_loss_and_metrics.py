@@ -12,7 +12,7 @@ from conftest import golden
 from skimage.metrics import structural_similarity
 
 from cal_ssim import SSIM, gaussian_window
-from engine.training_step import losses_of
+from engine.training_step import losses_of, train_one_step
 from media.pixels import luminance, to_uint8
 from report.metrics import GAUSSIAN, MEASURES, PROTOCOLS, measure
 
@@ -28,6 +28,17 @@ class Darker(torch.nn.Module):
         return image[:, :1] * 0, torch.where(image > 0.5, image - self.by, image)
 
 
+class Dimmer(torch.nn.Module):
+    """In a network's place: mask and output are a share of the image, which can be learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.tensor(0.4))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return image[:, :1] * self.by, image * self.by
+
+
 def test_what_changes_off_the_rain_can_weigh_more():
     clean = torch.full((2, 3, 6, 8), 0.25)
     clean[:, :, 3:] = 0.75  # bright, and no rain
@@ -40,8 +51,26 @@ def test_what_changes_off_the_rain_can_weigh_more():
 
     plain, weighed = losses(0.0), losses(4.0)
     assert plain["loss"] == pytest.approx(plain["l1"] + 1 - plain["ssim"] + plain["mask"])
+    assert weighed["off_mask"] == 0.125 / 2
     assert weighed["loss"] - plain["loss"] == pytest.approx(4 * 0.125 / 2, abs=1e-6)
-    assert all(weighed[name] == plain[name] for name in ("l1", "ssim", "mask"))
+    assert all(weighed[name] == plain[name] for name in ("l1", "ssim", "mask", "off_mask"))
+
+
+def test_what_weighs_more_does_so_in_parts_too():
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.rand(4, 3, 24, 24, generator=generator) for _ in range(2)]
+    tensors.append((torch.rand(4, 24, 24, generator=generator) < 0.3).float())
+
+    def step(**options):
+        net = Dimmer()
+        sgd = torch.optim.SGD(net.parameters())
+        values = train_one_step(net, sgd, SSIM(), tensors, 0.1, **options).read()
+        return values, net.by.grad.item()
+
+    (once, gradient), (twice, in_parts) = (step(off_mask=3, parts=parts) for parts in (1, 2))
+    assert twice == pytest.approx(once, rel=1e-5)
+    assert in_parts == pytest.approx(gradient, rel=1e-4)
+    assert step(parts=2)[1] != pytest.approx(gradient, rel=0.1)
 
 
 def released_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -292,7 +292,7 @@ def test_a_clock_moved_back_and_a_crowded_folder_change_nothing(run, pairs, monk
 
 
 def test_not_enough_memory_is_one_line(run, pairs, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(training_loop, "train_one_step", broken)
@@ -306,11 +306,11 @@ def test_a_score_that_a_signal_forestalled_is_made_up_for(run, pairs, tmp_path, 
     words = start(pairs, "--val-list", val, "--val-every", 2, "--num-steps", 5)
     original, calls = training_loop.train_one_step, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGTERM)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "train_one_step", interrupted)

@@ -1,12 +1,16 @@
 """Synthetic rain only brightens, is as varied as its look says, and makes the demo's sets."""
 
+import os
 import resource
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from media import lists
 from rain import backgrounds, synthetic_rain
@@ -169,7 +173,7 @@ def test_a_package_that_is_missing_is_named(capsys, monkeypatch):
     assert synthetic_rain.main([*command, "--more-photographs"]) == 2
     told = "synthetic_rain: no_such is not installed, which has images/china.jpg; "
     assert capsys.readouterr().err == told + "expected pip install no_such\n"
-    assert not Path("set/train.txt").exists()
+    assert Path("set/train.txt").read_text() == "of an earlier set"
     assert synthetic_rain.main(command) == 0
 
 
@@ -234,11 +238,11 @@ def test_the_dry_sets_are_pairs_of_equal_images(capsys):
 
 
 def test_the_sheet_shows_the_training_pairs():
-    command = ["-o", "sheet", "-n", "9", "--side", "40"]
+    command = ["-o", "sheet", "--side", "40"]
     assert synthetic_rain.main(["sheet", *command]) == 0
     sheet = cv2.imread("sheet/sheet.png")
     assert sheet.shape == (6 * 80, 8 * 40, 3)
-    assert synthetic_rain.main(["train", *command]) == 0
+    assert synthetic_rain.main(["train", *command, "-n", "9"]) == 0
     for index, (top, left) in ((0, (0, 0)), (7, (0, 280)), (8, (80, 0))):
         pair = [cv2.imread(f"sheet/{side}/{index:05d}.png") for side in ("rain", "clean")]
         assert np.array_equal(sheet[top : top + 80, left : left + 40], np.vstack(pair))
@@ -261,14 +265,38 @@ def test_the_sets_are_lists_of_pairs(capsys):
     assert np.array_equal(cv2.imread(f"demo/{first}"), before)
 
 
-def test_bad_arguments_are_one_line(capsys):
-    assert synthetic_rain.main(["train", "-o", "demo", "--side", "0"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert synthetic_rain.main(["train", "-o", ""]) == 2
-    assert capsys.readouterr().err == "synthetic_rain: -o: expected a folder\n"
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train -o demo --side 0", "--side: expected 1 to 300, not '0'"),
+        ("train -o demo -n many", "-n/--count: expected 1 to 10000000, not 'many'"),
+        ("test -o demo --seed -1", "--seed: expected 0 to 9223372036854775808, not '-1'"),
+        ("test", "the following arguments are required: -o/--output"),
+        ("train -o ", "-o/--output: expected a folder"),
+        ("test -o demo -n 9", "unrecognized arguments: -n 9"),
+        ("test -o file", "file/test.txt: Not a directory"),
+        ("dry -o .", "-o/--output: . holds this program, in the folder rain; expected another "
+         "folder"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_one_line(capsys, command, told):
     Path("file").write_text("in the way")
-    assert synthetic_rain.main(["test", "-o", "file"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    Path("rain").mkdir()
+    Path("rain/synthetic_rain.py").touch()
+    before = sorted(Path().rglob("*"))
+    assert synthetic_rain.main(command.split(" ")) == 2
+    assert capsys.readouterr().err == f"synthetic_rain: {told}\n"
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are there on Linux alone")
+def test_a_folder_may_have_any_name():
+    folder = os.fsdecode(b"caf\xe9")
+    command = [sys.executable, "-m", "rain.synthetic_rain", "sheet", "--side", "8", "-o", folder]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": ROOT})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == "caf\N{REPLACEMENT CHARACTER}/sheet.png\n".encode()
+    assert os.listdir(folder) == ["sheet.png"]
 
 
 def test_add_rain_refuses_other_images():

@@ -125,7 +125,7 @@ def test_every_cadence(run, pairs):
     watched = {"mask/mean", "mask/std", "optim/lr", "optim/grad_norm"}
     watched |= {"speed/images_per_second", "speed/memory_MiB"}
     record = {"_hparams_/experiment", "_hparams_/session_start_info", LAYOUT}
-    losses = {"loss/total", "loss/l1", "loss/ssim", "loss/mask"}
+    losses = {f"loss/{term}" for term in ("total", "l1", "ssim", "mask", "off_mask")}
     pictures = {f"pictures/{number}" for number in (1, 2, 3, 4)}
     assert set(training) == losses | watched | record
     assert set(validation) == losses | pictures
@@ -147,9 +147,11 @@ def test_the_weight_off_the_mask_is_of_training_and_of_validation(run, pairs):
     for folder in ("logdir/train_derain", "logdir/val_derain"):
         curves = events(folder)
         for step in range(2):
-            l1, ssim, mask = (curves[f"loss/{term}"][step] for term in ("l1", "ssim", "mask"))
-            more = curves["loss/total"][step] - (l1 + 1 - ssim + mask)
-            assert 0.01 < more < 2 * l1
+            terms = ("l1", "ssim", "mask", "off_mask")
+            l1, ssim, mask, off = (curves[f"loss/{term}"][step] for term in terms)
+            assert 0.005 < off < l1
+            total = l1 + 1 - ssim + mask + 2 * off
+            assert curves["loss/total"][step] == pytest.approx(total, rel=1e-5)
     status, _, err = run(*words, "--num-steps", 3)
     assert (status, err.count("\n")) == (2, 1)
     assert "--off-mask-weight is 0.0, was 2" in err
