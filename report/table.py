@@ -162,15 +162,31 @@ def print_means(means: dict[str, float], count: int, listed: int) -> None:
 
 
 def print_worst(rows: list[Row]) -> None:
-    """Print which image comes out worst, and which loses most against its rainy image."""
-    after, before = "output_released_psnr", "input_released_psnr"
-    lowest = min(rows, key=lambda row: row.scores[after])
-    print(f"lowest PSNR {lowest.scores[after]:.4f}: {lowest.name}")
-    losses = {  # an image without rain, infinitely good before, can but lose
-        row.name: row.scores[before] - row.scores[after]
-        for row in rows
-        if math.isfinite(row.scores[before])
-    }
-    worst = max(losses, key=losses.__getitem__, default="")
-    if worst and losses[worst] > 0:
-        print(f"largest loss against the rainy image {losses[worst]:.4f}: {worst}")
+    """Print which image comes out worst, and of those that lose, which loses most.
+
+    An image without rain, whose PSNR is infinite, can but lose: such are told of by themselves.
+    """
+
+    def after(row: Row) -> float:
+        return row.scores["output_released_psnr"]
+
+    def loss(row: Row) -> float:
+        return row.scores["input_released_psnr"] - after(row)
+
+    lowest = min(rows, key=after)
+    print(f"lowest PSNR: {lowest.name} {after(lowest):.4f} dB")
+    rained = [row for row in rows if math.isfinite(row.scores["input_released_psnr"])]
+    losers = [row for row in rained if loss(row) >= 5e-5]  # less would be printed as none
+    if losers:
+        worst = max(losers, key=loss)
+        print(
+            f"largest loss against the rainy image: {worst.name} {loss(worst):.4f} dB; "
+            f"{len(losers)} of {len(rained)} lose"
+        )
+    if len(rained) < len(rows):
+        dry = [row for row in rows if math.isinf(row.scores["input_released_psnr"])]
+        least = min(dry, key=after)
+        print(
+            f"rainy and clean image are equal in {len(dry)} of {len(rows)}: PSNR tells what was "
+            f"changed, most in {least.name}, {after(least):.4f} dB"
+        )
