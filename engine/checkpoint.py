@@ -3,7 +3,8 @@
 A file holds `net` (the network's tensors), `clock` (index of the last completed step) and `opt`
 (the optimiser's state), as the published ones do, and beside them `format`, `settings`, `rng`,
 `best` (the best score so far), `data` (a fingerprint of the training list) and `run` (its name).
-Run as a program, it copies a checkpoint without its optimiser: python -m engine.checkpoint FROM TO
+Run as a program, it copies a checkpoint without its optimiser, or writes the mean of several:
+    python -m engine.checkpoint FROM [FROM ...] TO
 """
 
 import io
@@ -245,16 +246,42 @@ def _listed(word: str, keys: list[str]) -> str:
     return f"{word} {', '.join(keys[:3])}{more}"
 
 
+def mean_of(paths: list[Path]) -> dict[str, Any]:
+    """The weights of one checkpoint, or the mean of several; one that stands there twice counts so.
+
+    Such a mean, of the steps of a run or of runs that began with the same weights, is often better
+    than each of them: their errors cancel out (Wortsman et al., Model Soups, ICML 2022).
+
+    Returns:
+        The content of the last, with these weights and without the state of its run.
+
+    Raises:
+        UserError: one cannot be loaded, or is of another network than the first.
+    """
+    contents = [load(path) for path in paths]
+    first, last = contents[0], contents[-1]
+    for path, content in zip(paths, contents, strict=True):
+        check_tensors(path, content["net"], first["net"])
+        if direction_attention(content) != direction_attention(first):
+            how = "with" if direction_attention(content) else "without"
+            raise UserError(f"{path}: trained {how} direction attention, unlike {paths[0]}")
+    for key in ("opt", "rng", "best", "data", "run"):
+        last.pop(key, None)
+    nets = [content["net"] for content in contents]
+    means = {
+        key: torch.stack([net[key].double() for net in nets]).mean(0).to(value.dtype)
+        for key, value in last["net"].items()
+    }
+    return last | {"net": means}
+
+
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        print("usage: python -m engine.checkpoint FROM TO", file=sys.stderr)
+    if len(arguments) < 2:
+        print("usage: python -m engine.checkpoint FROM [FROM ...] TO", file=sys.stderr)
         return 2
+    *sources, target = map(Path, arguments)
     try:
-        content = load(Path(arguments[0]))
-        for key in ("opt", "rng", "best", "data", "run"):
-            content.pop(key, None)
-        content["net"] = {key: value.contiguous() for key, value in content["net"].items()}
-        save(Path(arguments[1]), content)
+        save(target, mean_of(sources))
     except UserError as error:
         print(f"engine.checkpoint: {error}", file=sys.stderr)
         return 2

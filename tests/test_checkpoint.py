@@ -240,3 +240,32 @@ def test_stripping_keeps_the_weights_and_drops_the_optimiser(capsys):
     assert checkpoint.main(["model/nothing", "model/other"]) == 2
     assert "model/nothing: no such checkpoint" in capsys.readouterr().err
     assert not Path("model/other").exists()
+
+
+def test_several_become_their_mean(capsys):
+    path = saved()
+    content = torch.load(path, weights_only=True)
+    weights = content["net"]
+    for name, factor in (("twice", 2), ("none", 0)):
+        net = {key: value * factor for key, value in weights.items()}
+        checkpoint.save(Path(f"model/{name}"), content | {"net": net})
+    one, twice, none = str(path), "model/twice", "model/none"
+    assert checkpoint.main([none, twice, twice, one, "model/mean"]) == 0
+    mean = torch.load("model/mean", weights_only=True)
+    assert set(mean) == {"net", "clock", "settings", "format"}
+    for key, value in weights.items():
+        assert mean["net"][key].dtype == value.dtype
+        assert torch.allclose(mean["net"][key], value * 1.25)
+    checkpoint.save(Path("model/other"), content | {"settings": {"direction_attention": True}})
+    odd = dict(weights)
+    name, tensor = odd.popitem()
+    checkpoint.save(Path("model/odd"), content | {"net": odd | {name: tensor[:1]}})
+    for wrong, told in (
+        ("other", f"model/other: trained with direction attention, unlike {one}"),
+        ("odd", f"model/odd: {name} is "),
+    ):
+        assert checkpoint.main([one, f"model/{wrong}", "model/not"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"engine.checkpoint: {told}")
+        assert err.count("\n") == 1
+    assert not Path("model/not").exists()
