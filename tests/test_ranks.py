@@ -67,7 +67,7 @@ def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
     torch.manual_seed(0)
     TrainingRun(Settings("train", device="cpu")).save("latest")
     words = ["-a", "test", "--test-list", pairs, "--device", "cpu", "--num-threads", 1]
-    run(*words, "--result-dir", "one")
+    assert finish(command(*words, "--result-dir", "one")).returncode == 0
     done = finish(torchrun(2, *words, "--result-dir", "two", "--log-dir", "logdir2"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("PSNR ") == 2  # the head of the table and the last line, of one rank
