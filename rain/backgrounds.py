@@ -278,5 +278,7 @@ def fibres(canvas: np.ndarray, rng: Rng) -> None:
 
 Scene = Callable[[np.ndarray, Rng], None]  # draws on a (side,side,3) uint8 image
 DRY_SCENES: tuple[Scene, ...] = (slats, lattice, text, blades, wires, gleams)
-# What stands there twice is drawn twice as often, and at times over itself.
-SCENES: tuple[Scene, ...] = (slats, *DRY_SCENES, foliage, foliage, fibres, fibres)
+# What stands there more than once is drawn as much more often, and at times over itself.
+SCENES: tuple[Scene, ...] = (
+    slats, lattice, lattice, *DRY_SCENES, foliage, foliage, fibres, fibres,
+)  # fmt: skip
