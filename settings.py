@@ -282,7 +282,7 @@ class Settings:
         recipe=True,
     )
     off_mask_weight: float = option(
-        0.0, TRAIN, "weight of a second L1 loss off the label", low=0, high=1000, recipe=True
+        0.0, TRAIN, "weight of a second L1 loss where the label is 0", low=0, high=1000, recipe=True
     )
 
     # Cadence, in steps (recipe)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from model import SPANet
 from settings import Settings, UserError
 from system.files import write_atomically
 from system.reading import open_regular
@@ -249,42 +250,49 @@ def _listed(word: str, keys: list[str]) -> str:
 def mean_of(paths: list[Path]) -> dict[str, Any]:
     """The weights of one checkpoint, or the mean of several; one that stands there twice counts so.
 
-    Such a mean, of the steps of a run or of runs that began with the same weights, is often better
-    than each of them: their errors cancel out (Wortsman et al., Model Soups, ICML 2022).
+    The mean of steps of one run, or of runs that began with the same weights, is often better than
+    each of them: their errors cancel out (Wortsman et al., Model Soups, ICML 2022).
 
     Returns:
         The content of the last, with these weights and without the state of its run.
 
     Raises:
-        UserError: one cannot be loaded, or is of another network than the first.
+        UserError: one cannot be loaded, is not of this network, or not of the kind of the first.
     """
     contents = [load(path) for path in paths]
-    first, last = contents[0], contents[-1]
+    last, attention = contents[-1], direction_attention(contents[0])
+    expected = SPANet(attention).state_dict()
     for path, content in zip(paths, contents, strict=True):
-        check_tensors(path, content["net"], first["net"])
-        if direction_attention(content) != direction_attention(first):
-            how = "with" if direction_attention(content) else "without"
+        if direction_attention(content) != attention:
+            how = "without" if attention else "with"
             raise UserError(f"{path}: trained {how} direction attention, unlike {paths[0]}")
-    for key in ("opt", "rng", "best", "data", "run"):
-        last.pop(key, None)
+        check_tensors(path, content["net"], expected)
     nets = [content["net"] for content in contents]
     means = {
         key: torch.stack([net[key].double() for net in nets]).mean(0).to(value.dtype)
-        for key, value in last["net"].items()
+        for key, value in expected.items()
     }
-    return last | {"net": means}
+    state = {"opt", "rng", "best", "data", "run"}
+    return {key: value for key, value in last.items() if key not in state} | {"net": means}
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) < 2:
+    if len(arguments) < 2 or arguments[0].startswith("-"):
         print("usage: python -m engine.checkpoint FROM [FROM ...] TO", file=sys.stderr)
         return 2
     *sources, target = map(Path, arguments)
     try:
+        if not target.name:
+            raise UserError(f"{arguments[-1]!r}: expected a file to write to")
+        if target.exists():
+            raise UserError(f"{target}: is there already; expected a new file to write to")
         save(target, mean_of(sources))
     except UserError as error:
         print(f"engine.checkpoint: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     return 0
 
 

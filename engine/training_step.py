@@ -58,7 +58,7 @@ def _mask(found: Outcome) -> tuple[Tensor, Tensor]:
 
 def _off_mask(found: Outcome) -> tuple[Tensor, Tensor]:
     error = ((found.output - found.clean).abs() * (1 - found.label[:, None])).mean()
-    # Not times 0: the recipe's gradient takes no part of it.
+    # Not times 0: without a weight it adds nothing to the gradient, not even what is not finite.
     return error, found.off_mask * error if found.off_mask else torch.zeros_like(error)
 
 

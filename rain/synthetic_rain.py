@@ -22,7 +22,7 @@ from rain.backgrounds import DRY_SCENES, dead_leaves, drawn, drawn_scene, photog
 from rain.streaks import Rain, add_rain, log_uniform, rain_frames
 from settings import UserError
 from system.commandline import Parser
-from system.files import begin, shown, write_atomically
+from system.files import begin, require_writable, shown, write_atomically
 from system.streams import make_lasting
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
@@ -60,6 +60,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int])
 
     Raises:
         UserError: it cannot be written; then there is no file of that name.
+        OSError: nor can its folder be made.
     """
     unfinished = begin(path, path.suffix)
     try:
@@ -261,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         for path in _write(arguments, Path(arguments.output)):
-            print(shown(path))
+            print(shown(path), flush=True)
     except (UserError, OSError) as error:
         told = str(error)
         if isinstance(error, OSError):
@@ -279,7 +280,8 @@ def _parser() -> Parser:
         prog="python -m rain.synthetic_rain",
         description="Write synthetic rain: pairs and their list, or videos.",
     )
-    sets = parser.add_subparsers(dest="set", metavar="SET", required=True)
+    names = "{" + ",".join(SETS) + "}"
+    sets = parser.add_subparsers(dest="set", metavar=names, required=True)
     for name, purpose in SETS.items():
         options = sets.add_parser(name, help=purpose, description=f"Write {purpose}.")
         options.add_argument("-o", "--output", required=True, type=_folder, metavar="DIR")
@@ -301,8 +303,8 @@ def _parser() -> Parser:
 
 
 def _folder(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("expected a folder")
+    if not text or Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"expected a folder, not {text!r}")
     if Path(text, "rain", Path(__file__).name).exists():
         raise argparse.ArgumentTypeError(
             f"{text} holds this program, in the folder rain; expected another folder"
@@ -312,8 +314,10 @@ def _folder(text: str) -> str:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def checked(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"expected {low} to {high}, not {text!r}")
+        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {low} to {high}, not {text[:30]!r}"
+            )
         return int(text)
 
     return checked
@@ -325,6 +329,9 @@ def _write(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     if name in ("train", "sheet"):
         names = TRAINING_PHOTOGRAPHS + MORE_PHOTOGRAPHS * arguments.more_photographs
         photographs = [photograph(name) for name in names]
+    if name in LISTS:
+        for kind in ("rain", "clean"):
+            require_writable(folder / kind)
     for unfinished in LISTS.get(name, ()):
         (folder / unfinished).unlink(missing_ok=True)  # a set that is interrupted has no list
     if name == "test":

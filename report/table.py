@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from report.metrics import MEASURES, PROTOCOLS
-from settings import UserError
+from settings import UserError, one_line
 from system.files import write_atomically
 
 SIDES = ("output", "input")
@@ -174,19 +174,20 @@ def print_worst(rows: list[Row]) -> None:
         return row.scores["input_released_psnr"] - after(row)
 
     lowest = min(rows, key=after)
-    print(f"lowest PSNR: {lowest.name} {after(lowest):.4f} dB")
+    print(f"lowest PSNR: {one_line(lowest.name)}, {after(lowest):.4f} dB")
     rained = [row for row in rows if math.isfinite(row.scores["input_released_psnr"])]
     losers = [row for row in rained if loss(row) >= 5e-5]  # less would be printed as none
     if losers:
         worst = max(losers, key=loss)
         print(
-            f"largest loss against the rainy image: {worst.name} {loss(worst):.4f} dB; "
+            f"largest loss against the rainy image: {one_line(worst.name)}, {loss(worst):.4f} dB; "
             f"{len(losers)} of {len(rained)} lose"
         )
     if len(rained) < len(rows):
         dry = [row for row in rows if math.isinf(row.scores["input_released_psnr"])]
         least = min(dry, key=after)
+        told = f"most in {one_line(least.name)}, {after(least):.4f} dB"
         print(
-            f"rainy and clean image are equal in {len(dry)} of {len(rows)}: PSNR tells what was "
-            f"changed, most in {least.name}, {after(least):.4f} dB"
+            f"the rainy and clean images are equal in {len(dry)} of {len(rows)} pairs: there PSNR "
+            f"tells what was changed, {told if math.isfinite(after(least)) else 'nothing'}"
         )

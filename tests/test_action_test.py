@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shlex
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from engine.derainer import Derainer
 from engine.training_run import TrainingRun
 from media.pixels import to_uint8
 from report.metrics import measure
+from report.table import Row, print_worst
 from settings import Settings
 from system.progress import complain
 
@@ -71,11 +73,11 @@ def test_pairs_are_scored_and_written(run, pairs, model):
         for side in ("output", "input")
     )
     lowest = min(after, key=after.get)
-    assert f"lowest PSNR: {lowest} {after[lowest]:.4f} dB" in lines
+    assert f"lowest PSNR: {lowest}, {after[lowest]:.4f} dB" in lines
     lost = {name: before[name] - after[name] for name in after}
     worst = max(lost, key=lost.get)  # there is one: the network is hardly trained
     losers = sum(loss >= 5e-5 for loss in lost.values())
-    told = f"{worst} {lost[worst]:.4f} dB; {losers} of 5 lose"
+    told = f"{worst}, {lost[worst]:.4f} dB; {losers} of 5 lose"
     assert f"largest loss against the rainy image: {told}" in lines
     assert "are equal" not in out
 
@@ -121,8 +123,8 @@ def test_one_pixel_and_equal_images(run, model):
     first, second = rows()
     low = min(first, second, key=lambda row: float(row["output_released_psnr"]))
     least = f"{low['name']}, {float(low['output_released_psnr']):.4f} dB"
-    told = "rainy and clean image are equal in 2 of 2: PSNR tells what was changed, most in "
-    assert told + least in out.splitlines()
+    told = "the rainy and clean images are equal in 2 of 2 pairs: there PSNR tells what was changed"
+    assert f"{told}, most in {least}" in out.splitlines()
     assert first["input_released_psnr"] == "inf"
     assert first["output_released_ssim"] == ""
     means = json.loads(Path("results/summary.json").read_text())["means"]
@@ -261,3 +263,22 @@ def test_direction_attention_is_read_from_the_checkpoint(run, pairs):
         expected = training.net(x)[1][0].permute(1, 2, 0).clamp(0, 1).numpy()
     assert np.array_equal(cv2.imread("results/derained/pair0.png"), to_uint8(expected))
     assert torch.load("model/latest", weights_only=True)["settings"]["direction_attention"]
+
+
+def test_the_worst_of_pairs_with_and_without_rain(capsys):
+    def told(**scores):
+        for name, (before, after) in scores.items():
+            scores = {"input_released_psnr": before, "output_released_psnr": after}
+            rows.append(Row(0, name, {}, 8, 8, 0, 0, 0, 0, scores=scores))
+        print_worst(rows)
+        return capsys.readouterr().out.splitlines()
+
+    rows = []
+    assert told(better=(20, 30)) == ["lowest PSNR: better, 30.0000 dB"]
+    dry = "the rainy and clean images are equal in {} pairs: there PSNR tells what was changed, "
+    assert told(dry=(math.inf, math.inf))[1:] == [dry.format("1 of 2") + "nothing"]
+    assert told(worse=(40, 39.5), same=(31, 31), hurt=(math.inf, 25)) == [
+        "lowest PSNR: hurt, 25.0000 dB",
+        "largest loss against the rainy image: worse, 0.5000 dB; 1 of 3 lose",
+        dry.format("2 of 5") + "most in hurt, 25.0000 dB",
+    ]

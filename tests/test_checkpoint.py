@@ -246,13 +246,14 @@ def test_several_become_their_mean(capsys):
     path = saved()
     content = torch.load(path, weights_only=True)
     weights = content["net"]
-    for name, factor in (("twice", 2), ("none", 0)):
+    for name, factor, step in (("twice", 2, 3), ("none", 0, 5)):
         net = {key: value * factor for key, value in weights.items()}
-        checkpoint.save(Path(f"model/{name}"), content | {"net": net})
+        checkpoint.save(Path(f"model/{name}"), content | {"net": net, "clock": step})
     one, twice, none = str(path), "model/twice", "model/none"
-    assert checkpoint.main([none, twice, twice, one, "model/mean"]) == 0
+    assert checkpoint.main([one, twice, twice, none, "model/mean"]) == 0
     mean = torch.load("model/mean", weights_only=True)
     assert set(mean) == {"net", "clock", "settings", "format"}
+    assert mean["clock"] == 5  # of the last
     for key, value in weights.items():
         assert mean["net"][key].dtype == value.dtype
         assert torch.allclose(mean["net"][key], value * 1.25)
@@ -260,12 +261,16 @@ def test_several_become_their_mean(capsys):
     odd = dict(weights)
     name, tensor = odd.popitem()
     checkpoint.save(Path("model/odd"), content | {"net": odd | {name: tensor[:1]}})
-    for wrong, told in (
-        ("other", f"model/other: trained with direction attention, unlike {one}"),
-        ("odd", f"model/odd: {name} is "),
+    for *words, told in (
+        (one, "model/other", "x", "model/other: trained with direction attention, unlike " + one),
+        (one, "model/odd", "x", f"model/odd: {name} is "),
+        (twice, none, one, f"{one}: is there already; expected a new file to write to"),
+        (one, "", "'': expected a file to write to"),
     ):
-        assert checkpoint.main([one, f"model/{wrong}", "model/not"]) == 2
+        before = path.read_bytes()
+        assert checkpoint.main(words) == 2
         err = capsys.readouterr().err
         assert err.startswith(f"engine.checkpoint: {told}")
         assert err.count("\n") == 1
-    assert not Path("model/not").exists()
+        assert not Path("x").exists()
+        assert path.read_bytes() == before
