@@ -57,8 +57,9 @@ def _mask(found: Outcome) -> tuple[Tensor, Tensor]:
 
 
 def _off_mask(found: Outcome) -> tuple[Tensor, Tensor]:
-    error = ((found.output - found.clean).abs() * (1 - found.label[:, None])).mean()
-    # Not times 0: without a weight it adds nothing to the gradient, not even what is not finite.
+    # Without a weight it is only shown: nothing is kept for a gradient.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and found.off_mask > 0):
+        error = ((found.output - found.clean).abs() * (1 - found.label[:, None])).mean()
     return error, found.off_mask * error if found.off_mask else torch.zeros_like(error)
 
 
