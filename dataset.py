@@ -23,7 +23,7 @@ from media.lists import read_pair
 from media.pair_list import Pair
 from media.tensors import to_float
 from settings import Settings, UserError
-from system.interrupt import deferred, leave_to_parent
+from system.interrupt import defer_signals, leave_signals_to_parent
 
 # More workers than cores is the user's choice, and two by default on a machine of one core.
 warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -55,11 +55,11 @@ class Batch:
         self, device: torch.device, mask_threshold: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """rainy, clean (N,3,H,W) float32 in 0..1 and mask label (N,H,W), on the device."""
-        rainy, clean = _moved([self.rainy, self.clean], device)
+        rainy, clean = to_device([self.rainy, self.clean], device)
         return to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
 
 
-def _moved(images: list[np.ndarray], device: torch.device) -> list[Tensor]:
+def to_device(images: list[np.ndarray], device: torch.device) -> list[Tensor]:
     """The images as tensors on the device, without waiting for what a GPU still has to do.
 
     A copy waits for the work before it on its own stream, which is why it has one of its own.
@@ -68,7 +68,7 @@ def _moved(images: list[np.ndarray], device: torch.device) -> list[Tensor]:
     tensors = [torch.from_numpy(image) for image in images]
     if device.type != "cuda":
         return [tensor.to(device) for tensor in tensors]
-    stream, current = _upload_stream(device), torch.cuda.current_stream(device)
+    stream, current = copy_stream(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(stream):
         tensors = [tensor.to(device) for tensor in tensors]
     current.wait_stream(stream)
@@ -78,7 +78,7 @@ def _moved(images: list[np.ndarray], device: torch.device) -> list[Tensor]:
 
 
 @lru_cache
-def _upload_stream(device: torch.device) -> torch.cuda.Stream:
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
@@ -176,7 +176,7 @@ def _unchanged(item: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    leave_to_parent()
+    leave_signals_to_parent()
     cv2.setNumThreads(0)
 
 
@@ -190,7 +190,7 @@ class Stream:
     def __init__(self, loader: DataLoader, raising: bool = True) -> None:
         self._raising = raising
         others = multiprocessing.active_children()
-        with deferred():  # none is started that nobody knows of
+        with defer_signals():  # none is started that nobody knows of
             # At once: forking them later, beside running thread pools, is not safe.
             self._items = iter(loader)
             self._workers = set(multiprocessing.active_children()) - set(others)
@@ -222,7 +222,7 @@ class Stream:
             worker.kill()  # they ignore the signal that asks
 
 
-def batches(
+def load_batches(
     pairs: Sequence[Pair],
     settings: Settings,
     branch: int,
@@ -250,7 +250,7 @@ def batches(
     return Stream(loader)
 
 
-def first_crops(pairs: Sequence[Pair], settings: Settings, branch: int, count: int) -> Batch:
+def load_first_crops(pairs: Sequence[Pair], settings: Settings, branch: int, count: int) -> Batch:
     """The crops with which a stream begins, of that many images or of all. Raises UserError."""
     stream = CropStream(pairs, settings, branch)
     found = _collate([stream[0, slot] for slot in range(min(count, len(pairs)))])

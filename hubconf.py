@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from engine.derainer import Derainer
-from engine.device import choose
+from engine.device import choose_device
 from model import SPANet
 from settings import Settings, UserError
 
@@ -86,7 +86,7 @@ def derainer(
     Settings("derain", device=device, precision=precision, self_ensemble=self_ensemble, tile=tile)
     work = Derainer.load(
         _found(weights),
-        choose(device, precision),
+        choose_device(device, precision),
         precision=precision,
         views=self_ensemble,
         tile=tile,
@@ -100,7 +100,7 @@ def derainer(
                 f"derain: expected (H,W,3) uint8 in RGB order, got {rainy.shape} {rainy.dtype}"
             )
         found = work.derained(np.ascontiguousarray(rainy[..., ::-1]))
-        clean = np.ascontiguousarray(found.pixels[..., ::-1])
+        clean = np.ascontiguousarray(found.uint8_image[..., ::-1])
         return (clean, found.mask) if return_mask else clean
 
     return derain

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         message = f"{error.filename or 'input/output'}: {error.strerror or error}"
     except (MemoryError, RuntimeError) as error:
-        message = _told(error)
+        message = explain_error(error)
         if not message:
             raise
     except KeyboardInterrupt as error:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
-def _told(error: MemoryError | RuntimeError) -> str:
+def explain_error(error: MemoryError | RuntimeError) -> str:
     """What a user can mend of an error that may come at any moment; empty if it is none such."""
     if "DataLoader worker" in str(error) and not isinstance(error, MemoryError):
         return "a process that loads data was killed; was there enough memory?"
@@ -105,8 +105,8 @@ def _export(settings: Settings) -> int:
 
 
 def _limit_threads(settings: Settings) -> None:
-    limit_pool(settings.num_threads or machine.cores())
-    use_threads(settings.num_threads or machine.cores())
+    limit_pool(settings.num_threads or machine.count_cores())
+    use_threads(settings.num_threads or machine.count_cores())
 
 
 def _clean(settings: Settings) -> int:
@@ -151,7 +151,7 @@ ACTIONS: dict[str, Callable[[Settings], int]] = {
 
 if __name__ == "__main__":
     streams.make_lasting()
-    status = interrupt.program(main)
+    status = interrupt.run_program(main)
     if "WORLD_SIZE" in os.environ:
         # A rank is done, with all written and closed. The threads by which gloo met the others can
         # abort the process as Python takes it down, and torchrun would end the others for that.

@@ -17,15 +17,22 @@ from typing import NamedTuple
 
 import cv2
 
-from media.inspection import MASKED, Look, look, mask_advice, shrink_advice, some
+from media.inspection import (
+    MASKED,
+    PixelInspection,
+    inspect_pixels,
+    mask_advice,
+    shrink_advice,
+    some,
+)
 from media.lists import BLANKS, read_list, read_pair
 from media.pair_list import Pair
-from report.table import inert
+from report.table import escape_csv_formula
 from settings import Settings, UserError
 from system import machine
-from system.files import claimed, require_apart, require_writable, write_atomically
-from system.overlap import spread
-from system.progress import Progress, complain
+from system.files import check_no_overlap, exclusive, require_writable, write_atomically
+from system.overlap import map_processes
+from system.progress import Progress, warn
 from system.reading import open_regular
 
 TABLE = "check.csv"
@@ -73,10 +80,10 @@ class Row(NamedTuple):
             return False
 
     @property
-    def look(self) -> Look:
+    def look(self) -> PixelInspection:
         """Of a pair that can be used."""
         numbers = map(float, (self.mask, self.difference, self.backward))
-        return Look(int(self.width), int(self.height), *numbers, self.digest)
+        return PixelInspection(int(self.width), int(self.height), *numbers, self.digest)
 
 
 def check(settings: Settings) -> int:
@@ -93,10 +100,10 @@ def check(settings: Settings) -> int:
         Path(settings.train_list),
         *(path for pair in pairs for path in (pair.rainy, pair.clean)),
     ]
-    require_apart(read, written, "-o or --fix")
+    check_no_overlap(read, written, "-o or --fix")
     for path in written:
         require_writable(path.parent)
-    with claimed(table):
+    with exclusive(table):
         rows = _looked_at(table, pairs, settings.mask_threshold)
         _write(table, rows)
     usable = [row for row in rows if not row.trouble]
@@ -119,7 +126,7 @@ def _looked_at(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Row]:
     if known:
         print(f"{table}: {len(pairs) - len(left)} of {len(pairs)} pairs were looked at before")
     parts = (left[start : start + AT_ONCE] for start in range(0, len(left), AT_ONCE))
-    found = spread(parts, partial(_rows, threshold=threshold), machine.cores())
+    found = map_processes(parts, partial(_rows, threshold=threshold), machine.count_cores())
     start = time.monotonic()
     try:
         with (
@@ -169,11 +176,13 @@ def _known(table: Path) -> tuple[dict[tuple[str, ...], Row], bool]:
     return {row.key: row for row in whole}, len(whole) == len(rows) and text.endswith("\n")
 
 
-def _row(pair: Pair, threshold: int, seen: Look | None = None, trouble: str = "") -> Row:
+def _row(pair: Pair, threshold: int, seen: PixelInspection | None = None, trouble: str = "") -> Row:
     values = seen.values() if seen else [""] * 6
     # Where one file holds both, the half that is rainy stands in the clean one's place.
-    names = (inert(str(name)) for name in (pair.rainy, pair.halves or pair.clean))
-    return Row(pair.where, *names, *values, str(threshold), _state(pair), inert(trouble), "")
+    names = (escape_csv_formula(str(name)) for name in (pair.rainy, pair.halves or pair.clean))
+    return Row(
+        pair.where, *names, *values, str(threshold), _state(pair), escape_csv_formula(trouble), ""
+    )
 
 
 def _state(pair: Pair) -> str:
@@ -193,7 +202,7 @@ def _rows(pairs: Sequence[Pair], threshold: int) -> list[Row]:
     rows = []
     for pair in pairs:
         try:
-            rows.append(_row(pair, threshold, look(*read_pair(pair), threshold)))
+            rows.append(_row(pair, threshold, inspect_pixels(*read_pair(pair), threshold)))
         except UserError as error:
             rows.append(_row(pair, threshold, trouble=str(error).removeprefix(f"{pair.where}: ")))
     return rows
@@ -223,9 +232,9 @@ def _tell(settings: Settings, table: Path, rows: list[Row], usable: list[Row]) -
     """Print what was found, as advice."""
     bad = [row for row in rows if row.trouble]
     for row in bad[:TOLD]:
-        complain(f"{row.line}: {row.trouble}")
+        warn(f"{row.line}: {row.trouble}")
     if len(bad) > TOLD:
-        complain(f"and {len(bad) - TOLD} more, see {table}")
+        warn(f"and {len(bad) - TOLD} more, see {table}")
     count = f"{len(usable)} of {len(rows)} pairs can be used"
     print(f"{settings.train_list}: {count}; {table} has a row for each")
     if not usable:

@@ -10,8 +10,8 @@ from rain.clean_image import Clean, clean_image
 from rain.frames import Video, read_video
 from report.visualize import contact_sheet, encode_png
 from settings import Settings, UserError
-from system.files import require_apart, require_writable, write_atomically
-from system.progress import Progress, complain
+from system.files import check_no_overlap, require_writable, write_atomically
+from system.progress import Progress, warn
 
 FRAMES = 100  # that a clean image is made from, unless --frames says otherwise
 
@@ -35,7 +35,7 @@ def clean(settings: Settings) -> int:
     for target in (*written, sheet):
         if target.is_dir():
             raise UserError(f"{target}: is a folder; expected the name of a PNG file")
-    require_apart([Path(settings.input)], [*written, sheet], "-o")
+    check_no_overlap([Path(settings.input)], [*written, sheet], "-o")
     read_video(settings.input, settings.start, 1)  # bad input leaves no folder behind
     require_writable(path.parent)
     video = open_video(settings.input, settings.start, max(counts))
@@ -84,7 +84,7 @@ def open_video(path: str, start: int, frames: int) -> Video:
     with Progress("frame", 0, frames, []) as progress:
         video = read_video(path, start, frames, progress.advance)
     for warning in video.warnings:
-        complain(f"warning: {warning}")
+        warn(f"warning: {warning}")
     return video
 
 

@@ -14,23 +14,23 @@ from actions.derain_pictures import derain_pictures
 from actions.derain_videos import derain_videos
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
-from engine.device import describe
+from engine.device import describe_device
 from engine.ranks import Ranks
-from media.jobs import Job, plan
+from media.jobs import Job, plan_jobs
 from media.pictures import read_picture, require_format
-from media.video import Source
+from media.video import VideoReader
 from report import copies, page
 from report.table import Row
 from settings import Settings, UserError
 from system.files import (
-    claimed,
+    check_no_overlap,
+    check_still_there,
+    exclusive,
     remove_unfinished_of,
-    require_apart,
-    require_there,
     require_writable,
 )
-from system.interrupt import deferred
-from system.progress import complain
+from system.interrupt import defer_signals
+from system.progress import warn
 
 DEMO = Path(__file__).resolve().parent.parent / "model" / "demo"
 SYNTHETIC = (
@@ -55,25 +55,25 @@ def derain(settings: Settings) -> int:
 
 def _derain(settings: Settings, ranks: Ranks) -> int:
     first = ranks.first
-    jobs, folder, note, complaints = plan(settings.input, settings.output, copies.FOLDER)
+    jobs, folder, note, complaints = plan_jobs(settings.input, settings.output, copies.FOLDER)
     if (settings.start or settings.frames) and not any(job.is_video for job in jobs):
         raise UserError(f"--start and --frames: are for videos; {settings.input} is none")
     for complaint in complaints if first else ():
-        complain(complaint)
+        warn(complaint)
     if note and first:
         print(note)
     derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
     if first and derainer.path.resolve() == DEMO:
-        complain(SYNTHETIC)
+        warn(SYNTHETIC)
     if len(jobs) == 1:
         _try(jobs[0], settings.start if folder else 0)  # bad input costs nothing that is there
     targets = [job.target for job in jobs]
-    require_apart([derainer.path], targets, "-o")
+    check_no_overlap([derainer.path], targets, "-o")
     if folder:
         read = [derainer.path, *(job.source for job in jobs)]
-        require_apart(read, page.own_files(folder), "-o")
+        check_no_overlap(read, page.own_files(folder), "-o")
     require_writable(folder or jobs[0].target.parent)
-    with claimed(folder or jobs[0].target) if first else nullcontext():
+    with exclusive(folder or jobs[0].target) if first else nullcontext():
         if first:
             remove_unfinished_of(targets)
         return _derain_jobs(settings, ranks, derainer, jobs, folder, len(complaints))
@@ -90,12 +90,12 @@ def _derain_jobs(
     first = ranks.first
     if folder:
         page.require_own_page(folder)
-        ranks.exchange(None)  # all have looked before it goes
+        ranks.all_gather(None)  # all have looked before it goes
         if first:
             page.remove_page(folder)
-    ranks.exchange(None)  # none writes a picture of the new page before
+    ranks.all_gather(None)  # none writes a picture of the new page before
     if first:
-        device = describe(derainer.device, ranks)
+        device = describe_device(derainer.device, ranks)
         print(f"{derainer.path}, step {derainer.step}, on {device}", flush=True)
     rows: dict[int, Row] = {}
     start = time.monotonic()
@@ -108,21 +108,21 @@ def _derain_jobs(
             content = page.plain_page([rows[number] for number in sorted(rows)])
             seconds = time.monotonic() - start
             run = page.about(derainer.about(), device, seconds)
-            with deferred():
+            with defer_signals():
                 page.write_page(folder, title, content, run, settings)
     if first:
         where = ""
         if rows:
             look = f"; open {folder / page.PAGE} to look at them" if folder else ""
             where = look or f": {jobs[0].target}"
-        require_there([jobs[number].target for number in sorted(rows)], "results")
+        check_still_there([jobs[number].target for number in sorted(rows)], "results")
         print(f"{len(rows)} of {len(jobs)} derained{where}")
-    ranks.exchange(None)  # one that leaves with status 2 has the others ended
+    ranks.all_gather(None)  # one that leaves with status 2 has the others ended
     return 2 if bad else 0
 
 
 def _try(job: Job, start: int) -> None:
     if job.is_video:
-        Source(job.source, start).close()
+        VideoReader(job.source, start).close()
     else:
         require_format(job.target, read_picture(job.source))

@@ -17,8 +17,8 @@ from report.copies import write_pictures
 from report.table import Row
 from settings import UserError
 from system.files import write_atomically
-from system.overlap import ahead, behind, finishers
-from system.progress import Progress, complain
+from system.overlap import count_threads, map_threads, prefetch
+from system.progress import Progress, warn
 
 SOON = 3.0  # seconds after which a single picture shows its progress
 
@@ -94,18 +94,18 @@ def derain_pictures(
     bad, told = 0, False
     silent = not ranks.first or alone
     own = numbers[ranks.rank :: ranks.world_size]
-    pictures = ahead(map(read, own))
+    pictures = prefetch(map(read, own))
     with (
         closing(pictures),
-        closing(behind(worked(pictures), finish, finishers(ranks.local_size))) as results,
+        closing(map_threads(worked(pictures), finish, count_threads(ranks.local_size))) as results,
         Progress("picture", 0, max(len(numbers), 1), [], silent=silent) as progress,
     ):
-        shared = ranks.share(len(numbers), lambda _: next(results))
+        shared = ranks.map_over_ranks(len(numbers), lambda _: next(results))
         for number, found in zip(numbers, shared, strict=True):
             if isinstance(found, str):
                 bad += 1
                 if ranks.first:
-                    complain(found)
+                    warn(found)
             else:
                 rows[number] = found
                 if found.note and not told and ranks.first:
@@ -118,8 +118,10 @@ def derain_pictures(
 def finished(picture: Picture, found: Derained) -> Picture:
     """A picture with the colours that the network made of it."""
     if picture.plain:
-        return replace(picture, colour=found.pixels)  # made whole on the device: a quarter to fetch
-    return picture.with_colour(found.colours)
+        return replace(
+            picture, colour=found.uint8_image
+        )  # made whole on the device: a quarter to fetch
+    return picture.with_colour(found.float_image)
 
 
 @contextmanager

@@ -14,15 +14,15 @@ import numpy as np
 from engine.derainer import Derained, Derainer
 from engine.ranks import Ranks
 from media.jobs import Job
-from media.video import Source
-from media.video_writer import Sink, Unwritable
+from media.video import VideoReader
+from media.video_writer import Unwritable, VideoWriter
 from report import page
 from report.copies import write_pictures
 from report.table import Row
 from settings import Settings, UserError
-from system.interrupt import deferred
-from system.overlap import ahead, behind
-from system.progress import SOON, Progress, complain
+from system.interrupt import defer_signals
+from system.overlap import map_threads, prefetch
+from system.progress import SOON, Progress, warn
 
 Tell = Callable[[str], object]
 PACE = 3  # frames after which it is told how long all will take; the first takes longer
@@ -35,7 +35,7 @@ def derain_videos(
     jobs: list[Job],
     folder: Path | None,
     rows: dict[int, Row],
-    tell: Tell = complain,
+    tell: Tell = warn,
     keep: bool = True,
 ) -> int:
     """Derain the videos of the jobs, into the rows of the page. Returns how many were bad, or
@@ -50,7 +50,7 @@ def derain_videos(
         if not job.is_video:
             continue
         try:
-            with closing(Source(job.source, settings.start, settings.frames)) as source:
+            with closing(VideoReader(job.source, settings.start, settings.frames)) as source:
                 row = _derain_video(derainer, ranks, number, job, source, folder, tell, keep)
                 bad += source.incomplete
             if row:
@@ -70,7 +70,7 @@ def _derain_video(
     ranks: Ranks,
     number: int,
     job: Job,
-    source: Source,
+    source: VideoReader,
     folder: Path | None,
     tell: Tell,
     keep: bool,
@@ -81,7 +81,7 @@ def _derain_video(
     where they are to be kept.
     """
     start = time.monotonic()
-    sink = Sink(job.target, source) if ranks.first else None
+    sink = VideoWriter(job.target, source) if ranks.first else None
     try:
         for note in (*source.notes, *sink.notes()) if sink else ():
             tell(f"warning: {note}")
@@ -89,7 +89,7 @@ def _derain_video(
     except BaseException:
         # A file that cannot be written is gone already.
         if keep and sink and sink.written and sink.unfinished.exists():
-            with deferred():
+            with defer_signals():
                 sink.close()
             print(f"\n{job.target}: ends early, holds the first {sink.written} frames", end="")
             rest = _rest(job, source, sink.written, alone=folder is None)
@@ -99,7 +99,7 @@ def _derain_video(
         raise
     if not sink:
         return None
-    with deferred():
+    with defer_signals():
         sink.close()
     for warning in (*source.warnings(), *sink.warnings()):
         tell(f"warning: {warning}")
@@ -113,7 +113,7 @@ def _derain_video(
     return row
 
 
-def _rest(job: Job, source: Source, written: int, alone: bool) -> str:
+def _rest(job: Job, source: VideoReader, written: int, alone: bool) -> str:
     """The options that derain what is left of a video; empty where nothing is."""
     if source.frames and source.frames <= written:
         return ""
@@ -131,7 +131,7 @@ class _Round:
 
 
 def _derain_frames(
-    derainer: Derainer, ranks: Ranks, job: Job, source: Source, sink: Sink | None
+    derainer: Derainer, ranks: Ranks, job: Job, source: VideoReader, sink: VideoWriter | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Derain each frame into the sink. Returns before, after and mask of a frame in the middle,
     on each rank that had one.
@@ -149,13 +149,13 @@ def _derain_frames(
         note = derainer.tile_note(round_.own) if ranks.first else ""
         if note:
             progress.say(note)
-        return found.pixels
+        return found.uint8_image
 
     def worked() -> Iterator[av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]]:
         nonlocal done
         for item in rounds:
             if isinstance(item, _Round):
-                shared = ranks.share(len(item.frames), lambda _, item=item: work(item))
+                shared = ranks.map_over_ranks(len(item.frames), lambda _, item=item: work(item))
                 yield item.frames, list(shared)
                 done += len(item.frames)
             else:
@@ -171,10 +171,10 @@ def _derain_frames(
                 sink.frame(image, frame)
         return len(frames)
 
-    rounds = ahead(_rounds(source, ranks, sound=sink is not None))
+    rounds = prefetch(_rounds(source, ranks, sound=sink is not None))
     with (
         closing(rounds),
-        closing(behind(worked(), finish, threads=1)) as finished,
+        closing(map_threads(worked(), finish, threads=1)) as finished,
         Progress("frame", 0, count, [], silent=not ranks.first) as progress,
     ):
         written = 0
@@ -210,7 +210,7 @@ class _Pace:
         return f"{self.name}: {self.count} frames take about {timedelta(seconds=round(whole))}"
 
 
-def _rounds(source: Source, ranks: Ranks, sound: bool) -> Iterator[_Round | av.Packet]:
+def _rounds(source: VideoReader, ranks: Ranks, sound: bool) -> Iterator[_Round | av.Packet]:
     """The frames of a video, as many together as there are ranks, and the sound between them."""
     together: list[av.VideoFrame] = []
     for item in source.packets():

@@ -19,7 +19,7 @@ from engine.derainer import Derainer
 from engine.ranks import Ranks
 from irnn_cuda.reference import DIRECTIONS
 from settings import Settings, UserError
-from system.files import require_apart, require_writable, write_atomically
+from system.files import check_no_overlap, require_writable, write_atomically
 
 OPSET = 20
 INPUT, OUTPUTS = "rainy", ("mask", "clean")
@@ -64,14 +64,14 @@ def export(settings: Settings) -> int:
     path = Path(settings.output)
     if path.suffix != ".onnx":
         raise UserError(f"-o: {settings.output!r}: expected the name of an .onnx file")
-    if Ranks().several:
+    if Ranks().is_distributed:
         raise UserError("-a export: runs in one process; start it without torchrun")
     onnx, onnxruntime = _package("onnx"), _package("onnxruntime")
     _package("onnxscript")
     source = checkpoint.checkpoint_path(settings)
-    checkpoint.require(source)
+    checkpoint.require_checkpoint(source)
     derainer = Derainer.load(source, torch.device("cpu"))
-    require_apart([derainer.path], [path], "-o")
+    check_no_overlap([derainer.path], [path], "-o")
     require_writable(path.parent)
     net = derainer.net.requires_grad_(False)
     model = converted(net)

@@ -28,9 +28,15 @@ from media.lists import read_image
 from rain.frames import Video
 from report.visualize import encode_png
 from settings import Settings, UserError
-from system.files import claimed, require_apart, require_there, require_writable, write_atomically
-from system.machine import cores
-from system.progress import Progress, complain
+from system.files import (
+    check_no_overlap,
+    check_still_there,
+    exclusive,
+    require_writable,
+    write_atomically,
+)
+from system.machine import count_cores
+from system.progress import Progress, warn
 from system.reading import open_regular, read_bytes
 
 CURE = "; remove the scene's file in scenes/, and it is looked through again"
@@ -63,9 +69,9 @@ def pairs(settings: Settings) -> int:
     read = [path for scene in scenes for path in (scene.video, scene.chosen) if path]
     written = [folder / f"{name}.txt" for name in ("real_world", "real_test")]
     written += [folder / "clean" / f"{scene.name}.png" for scene in scenes]
-    require_apart(read, [*written, folder / "pairs.json"], "-o")
+    check_no_overlap(read, [*written, folder / "pairs.json"], "-o")
     require_writable(folder)
-    with claimed(folder):
+    with exclusive(folder):
         incomplete = _make_set(settings, folder, scenes)
     return 2 if incomplete or len(good) < len(videos) else 0
 
@@ -80,9 +86,7 @@ def _make_set(settings: Settings, folder: Path, scenes: list[Scene]) -> bool:
             _, whole = _read_part(part)
             print(f"{scene.name} {scene.video.name}: done before")
             if not whole:
-                complain(
-                    f"warning: {scene.video}: damaged or cut short; what could be read is used"
-                )
+                warn(f"warning: {scene.video}: damaged or cut short; what could be read is used")
         else:
             lines, whole = _make_scene(folder, scene, settings)
             write_atomically(part, "".join([*lines, _ending(len(lines), whole)]).encode())
@@ -161,7 +165,7 @@ def _make_scene(folder: Path, scene: Scene, settings: Settings) -> tuple[list[st
     places = _grid(*clean.shape[:2], side)
     kept, seen = [], 0
     with (
-        ThreadPoolExecutor(cores()) as pool,
+        ThreadPoolExecutor(count_cores()) as pool,
         Progress("frame", 0, video.shape[0], []) as progress,
     ):
         for index, frame in enumerate(video.frames()):
@@ -272,7 +276,7 @@ def _write_list(path: Path, parts: list[str]) -> None:
         print(f"{path}: not written, there are no pairs for it")
         return
     named = dict.fromkeys(name for line in text.splitlines() for name in line.split())
-    require_there([path.parent / name for name in named], "patches", CURE)
+    check_still_there([path.parent / name for name in named], "patches", CURE)
     if not path.is_file() or read_bytes(path) != text.encode():
         write_atomically(path, text.encode())
     print(f"{path}: {count} pairs")

@@ -7,7 +7,7 @@ from pathlib import Path
 from media.jobs import VIDEOS
 from rain.frames import read_video
 from settings import UserError
-from system.progress import complain
+from system.progress import warn
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def readable(videos: list[Path], start: int) -> list[Path]:
         except UserError as error:
             if len(videos) == 1:
                 raise
-            complain(f"{error}; left out")
+            warn(f"{error}; left out")
     if not good:
         raise UserError(f"{videos[0].parent}: none of its {len(videos)} videos can be used")
     return good

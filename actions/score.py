@@ -11,19 +11,19 @@ from functools import partial
 from pathlib import Path
 
 from actions.score_pairs import Done, Task, score_pair
-from media.inspection import first_looks
+from media.inspection import inspect_headers
 from media.lists import read_list
 from media.pair_list import PairList
-from media.results import Match, Method, find_methods, match, result_names
+from media.results import Match, Method, find_methods, match_results, result_names
 from report import comparison, page
 from report.comparison import INPUT
 from report.metrics import BYTES_A_PIXEL
 from report.table import Table, in_json, write_json
 from settings import Settings, UserError
 from system import machine
-from system.files import claimed, require_apart, require_writable, shown
-from system.overlap import spread
-from system.progress import Progress, complain
+from system.files import check_no_overlap, exclusive, format_path, require_writable
+from system.overlap import map_processes
+from system.progress import Progress, warn
 
 TAKEN = {INPUT: "rainy", page.CLEAN.name: "clean"}  # names
 WRITTEN = ("metrics.csv", "summary.json", "table.md", "table.tex")
@@ -56,14 +56,14 @@ def score(settings: Settings) -> int:
     names = result_names([pair.rainy for pair in pairs])
     _require_apart(settings, pairs, methods, folder)
     if empty:
-        complain(f"left out, as without pictures: {_some(shown(path) for path in empty)}")
-    matches = [match(method, pairs, names) for method in methods]
+        warn(f"left out, as without pictures: {_some(format_path(path) for path in empty)}")
+    matches = [match_results(method, pairs, names) for method in methods]
     for method, found in zip(methods, matches, strict=True):
         _tell_match(method, found, pairs)
     if not any(found.files for found in matches):
         raise UserError(f"-i: {settings.input}: none of its pictures is of {settings.test_list}")
     require_writable(folder)
-    with claimed(folder):
+    with exclusive(folder):
         _clear(folder)
         tasks = []
         for place, (name, pair) in enumerate(zip(names, pairs, strict=True)):
@@ -88,7 +88,7 @@ def _require_apart(
         raise UserError(f"-o: {folder}: the results are there; expected another folder")
     read = [Path(settings.test_list), *(path for method in methods for path in method.files)]
     read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
-    require_apart(read, [*(folder / name for name in WRITTEN), *page.own_files(folder)], "-o")
+    check_no_overlap(read, [*(folder / name for name in WRITTEN), *page.own_files(folder)], "-o")
 
 
 def _clear(folder: Path) -> None:
@@ -113,17 +113,17 @@ def _tell_match(method: Method, found: Match, pairs: PairList) -> None:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(method.others.items()))
         print(f"{name}: passed over, as no pictures: {kinds}")
     for text in found.doubts[:TOLD]:
-        complain(f"{name}: {text}; not scored")
+        warn(f"{name}: {text}; not scored")
     if found.doubts[TOLD:]:
-        complain(f"{name}: and {len(found.doubts) - TOLD} more of this kind")
+        warn(f"{name}: and {len(found.doubts) - TOLD} more of this kind")
     if found.strangers:
-        names = _some(shown(path.name) for path in found.strangers)
-        complain(f"{name}: of no picture of the list: {len(found.strangers)}: {names}")
+        names = _some(format_path(path.name) for path in found.strangers)
+        warn(f"{name}: of no picture of the list: {len(found.strangers)}: {names}")
     if found.missing:
         names = _some(
-            shown((pairs[place].clean or pairs[place].rainy).name) for place in found.missing
+            format_path((pairs[place].clean or pairs[place].rainy).name) for place in found.missing
         )
-        complain(f"{name}: no result for {len(found.missing)} of {len(pairs)}: {names}")
+        warn(f"{name}: no result for {len(found.missing)} of {len(pairs)}: {names}")
 
 
 def _scored(
@@ -132,7 +132,7 @@ def _scored(
     names = [INPUT, *(method.name for method in methods)]
     work = partial(score_pair, names=names, folder=folder, crop=settings.crop_to_common)
     found: list[Done] = []
-    results = spread(tasks, work, _processes(settings, tasks))
+    results = map_processes(tasks, work, _processes(settings, tasks))
     try:
         with (
             closing(results),
@@ -141,7 +141,7 @@ def _scored(
         ):
             for done in results:
                 for line in done.complaints:
-                    complain(line)
+                    warn(line)
                 for one in done.scores:
                     texts = one.method, one.name, one.result, one.truth
                     table.add(texts, [one.width, one.height, *one.scores.values()])
@@ -157,11 +157,11 @@ def _scored(
 def _processes(settings: Settings, tasks: list[Task]) -> int:
     """One for each core, but no more than there is memory for."""
     pairs = [task.pair for task in tasks]
-    looks = (found for _, found in first_looks(pairs, range(len(pairs))))
+    looks = (found for _, found in inspect_headers(pairs, range(len(pairs))))
     pixels = max((w * h for w, h in (one for one in looks if isinstance(one, tuple))), default=0)
     images = 3 + max(len(task.results) for task in tasks)  # and one that is being made
     needed = pixels * (BYTES_A_PIXEL + 3 * images)
-    most = settings.num_threads or machine.cores()
+    most = settings.num_threads or machine.count_cores()
     return max(1, min(most, machine.free_memory() // (2 * needed) if needed else most))
 
 
@@ -186,7 +186,7 @@ def _write(
         print("the means are over different pictures: they cannot be compared")
     comparison.write_tables(folder, means, len(pairs))
     _write_summary(settings, folder / WRITTEN[1], means, len(pairs), seconds)
-    run = page.about("none: results of other programs", f"{machine.cores()} cores", seconds)
+    run = page.about("none: results of other programs", f"{machine.count_cores()} cores", seconds)
     title = f"{', '.join(names)} on {Path(settings.test_list).name}"
     content = _content(names, means, done, len(pairs))
     page.write_page(folder, title, content, run, settings)

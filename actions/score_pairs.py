@@ -14,7 +14,7 @@ from report.comparison import Score
 from report.copies import write_pictures
 from report.metrics import measure
 from settings import UserError
-from system.files import shown
+from system.files import format_path
 from system.reading import open_regular
 
 
@@ -66,7 +66,7 @@ def score_pair(task: Task, names: list[str], folder: Path, crop: bool) -> Done:
         tall, wide = (min(sides) for sides in zip(image.shape[:2], truth.shape[:2], strict=True))
         found = measure(image[:tall, :wide], truth[:tall, :wide], order="BGR")
         scores[kind] = found
-        about = shown(path), shown(pair.clean or pair.rainy), wide, tall
+        about = format_path(path), format_path(pair.clean or pair.rainy), wide, tall
         done.scores.append(Score(names[number], task.place, task.name, *about, found))
 
     if clean is not None:
@@ -81,8 +81,9 @@ def score_pair(task: Task, names: list[str], folder: Path, crop: bool) -> Done:
             sizes = f"{image.shape[1]}x{image.shape[0]}, its truth {width}x{height}"
             if not crop:
                 done.complaints.append(
-                    f"{names[number]}: {shown(path)} is {sizes}; not scored: expected one size, or "
-                    "--crop-to-common to compare what they share at the top left"
+                    f"{names[number]}: {format_path(path)} is {sizes}; not scored: "
+                    "expected one size, or --crop-to-common to compare what they share at the "
+                    "top left"
                 )
                 continue
             done.cropped.append(number)

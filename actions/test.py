@@ -18,11 +18,11 @@ import torch
 
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
-from engine.device import describe
+from engine.device import describe_device
 from engine.events import EventFile, new_run
 from engine.ranks import Ranks
-from engine.scoring import shared_out
-from media.inspection import first_looks
+from engine.scoring import map_images_over_ranks
+from media.inspection import inspect_headers
 from media.lists import read_list
 from media.pair_list import Pair, PairList
 from media.results import DERAINED, result_names
@@ -44,13 +44,13 @@ from report.table import (
 from report.visualize import encode_png, heat_map, strip
 from settings import Settings, UserError
 from system.files import (
-    claimed,
-    require_apart,
-    require_there,
+    check_no_overlap,
+    check_still_there,
+    exclusive,
     require_writable,
     write_atomically,
 )
-from system.progress import Progress, complain
+from system.progress import Progress, warn
 
 EVENTS = "test_derain"
 TOLD = ("metrics.csv", "summary.json")  # in the result folder, besides pictures and page
@@ -76,10 +76,10 @@ def test(settings: Settings) -> int:
         pairs, names = ([of[index] for index in good] for of in (pairs, names))
         folder = Path(settings.result_dir)
         require_writable(folder)
-        with claimed(folder) if ranks.first else nullcontext():
+        with exclusive(folder) if ranks.first else nullcontext():
             _clear(folder, ranks)
             if ranks.first:
-                name = describe(derainer.device, ranks)
+                name = describe_device(derainer.device, ranks)
                 print(f"{derainer.path}, step {derainer.step}, on {name}", flush=True)
             start = time.monotonic()
             rows = _derain_list(settings, ranks, derainer, pairs, names)
@@ -87,8 +87,10 @@ def test(settings: Settings) -> int:
                 raise UserError(f"{settings.test_list}: none of its images could be derained")
             if ranks.first:
                 _tell(settings, derainer, rows, listed, name, time.monotonic() - start)
-                require_there([p for row in rows for p in _pictures(folder, row.name)], "results")
-        ranks.exchange(None)  # one that leaves with status 2 has the others ended
+                check_still_there(
+                    [p for row in rows for p in _pictures(folder, row.name)], "results"
+                )
+        ranks.all_gather(None)  # one that leaves with status 2 has the others ended
     return 0 if len(rows) == listed else 2
 
 
@@ -96,13 +98,13 @@ def _good(pairs: Sequence[Pair], ranks: Ranks) -> list[int]:
     """The numbers of the pairs whose headers are in order; the others are told. Raises UserError
     where there is none."""
     own = range(ranks.rank, len(pairs), ranks.world_size)
-    looks = first_looks(pairs, own, silent=not ranks.first)
+    looks = inspect_headers(pairs, own, silent=not ranks.first)
     found = {index: str(bad) for index, bad in looks if isinstance(bad, UserError)}
-    bad = {index: message for part in ranks.exchange(found) for index, message in part.items()}
+    bad = {index: message for part in ranks.all_gather(found) for index, message in part.items()}
     if len(bad) == len(pairs) == 1:
         raise UserError(bad[0])
     for index in sorted(bad) if ranks.first else ():
-        complain(bad[index])
+        warn(bad[index])
     if len(bad) == len(pairs):
         raise UserError(f"none of the {len(pairs)} images of the list can be used")
     return [index for index in range(len(pairs)) if index not in bad]
@@ -120,18 +122,18 @@ def _require_apart(settings: Settings, pairs: PairList, checkpoint: Path) -> Non
     written = [folder / name for name in TOLD] + page.own_files(folder)
     for name in result_names([pair.rainy for pair in pairs]):
         written += _pictures(folder, name)
-    require_apart(read, written, "--result-dir")
+    check_no_overlap(read, written, "--result-dir")
 
 
 def _clear(folder: Path, ranks: Ranks) -> None:
     """Remove what an earlier run says in the result folder."""
     page.require_own_page(folder)
-    ranks.exchange(None)  # all have looked before it goes
+    ranks.all_gather(None)  # all have looked before it goes
     if ranks.first:
         for stale in TOLD:
             (folder / stale).unlink(missing_ok=True)
         page.remove_page(folder)
-    ranks.exchange(None)  # none writes a picture of the new page before
+    ranks.all_gather(None)  # none writes a picture of the new page before
 
 
 @dataclass
@@ -166,8 +168,8 @@ def _derain_list(
     def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> _Worked:
         start = time.monotonic()
         found = derainer.derained(rainy, f"{pairs[index].where}: {pairs[index].rainy}")
-        output = found.colours if scored else None
-        derained, mask = found.pixels, found.mask
+        output = found.float_image if scored else None
+        derained, mask = found.uint8_image, found.mask
         seconds = time.monotonic() - start
         note = derainer.tile_note(rainy)
         return _Worked(index, rainy, clean, derained, output, mask, seconds, note)
@@ -191,7 +193,7 @@ def _derain_list(
     if not scored and ranks.first:
         print(f"{settings.test_list} has no clean images: pictures only, no metrics")
     told, rows = scored and ranks.first, []
-    done = shared_out(
+    done = map_images_over_ranks(
         ranks, pairs, settings.num_workers, work, finish, lambda done: done.rainy.size // 3
     )
     log = EventFile(Path(settings.log_dir) / EVENTS, new_run()) if told else None
@@ -206,7 +208,7 @@ def _derain_list(
         for index, row in enumerate(done):
             if isinstance(row, str):
                 if ranks.first:
-                    complain(row)
+                    warn(row)
                 continue
             if log:
                 log.scalars({f"image/{key}": value for key, value in row.scores.items()}, index)

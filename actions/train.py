@@ -7,15 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from engine.checkpoint import checkpoint_path
-from engine.device import describe
+from engine.device import describe_device
 from engine.events import has_layout, new_run
-from engine.precheck import require_usable, tell_of_data
+from engine.precheck import report_data, require_usable
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, charts, run_steps
 from engine.training_run import TrainingRun
 from media.lists import read_list
 from media.pair_list import fingerprint
 from settings import Settings, UserError
-from system.files import lock, remove_unfinished, require_apart, require_writable
+from system.files import check_no_overlap, lock_file, remove_unfinished, require_writable
 
 
 def train(settings: Settings) -> int:
@@ -44,21 +44,21 @@ def _train(run: TrainingRun) -> int:
         require_usable(settings.val_list, val_pairs, settings.seed, run.ranks)
     with _alone(run):
         new = _load_start(run)
-        first, last = run.clock + 1, settings.num_steps - 1
+        first, last = run.step + 1, settings.num_steps - 1
         if first > last:
-            _say(run, f"nothing to do: {checkpoint_path(settings)} holds step {run.clock}, "
+            _say(run, f"nothing to do: {checkpoint_path(settings)} holds step {run.step}, "
                  f"--num-steps ends at {last}")  # fmt: skip
             return 0
         with _begun(run, new):
-            where = f"{describe(run.device, run.ranks)}, {settings.precision}"
+            where = f"{describe_device(run.device, run.ranks)}, {settings.precision}"
             steps = f"steps {first} to {last}, {last + 1 - first} left"
             _say(run, f"training on {where}: {len(pairs)} pairs, {steps}")
             if run.ranks.first:
-                tell_of_data(settings, pairs, sizes)
+                report_data(settings, pairs, sizes)
             number = run_steps(run, pairs, val_pairs, first, last)
     by = f" ({signal.Signals(number).name})" if number else ""
-    done, count = run.clock + 1, settings.num_steps
-    _say(run, f"{run.path(LATEST)} holds step {run.clock}: {done} of {count} steps are done{by}")
+    done, count = run.step + 1, settings.num_steps
+    _say(run, f"{run.path(LATEST)} holds step {run.step}: {done} of {count} steps are done{by}")
     return 128 + number if number else 0
 
 
@@ -81,7 +81,7 @@ def _alone(run: TrainingRun) -> Iterator[None]:
     require_writable(folder)
     _require_apart(run)
     place = folder / ".training"
-    with lock(place, f"{place}: another run is training here"):
+    with lock_file(place, f"{place}: another run is training here"):
         for name in (LATEST, BEST, "step_*"):
             remove_unfinished(folder, name)
         yield
@@ -94,7 +94,7 @@ def _require_apart(run: TrainingRun) -> None:
     read += [_init_path(run)] if settings.init_from else []
     folder = Path(settings.model_dir)
     written = [folder / LATEST, folder / BEST, *folder.glob("step_*")]
-    require_apart(read, written, "--model-dir")
+    check_no_overlap(read, written, "--model-dir")
 
 
 def _init_path(run: TrainingRun) -> Path:
@@ -113,7 +113,7 @@ def _load_start(run: TrainingRun) -> bool:
         )
     mere_start = latest.exists() and run.take_name_of_start(latest)
     # The first rank may save while another still looks.
-    there = run.ranks.exchange(latest.exists() and not mere_start)[0]
+    there = run.ranks.all_gather(latest.exists() and not mere_start)[0]
     if mere_start:
         _say(run, f"{latest} holds no step: beginning anew")
         run.forget_later_events(EVENTS, VAL_EVENTS)
@@ -144,7 +144,7 @@ def _begun(run: TrainingRun, new: bool) -> Iterator[None]:
     From its start on a run has a name: whoever restarts it after a kill cuts off the events of the
     steps that were not saved. A start that was refused binds nobody to its settings.
     """
-    start = run.clock
+    start = run.step
     try:
         if new:
             run.save(LATEST)
@@ -155,7 +155,7 @@ def _begun(run: TrainingRun, new: bool) -> Iterator[None]:
             run.events(EVENTS).layout(charts())
         yield
     except BaseException:
-        if new and run.clock == start:
+        if new and run.step == start:
             run.discard(LATEST)
         raise
 

@@ -26,11 +26,11 @@ from actions.derain_pictures import finished
 from actions.derain_videos import derain_videos
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derained, Derainer
-from engine.device import describe
+from engine.device import describe_device
 from engine.ranks import Ranks
-from media.jobs import Job, plan
+from media.jobs import Job, plan_jobs
 from media.pictures import encode_picture, read_picture, require_format
-from media.video import Source
+from media.video import VideoReader
 from report.visualize import encode_png, heat_map
 from settings import Settings, UserError
 from system.files import write_atomically
@@ -52,11 +52,11 @@ def web(settings: Settings) -> int:
     with Ranks() as ranks, tempfile.TemporaryDirectory(
         prefix="spanet-web-", ignore_cleanup_errors=True
     ) as folder:  # fmt: skip
-        if ranks.several:
+        if ranks.is_distributed:
             raise UserError("-a web: runs in one process; expected a start without torchrun")
         os.environ["GRADIO_TEMP_DIR"] = folder  # where it puts what is uploaded
         try:
-            from actions.web_page import PASTE, STYLE, THEME, made
+            from actions.web_page import PASTE, STYLE, THEME, build_page
         except ImportError as error:
             raise UserError(
                 f"-a web: needs Gradio ({error}); expected `pip install -r requirements-web.txt`"
@@ -64,7 +64,7 @@ def web(settings: Settings) -> int:
         bench = Bench(settings, ranks)
         derainer = bench.derainer(settings.model, settings.self_ensemble)  # bad ones are told now
         main_thread = MainThread()
-        page = made(bench, main_thread, Path(folder).resolve())
+        page = build_page(bench, main_thread, Path(folder).resolve())
         logging.getLogger("uvicorn.error").addFilter(Expected(folder))
         _, address, _ = page.launch(
             server_name=host, server_port=settings.port or None, quiet=True,
@@ -72,7 +72,7 @@ def web(settings: Settings) -> int:
             enable_monitoring=False, run_history=False, footer_links=[], head=PASTE, css=STYLE,
             theme=THEME,
         )  # fmt: skip
-        device = describe(derainer.device, ranks)
+        device = describe_device(derainer.device, ranks)
         print(f"{derainer.path}, step {derainer.step}, on {device}")
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         try:
@@ -184,7 +184,7 @@ class Bench:
             UserError: as `derain` raises it.
         """
         start = time.monotonic()
-        (job,), *_ = plan(str(source), f"{folder}{os.sep}")
+        (job,), *_ = plan_jobs(str(source), f"{folder}{os.sep}")
         derainer = self.derainer(model, views)
         if job.is_video:
             (before, after, mask), notes = self._derain_video(derainer, job, tell)
@@ -225,7 +225,7 @@ class Bench:
         self, derainer: Derainer, job: Job, tell: Tell
     ) -> tuple[tuple[np.ndarray, ...], list[str]]:
         """The same of a frame in the middle."""
-        with contextlib.closing(Source(job.source)) as source:
+        with contextlib.closing(VideoReader(job.source)) as source:
             watched = _Watched(derainer, source.count, tell)
         lines: list[str] = []
         derain_videos(
@@ -234,7 +234,7 @@ class Bench:
         notes = [f"{watched.done} frames; shown is one in the middle"]
         notes += [note for note in (watched.note,) if note]
         before, found = watched.middle
-        shown = before, found.pixels, found.mask
+        shown = before, found.uint8_image, found.mask
         return shown, notes + lines
 
 

@@ -91,7 +91,7 @@ class _Left(Exception):
     """Nobody waits for the result: the tab was left, or has another file."""
 
 
-def made(bench: Bench, main_thread: MainThread, folder: Path) -> gr.Blocks:
+def build_page(bench: Bench, main_thread: MainThread, folder: Path) -> gr.Blocks:
     """The page, ready to be launched. What comes of uploads goes to new folders in `folder`."""
     tabs = _Tabs()
 

@@ -68,7 +68,7 @@ def shown_as_it_comes(program: str, words: list[str]) -> list[dict]:
 def describe(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{machine.processor()}, {machine.cores()} cores"
+    return f"{machine.processor_name()}, {machine.count_cores()} cores"
 
 
 def show_times(rows: list[dict], heading: bool) -> None:

@@ -62,7 +62,7 @@ def about(given: argparse.Namespace) -> Lines:
         words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(words, capture_output=True, text=True).stdout.split()
         yield "driver", driver[0] if driver else "unknown"
-    yield "processor", f"{machine.processor()}, {machine.cores()} cores"
+    yield "processor", f"{machine.processor_name()}, {machine.count_cores()} cores"
     versions = [f"Python {platform.python_version()}", f"CUDA {torch.version.cuda}"]
     for package in ("torch", "cupy-cuda13x", "numpy"):
         try:

@@ -38,7 +38,7 @@ def calls() -> dict[str, Callable[[], object]]:
     from model import SPANet
 
     torch.manual_seed(0)
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(machine.count_cores())
     net, ssim = SPANet(), SSIM()
     optimiser = torch.optim.Adam(net.parameters())
     crops = (torch.rand(4, 3, 64, 64), torch.rand(4, 3, 64, 64), torch.ones(4, 64, 64))
@@ -99,7 +99,7 @@ class Worker:
 
 
 def be_busy() -> None:
-    interrupt.leave_to_parent()
+    interrupt.leave_signals_to_parent()
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         pass
@@ -172,7 +172,10 @@ def main() -> int:
     if options.work:
         work()
         return 0
-    print(f"{machine.processor()}, {machine.cores()} cores; load before: {os.getloadavg()[0]:.1f}")
+    print(
+        f"{machine.processor_name()}, {machine.count_cores()} cores; "
+        f"load before: {os.getloadavg()[0]:.1f}"
+    )
     with ExitStack() as stack:
         workers = {count: stack.enter_context(Worker(count)) for count in options.counts}
         for worker in workers.values():

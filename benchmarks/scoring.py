@@ -91,7 +91,7 @@ def main() -> int:
     )
     seconds = whole(options.pairs, options.side)
     print(
-        f"-a score, {machine.cores()} cores: {options.pairs} pairs in {seconds:.1f} s, "
+        f"-a score, {machine.count_cores()} cores: {options.pairs} pairs in {seconds:.1f} s, "
         f"{options.pairs / seconds:.1f} a second"
     )
     row = {"ours": taken["ours"], "plain": taken["plain"], "pairs": options.pairs, "whole": seconds}

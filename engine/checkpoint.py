@@ -138,7 +138,7 @@ def _pickle(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def require(path: Path) -> None:
+def require_checkpoint(path: Path) -> None:
     """Raise UserError where there is no such file, with what to do about the usual ones."""
     if path.name in USUAL and not path.exists():
         told = f"{path}: no such checkpoint{_neighbours(path.parent)}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine import checkpoint, tiles
-from engine.device import free_memory, is_out_of_memory, prepare
+from engine.device import free_memory, is_out_of_memory, prepare_device
 from engine.ranks import Ranks
 from media.tensors import to_float, to_levels
 from model import STAGES, SPANet
@@ -30,12 +30,12 @@ class Derained:
         self._clean, self._mask = clean, mask
 
     @property
-    def colours(self) -> np.ndarray:
+    def float_image(self) -> np.ndarray:
         """The clean image (H,W,3) float32, BGR, in 0..1."""
         return self._clean.cpu().numpy()
 
     @property
-    def pixels(self) -> np.ndarray:
+    def uint8_image(self) -> np.ndarray:
         """The clean image (H,W,3) uint8, BGR."""
         return to_levels(self._clean).cpu().numpy()
 
@@ -113,8 +113,8 @@ class Derainer:
         Raises:
             UserError: see load and device.prepare.
         """
-        device = prepare(settings, ranks)
-        checkpoint.require(path)
+        device = prepare_device(settings, ranks)
+        checkpoint.require_checkpoint(path)
         return cls.load(
             path,
             device,
@@ -137,7 +137,7 @@ class Derainer:
             The clean image (H,W,3) float32, BGR, clipped to 0..1, and the mask (H,W) in 0..1.
         """
         found = self.derained(image, name, tick)
-        return found.colours, found.mask
+        return found.float_image, found.mask
 
     @torch.inference_mode()
     def derained(
@@ -154,15 +154,15 @@ class Derainer:
             UserError: the image does not fit into memory.
         """
         self._return_holes(image.shape[:2])
-        needed = tiles.memory(*image.shape[:2], self.tile)
+        needed = tiles.estimate_memory(*image.shape[:2], self.tile)
         if needed > self._fitted and needed > free_memory(self.device, self.sharing):
-            machine.return_memory()  # what earlier images left with the process
+            machine.trim_memory()  # what earlier images left with the process
             if needed > free_memory(self.device, self.sharing):
                 raise self._too_large(image, name, needed)
         try:
             batch = to_float(torch.from_numpy(image)[None].to(self.device))
             with self._telling(tick), self._arithmetic():
-                mask, clean = tiles.derain(self.net, batch, self.views, self.tile)
+                mask, clean = tiles.derain_tiled(self.net, batch, self.views, self.tile)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -185,13 +185,13 @@ class Derainer:
         self._changes += size != self._size
         self._size = size
         if self._changes == CHANGES:
-            machine.return_memory()
+            machine.trim_memory()
             self._changes = 0
 
     def parts(self, height: int, width: int) -> int:
         """How many parts of the work an image of that size has, for a tick."""
         stages = STAGES if hasattr(self.net, "SAM1") else 1
-        return stages * self.views * tiles.count(height, width, self.tile)
+        return stages * self.views * tiles.count_tiles(height, width, self.tile)
 
     @contextmanager
     def _telling(self, tick: Tick | None) -> Iterator[None]:
@@ -244,7 +244,7 @@ class Derainer:
         (height, width), free = image.shape[:2], free_memory(self.device, self.sharing)
         largest = self.tile or max(height, width)
         smaller = [side for side in (1024, 512, 256, 128, 64) if side < largest]
-        fitting = [side for side in smaller if tiles.memory(height, width, side) <= free]
+        fitting = [side for side in smaller if tiles.estimate_memory(height, width, side) <= free]
         hint = f", or --tile {fitting[0]}" if fitting else ""
         return UserError(
             f"{name}: {width}x{height} pixels need about {needed / 2**30:.3g} GiB of memory on "

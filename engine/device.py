@@ -14,14 +14,14 @@ OUT_OF_MEMORY = (
 )  # fmt: skip
 
 
-def prepare(settings: Settings, ranks: Ranks) -> torch.device:
+def prepare_device(settings: Settings, ranks: Ranks) -> torch.device:
     """Choose the device, set torch up by the settings, and meet the other ranks.
 
     Raises:
         UserError: the device asked for is not there or cannot run the IRNN for want of CuPy, or
             cannot compute in the precision asked for.
     """
-    device = choose(settings.device, settings.precision, ranks.local_rank)
+    device = choose_device(settings.device, settings.precision, ranks.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(settings.num_threads or _threads(ranks))
@@ -31,7 +31,7 @@ def prepare(settings: Settings, ranks: Ranks) -> torch.device:
     return device
 
 
-def choose(name: str, precision: str, local_rank: int = 0) -> torch.device:
+def choose_device(name: str, precision: str, local_rank: int = 0) -> torch.device:
     """The device of that name; of several GPUs, the one of this rank on this machine.
 
     Raises:
@@ -84,20 +84,20 @@ def _run_once(device: torch.device) -> None:
 
 
 def _threads(ranks: Ranks) -> int:
-    if ranks.several:  # torchrun sets OMP_NUM_THREADS to 1 where it is not set
-        return max(1, machine.cores() // ranks.local_size)
+    if ranks.is_distributed:  # torchrun sets OMP_NUM_THREADS to 1 where it is not set
+        return max(1, machine.count_cores() // ranks.local_size)
     # torch heeds OMP_NUM_THREADS, but not the quota of a container.
-    return min(torch.get_num_threads(), machine.cores())
+    return min(torch.get_num_threads(), machine.count_cores())
 
 
-def describe(device: torch.device, ranks: Ranks) -> str:
+def describe_device(device: torch.device, ranks: Ranks) -> str:
     """The device in words, for people."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         count = torch.get_num_threads()
-        name = f"{machine.processor()}, {count} thread{'s' if count > 1 else ''}"
-    return f"{ranks.world_size} ranks, each on {name}" if ranks.several else name
+        name = f"{machine.processor_name()}, {count} thread{'s' if count > 1 else ''}"
+    return f"{ranks.world_size} ranks, each on {name}" if ranks.is_distributed else name
 
 
 def free_memory(device: torch.device, sharing: int = 1) -> int:

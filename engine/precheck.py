@@ -10,17 +10,17 @@ from engine.ranks import Ranks
 from media.inspection import (
     MASKED,
     SOON,
-    Look,
+    PixelInspection,
     drawn,
-    first_looks,
-    look,
+    inspect_headers,
+    inspect_pixels,
     mask_advice,
     shrink_advice,
     some,
 )
 from media.pair_list import Pair
 from settings import Settings, UserError
-from system.progress import Progress, complain
+from system.progress import Progress, warn
 
 HEADERS, PIXELS = 1000, 64  # pairs whose headers are looked at, and whose pixels are
 
@@ -36,13 +36,13 @@ def require_usable(
     Raises:
         UserError: a pair cannot be used. Where several cannot, each was told.
     """
-    found = list(first_looks(pairs, drawn(len(pairs), HEADERS, seed))) if ranks.first else []
-    found = ranks.exchange([result for _, result in found])[0]
+    found = list(inspect_headers(pairs, drawn(len(pairs), HEADERS, seed))) if ranks.first else []
+    found = ranks.all_gather([result for _, result in found])[0]
     bad = [result for result in found if isinstance(result, UserError)]
     if len(bad) == 1:
         raise bad[0]
     for error in bad if ranks.first else ():
-        complain(str(error))
+        warn(str(error))
     if bad:
         raise UserError(
             f"{name}: {len(bad)} of the {len(found)} pairs looked at cannot be used; expected "
@@ -51,7 +51,7 @@ def require_usable(
     return found
 
 
-def tell_of_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[int, int]]) -> None:
+def report_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[int, int]]) -> None:
     """Print the share of mask pixels in a sample of the pairs, and warn of what looks wrong.
 
     Args:
@@ -65,25 +65,25 @@ def tell_of_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[in
     share = float(np.mean([seen.mask for seen in looks]))
     print(f"share of mask pixels: {share:.1%} over {len(sample)} pairs", flush=True)
     if share > MASKED:
-        complain(f"warning: {share:.0%} mask pixels: {mask_advice(settings.mask_threshold)}")
+        warn(f"warning: {share:.0%} mask pixels: {mask_advice(settings.mask_threshold)}")
     swapped = [pair.where for pair, seen in zip(sample, looks, strict=True) if seen.swapped]
     if swapped:
-        complain(
+        warn(
             f"warning: {len(swapped)} of {len(sample)} pairs look swapped, as clean is the "
             f"brighter: {some(swapped)}; expected the rainy image first"
         )
     shrunk = shrink_advice(sizes, settings.patch_size)
     if shrunk and settings.crop == "recipe":
-        complain(f"warning: {shrunk}")
+        warn(f"warning: {shrunk}")
 
 
-def _looks(settings: Settings, sample: Sequence[Pair]) -> list[Look]:
+def _looks(settings: Settings, sample: Sequence[Pair]) -> list[PixelInspection]:
     images = dataset.whole_images(sample, settings.num_workers)
     looks = []
     with closing(images), Progress("pair", 0, len(sample), [], after=SOON) as progress:
         for pair in images:
             if isinstance(pair, UserError):
                 raise pair
-            looks.append(look(*pair, settings.mask_threshold))
+            looks.append(inspect_pixels(*pair, settings.mask_threshold))
             progress.advance(1)
     return looks

@@ -41,12 +41,12 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
         return self.world_size > 1
 
     def join(self, device: torch.device) -> None:
         """Meet the other ranks: nccl between GPUs, gloo between CPUs."""
-        if not self.several or dist.is_initialized():
+        if not self.is_distributed or dist.is_initialized():
             return
         self._device = device
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -67,25 +67,25 @@ class Ranks:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"rank {self.rank}: cannot meet the other ranks: {error}") from None
 
-    def total(self, values: list[float]) -> list[float]:
+    def all_reduce_sum(self, values: list[float]) -> list[float]:
         """The sum of each value over the ranks, the same on every rank."""
-        if not self.several:
+        if not self.is_distributed:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
-        with self.watched():
+        with self.translate_dist_errors():
             dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def exchange(self, item: Any) -> list[Any]:
+    def all_gather(self, item: Any) -> list[Any]:
         """The items of all ranks, in their order."""
-        if not self.several:
+        if not self.is_distributed:
             return [item]
         items: list[Any] = [None] * self.world_size
-        with self.watched():
+        with self.translate_dist_errors():
             dist.all_gather_object(items, item)
         return items
 
-    def share(self, count: int, work: Callable[[int], Any]) -> Iterator[Any]:
+    def map_over_ranks(self, count: int, work: Callable[[int], Any]) -> Iterator[Any]:
         """work(0), .. work(count-1), each done by one of the ranks and handed to all, in order.
 
         What one of them raises as UserError, all of them raise.
@@ -97,7 +97,7 @@ class Ranks:
                     result = work(start + self.rank)
             except UserError as error:
                 result = error
-            for found in self.exchange(result)[: count - start]:
+            for found in self.all_gather(result)[: count - start]:
                 if isinstance(found, UserError):
                     raise found
                 yield found
@@ -108,15 +108,17 @@ class Ranks:
             print(line, flush=True)
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def translate_dist_errors(self) -> Iterator[None]:
         """Tell in one line that another rank was lost while this one waited for it."""
         try:
             yield
         except RuntimeError as error:
             text = str(error)
-            if self.several and any(word in text for word in LOST):
+            if self.is_distributed and any(word in text for word in LOST):
                 raise UserError(f"rank {self.rank}: stopped, another rank was lost") from None
-            if self.several and "NCCL" in text:  # two ranks on one GPU, /dev/shm too small, ...
+            if (
+                self.is_distributed and "NCCL" in text
+            ):  # two ranks on one GPU, /dev/shm too small, ...
                 last = text.strip().splitlines()[-1][:200]
                 raise UserError(f"rank {self.rank}: NCCL cannot go on: {last}") from None
             raise

@@ -13,7 +13,7 @@ from engine.ranks import Ranks
 from media.pair_list import Pair
 from report.metrics import BYTES_A_PIXEL, MEASURES, measure
 from settings import UserError
-from system.overlap import behind, finishers
+from system.overlap import count_threads, map_threads
 from system.progress import QUIET_SECONDS
 
 T, U = TypeVar("T"), TypeVar("U")
@@ -38,7 +38,7 @@ def score(
     """
 
     def work(_: int, rainy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return derainer.derained(rainy).colours, clean
+        return derainer.derained(rainy).float_image, clean
 
     def finish(images: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
         output, clean = images
@@ -49,7 +49,7 @@ def score(
     def pixels(images: tuple[np.ndarray, np.ndarray]) -> int:
         return images[1].size // 3
 
-    with closing(shared_out(ranks, pairs, workers, work, finish, pixels)) as scores:
+    with closing(map_images_over_ranks(ranks, pairs, workers, work, finish, pixels)) as scores:
         for index, values in enumerate(scores):
             if isinstance(values, str):
                 raise UserError(values)
@@ -62,7 +62,7 @@ def score(
     return psnr, ssim
 
 
-def shared_out(
+def map_images_over_ranks(
     ranks: Ranks,
     pairs: Sequence[Pair],
     workers: int,
@@ -93,6 +93,6 @@ def shared_out(
             0 if isinstance(done, UserError) else pixels(done) * (BYTES_A_PIXEL + BYTES_OF_IMAGES)
         )
 
-    results = behind(worked(), finished, finishers(ranks.local_size), needed)
+    results = map_threads(worked(), finished, count_threads(ranks.local_size), needed)
     with closing(images), closing(results):
-        yield from ranks.share(len(pairs), lambda _: next(results))
+        yield from ranks.map_over_ranks(len(pairs), lambda _: next(results))

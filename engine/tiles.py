@@ -17,7 +17,7 @@ BYTES_A_PIXEL_AROUND = 4 * 12  # the image, its outputs and their sums
 KEPT_A_PIXEL, KEPT = 1100, 2**30  # freed blocks that stay with the process: a pixel, and at most
 
 
-def memory(height: int, width: int, tile: int = 0) -> int:
+def estimate_memory(height: int, width: int, tile: int = 0) -> int:
     """Bytes that derain takes for an image in float32, about."""
     pixels = height * width
     at_once = min(height, tile) * min(width, tile) if tile else pixels
@@ -25,7 +25,9 @@ def memory(height: int, width: int, tile: int = 0) -> int:
     return BYTES_A_PIXEL * at_once + kept + BYTES_A_PIXEL_AROUND * pixels
 
 
-def derain(net: Network, image: Tensor, views: int = 1, tile: int = 0) -> tuple[Tensor, Tensor]:
+def derain_tiled(
+    net: Network, image: Tensor, views: int = 1, tile: int = 0
+) -> tuple[Tensor, Tensor]:
     """Derain images of any size.
 
     Args:
@@ -56,7 +58,7 @@ def derain(net: Network, image: Tensor, views: int = 1, tile: int = 0) -> tuple[
 
 def tile_psnr(net: Network, image: Tensor, tile: int, views: int = 1) -> float:
     """PSNR (dB) of images (as for derain) in tiles against the same whole, both clipped to 0..1."""
-    whole, tiled = (derain(net, image, views, side)[1].clamp_(0, 1) for side in (0, tile))
+    whole, tiled = (derain_tiled(net, image, views, side)[1].clamp_(0, 1) for side in (0, tile))
     error = tiled.sub_(whole).square_().mean().item()
     return -10 * math.log10(error) if error else math.inf
 
@@ -70,7 +72,7 @@ def _mean_of_views(net: Network, image: Tensor, views: int) -> tuple[Tensor, Ten
     return mask, clean
 
 
-def count(height: int, width: int, tile: int) -> int:
+def count_tiles(height: int, width: int, tile: int) -> int:
     """Tiles that an image of that size is cut into."""
     if not tile or max(height, width) <= tile:
         return 1

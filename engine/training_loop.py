@@ -23,12 +23,12 @@ from engine.training_run import TrainingRun
 from engine.training_step import (
     PATIENCE,
     DeadMask,
-    Measured,
     NotFinite,
+    StepMetrics,
+    compute_losses,
     learning_rate,
     loss_curves,
     loss_names,
-    losses_of,
     train_one_step,
 )
 from media.pair_list import PairList, fingerprint
@@ -73,10 +73,10 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
     with (
         Interrupt() as interrupt,  # to the end of the processes that load, which takes its time
         closing(
-            dataset.batches(pairs, settings, dataset.TRAINING, steps, workers, *place)
+            dataset.load_batches(pairs, settings, dataset.TRAINING, steps, workers, *place)
         ) as stream,
         closing(
-            dataset.batches(
+            dataset.load_batches(
                 val_pairs, settings, dataset.VALIDATION, val_steps, min(workers, 1), *place
             )
         ) as val_stream,
@@ -86,9 +86,9 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
     ):
         net, ssim = run.network(), SSIM().to(run.device)
         derainer, dead_mask, start = run.derainer(), DeadMask(), math.nan
-        followed = dataset.first_crops(val_pairs, settings, dataset.VALIDATION, FOLLOWED)
+        followed = dataset.load_first_crops(val_pairs, settings, dataset.VALIDATION, FOLLOWED)
         net.train()
-        if _score_is_due(settings, run.clock) and scored < run.clock:  # a signal had come before it
+        if _score_is_due(settings, run.step) and scored < run.step:  # a signal had come before it
             _score(run, derainer, val_pairs, val_data, progress)
         batches = zip(steps, stream, strict=True)
         for step, values, number in _trained(run, net, ssim, batches, last, interrupt):
@@ -113,7 +113,7 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
                 progress.say(_hours_left(time.monotonic() - start, WARM, last - step))
             if number:
                 break
-        ranks.exchange(None)  # nobody leaves, and has the others ended, before the save is done
+        ranks.all_gather(None)  # nobody leaves, and has the others ended, before the save is done
     return number
 
 
@@ -131,7 +131,7 @@ class _Started:
     batch: Batch
     lr: float
     began: float
-    measured: Measured
+    measured: StepMetrics
 
 
 def _trained(
@@ -221,18 +221,18 @@ def _finish(
     with _explained(run, step, started.batch):
         losses = started.measured.read()
     norm = losses.pop("grad_norm")
-    *sums, number = ranks.total([*losses.values(), interrupt.signal])
+    *sums, number = ranks.all_reduce_sum([*losses.values(), interrupt.signal])
     losses = {name: value / ranks.world_size for name, value in zip(losses, sums, strict=True)}
     mean, square = losses.pop("mask_mean"), losses.pop("mask_square")
     deviation = math.sqrt(max(square - mean**2, 0.0))
-    run.clock = step
+    run.step = step
     values = {**losses, "lr": started.lr, "mask/std": deviation}
     if ranks.first:
         speed = settings.batch_size / (time.monotonic() - (ended or started.began))
         curves = loss_curves(losses) | {"mask/mean": mean, "mask/std": deviation}
         curves |= {"optim/lr": started.lr, "optim/grad_norm": norm}
         curves |= {"speed/images_per_second": speed, "speed/memory_MiB": peak_memory(run.device)}
-        run.events(EVENTS).scalars(curves, run.clock)
+        run.events(EVENTS).scalars(curves, run.step)
     # Ranks may have received different signals, or one of them several.
     return values, 0 if not number else interrupt.signal or signal.SIGTERM
 
@@ -242,7 +242,7 @@ def _explained(run: TrainingRun, step: int, batch: Batch) -> Iterator[None]:
     """Within it, what can go wrong in a step is told as a user can mend it. Raises UserError."""
     settings = run.settings
     try:
-        with run.ranks.watched():
+        with run.ranks.translate_dist_errors():
             yield
     except NotFinite as error:
         files = ", ".join(dict.fromkeys(batch.files))
@@ -276,18 +276,18 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
     settings, ranks = run.settings, run.ranks
     parts = settings.accumulate_steps
     sums = dict.fromkeys(loss_names(), 0.0)
-    with torch.no_grad(), _explained(run, run.clock, batch):
+    with torch.no_grad(), _explained(run, run.step, batch):
         tensors = batch.tensors(run.device, settings.mask_threshold)
         for part in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
-            losses, *_ = losses_of(
+            losses, *_ = compute_losses(
                 run.net, ssim, *part, bf16=run.bf16, off_mask=settings.off_mask_weight
             )
             sums = {name: total + losses[name].item() for name, total in sums.items()}
-    totals = ranks.total(list(sums.values()))
+    totals = ranks.all_reduce_sum(list(sums.values()))
     if ranks.first:
         means = [value / parts / ranks.world_size for value in totals]
         losses = dict(zip(sums, means, strict=True))
-        run.events(VAL_EVENTS).scalars(loss_curves(losses), run.clock)
+        run.events(VAL_EVENTS).scalars(loss_curves(losses), run.step)
 
 
 def _score_is_due(settings: Settings, step: int) -> bool:
@@ -302,16 +302,16 @@ def _score(
     best = run.best["psnr"] if run.best else math.nan
     better = math.isnan(best) or psnr > best
     if run.ranks.first:
-        run.events(VAL_EVENTS).scalars({"score/psnr": psnr, "score/ssim": ssim}, run.clock)
+        run.events(VAL_EVENTS).scalars({"score/psnr": psnr, "score/ssim": ssim}, run.step)
         kept = ", the best so far" if better else ""
         progress.say(
-            f"step {run.clock}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
+            f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
             f"{run.settings.val_list}{kept}"
         )
     if better:
-        run.best = {"psnr": psnr, "step": run.clock, "scored": run.clock, "list": data}
+        run.best = {"psnr": psnr, "step": run.step, "scored": run.step, "list": data}
         run.save(BEST)
-    run.best["scored"] = run.clock
+    run.best["scored"] = run.step
 
 
 def _write_pictures(run: TrainingRun, derainer: Derainer, followed: Batch) -> None:
@@ -319,7 +319,7 @@ def _write_pictures(run: TrainingRun, derainer: Derainer, followed: Batch) -> No
     _, _, labels = followed.tensors(torch.device("cpu"), run.settings.mask_threshold)
     for index, file in enumerate(followed.files):
         found = derainer.derained(followed.rainy[index], file)
-        parts = [followed.rainy[index], found.pixels, followed.clean[index]]
+        parts = [followed.rainy[index], found.uint8_image, followed.clean[index]]
         parts += [heat_map(found.mask), heat_map(labels[index].numpy())]
         sheet = contact_sheet(parts, CAPTIONS, columns=len(parts))
-        run.events(VAL_EVENTS).image(f"pictures/{index + 1}", sheet, run.clock)
+        run.events(VAL_EVENTS).image(f"pictures/{index + 1}", sheet, run.step)

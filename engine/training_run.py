@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine import checkpoint
 from engine.derainer import Derainer
-from engine.device import prepare
+from engine.device import prepare_device
 from engine.events import EventFile, forget_after, new_run
 from engine.ranks import Ranks
 from engine.resuming import best_score, optimiser_state, require_random_state, run_name
@@ -35,7 +35,7 @@ class TrainingRun:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.ranks = Ranks()
-        self.device = prepare(settings, self.ranks)
+        self.device = prepare_device(settings, self.ranks)
         torch.manual_seed(settings.seed)
         # Crops have one size: cuDNN may try its ways and keep the quickest. Some of them give the
         # gradient of a convolution's weights other last bits from run to run.
@@ -47,7 +47,7 @@ class TrainingRun:
         # fused kernels of a GPU need not be waited for.
         fused = self.device.type == "cuda"
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr, fused=fused)
-        self.clock = -1
+        self.step = -1
         self.best: dict[str, Any] | None = None
         self.run = new_run()
         self.data = ""
@@ -59,7 +59,7 @@ class TrainingRun:
 
         Not so with several ranks: their sums would queue behind it.
         """
-        return self.optimiser.defaults["fused"] and not self.ranks.several
+        return self.optimiser.defaults["fused"] and not self.ranks.is_distributed
 
     def path(self, name: str) -> Path:
         """Where the run saves the checkpoint of that name."""
@@ -74,8 +74,8 @@ class TrainingRun:
         net: nn.Module = self.net
         if self.settings.compile:
             net = torch.compile(net, fullgraph=True)
-        if self.ranks.several:
-            with self.ranks.watched():
+        if self.ranks.is_distributed:
+            with self.ranks.translate_dist_errors():
                 net = DistributedDataParallel(net)
         return net
 
@@ -94,7 +94,7 @@ class TrainingRun:
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         content = {
             "net": self.net.state_dict(),
-            "clock": self.clock,
+            "clock": self.step,
             "opt": self.optimiser.state_dict(),
             "settings": dataclasses.asdict(self.settings),
             "rng": rng,
@@ -112,7 +112,7 @@ class TrainingRun:
                 trained with another recipe or list.
         """
         content = self.load_weights(path)
-        self.clock = content["clock"]
+        self.step = content["clock"]
         self._check_recipe(path, content)
         self.optimiser.load_state_dict(optimiser_state(path, content.get("opt"), self.optimiser))
         self._load_rng(path, content.get("rng", {}))
@@ -183,7 +183,7 @@ class TrainingRun:
         """Cut off this run's events of steps after the clock, which a resume writes anew."""
         if self.ranks.first:
             for name in names:
-                forget_after(Path(self.settings.log_dir) / name, self.run, self.clock)
+                forget_after(Path(self.settings.log_dir) / name, self.run, self.step)
 
     def discard(self, name: str) -> None:
         """Remove the checkpoint of that name and this process's events, on the first rank."""

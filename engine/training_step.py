@@ -23,7 +23,7 @@ def learning_rate(settings: Settings, step: int) -> float:
 
 
 @dataclass
-class Outcome:
+class LossInputs:
     """What the network made of a batch, and what it should have: what a term of the loss looks at.
 
     Attributes:
@@ -41,22 +41,22 @@ class Outcome:
     off_mask: float = 0.0
 
 
-def _l1(found: Outcome) -> tuple[Tensor, Tensor]:
+def _l1(found: LossInputs) -> tuple[Tensor, Tensor]:
     error = F.l1_loss(found.output, found.clean)
     return error, error
 
 
-def _ssim(found: Outcome) -> tuple[Tensor, Tensor]:
+def _ssim(found: LossInputs) -> tuple[Tensor, Tensor]:
     similarity = found.ssim(found.output, found.clean)
     return similarity, 1 - similarity
 
 
-def _mask(found: Outcome) -> tuple[Tensor, Tensor]:
+def _mask(found: LossInputs) -> tuple[Tensor, Tensor]:
     error = F.mse_loss(found.mask[:, 0], found.label)
     return error, error
 
 
-def _off_mask(found: Outcome) -> tuple[Tensor, Tensor]:
+def _off_mask(found: LossInputs) -> tuple[Tensor, Tensor]:
     # Without a weight it is only shown: nothing is kept for a gradient.
     with torch.set_grad_enabled(torch.is_grad_enabled() and found.off_mask > 0):
         error = ((found.output - found.clean).abs() * (1 - found.label[:, None])).mean()
@@ -80,7 +80,7 @@ def loss_curves(values: dict[str, float]) -> dict[str, float]:
     return {f"loss/{'total' if name == 'loss' else name}": values[name] for name in loss_names()}
 
 
-def losses_of(
+def compute_losses(
     net: nn.Module,
     ssim: SSIM,
     rainy: Tensor,
@@ -95,21 +95,21 @@ def losses_of(
         rainy, clean: (N,3,H,W) float in 0..1.
         label: mask label, (N,H,W) of 0 and 1.
         bf16: run the network under autocast. Losses are float32 all the same.
-        off_mask: see Outcome.
+        off_mask: see LossInputs.
 
     Returns:
         A scalar tensor for each of loss_names(), then the network's mask and clean image.
     """
     with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
         mask, output = net(rainy)
-    found = Outcome(mask.float(), label, output.float(), clean, ssim, off_mask)
+    found = LossInputs(mask.float(), label, output.float(), clean, ssim, off_mask)
     terms = {name: term(found) for name, term in TERMS.items()}
     loss = reduce(operator.add, (added for _, added in terms.values()))
     losses = {"loss": loss} | {name: shown for name, (shown, _) in terms.items()}
     return losses, found.mask, found.output
 
 
-class Measured:
+class StepMetrics:
     """What a training step came to. On a GPU, reading it waits for the step, but for none after it.
 
     Args:
@@ -160,7 +160,7 @@ def train_one_step(
     parts: int = 1,
     bf16: bool = False,
     off_mask: float = 0.0,
-) -> Measured:
+) -> StepMetrics:
     """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
 
     Where the loss or its gradient is not finite, network and moments stay as they are. A fused
@@ -182,14 +182,14 @@ def train_one_step(
         # Ranks average their gradients once, in the last part.
         wait = nullcontext() if index == parts - 1 else getattr(net, "no_sync", nullcontext)()
         with wait:
-            losses, mask, _ = losses_of(net, ssim, *part, bf16, off_mask)
+            losses, mask, _ = compute_losses(net, ssim, *part, bf16, off_mask)
             (losses["loss"] / parts).backward()
         exact = mask.detach().double()  # in single precision a small deviation would be rounding
         losses |= {"mask_mean": exact.mean(), "mask_square": exact.square().mean()}
         rows.append(torch.stack([value.detach().double() for value in losses.values()]))
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    measured = Measured(list(losses), torch.stack(rows), norm)
+    measured = StepMetrics(list(losses), torch.stack(rows), norm)
     if optimiser.defaults.get("fused"):
         bad = (~measured.finite).float()
         # As torch's own gradient scaler tells it. Once bad, always bad: the next step may be under

@@ -16,7 +16,7 @@ FEW = 0.98  # of the frames that times and rate make: fewer are told
 
 
 @dataclass
-class Account:
+class VideoIntegrity:
     """Of one video while it is read.
 
     Attributes:
@@ -61,7 +61,7 @@ class Account:
     @classmethod
     def of(
         cls, stream: av.video.stream.VideoStream, copied: Sequence[av.stream.Stream]
-    ) -> "Account":
+    ) -> "VideoIntegrity":
         container = stream.container
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         formats = set(container.format.name.split(","))

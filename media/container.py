@@ -20,18 +20,18 @@ UNKNOWN = "a codec that FFmpeg does not know"
 av.logging.set_level(None)
 
 
-def address(path: Path) -> str:
+def ffmpeg_address(path: Path) -> str:
     """A path as FFmpeg takes it."""
     return f"file:{path}"  # a colon in a name would else end a protocol
 
 
-def opened(path: Path) -> av.container.InputContainer:
+def open_container(path: Path) -> av.container.InputContainer:
     """Raises UserError unless path is a regular file that holds streams of its own."""
     formats = ",".join(av.formats_available - SCRIPTS)
     try:
         open_regular(path).close()
         return av.open(
-            address(path), options={"format_whitelist": formats}, metadata_errors="replace"
+            ffmpeg_address(path), options={"format_whitelist": formats}, metadata_errors="replace"
         )
     except av.error.ArgumentError:  # said of a format that is not among those
         raise UserError(f"{path}: {NOTHING}: a list of other files; expected a video") from None
@@ -70,7 +70,7 @@ def is_cover(stream: av.video.stream.VideoStream) -> bool:
     return bool(stream.disposition & COVER)
 
 
-def left_out(
+def find_dropped_streams(
     container: av.container.InputContainer, taken: av.video.stream.VideoStream
 ) -> Iterator[str]:
     """A line for each other video, and for each cover."""
@@ -78,12 +78,12 @@ def left_out(
         if stream is not taken:
             kind = "cover picture" if is_cover(stream) else "another video"
             yield (
-                f"stream {stream.index} ({kind}, {described(stream)}) is left out; stream "
-                f"{taken.index} ({described(taken)}) is taken"
+                f"stream {stream.index} ({kind}, {describe_stream(stream)}) is left out; stream "
+                f"{taken.index} ({describe_stream(taken)}) is taken"
             )
 
 
-def described(stream: av.stream.Stream) -> str:
+def describe_stream(stream: av.stream.Stream) -> str:
     """What a stream holds: `h264, 64x48`, `aac`."""
     context = stream.codec_context
     if context is None:

@@ -97,7 +97,7 @@ def load(path: Path, name: str, decode: Callable[[bytes], T]) -> T:
         ) from None
 
 
-def opened(file: BinaryIO, name: str) -> Image.Image | None:
+def open_image(file: BinaryIO, name: str) -> Image.Image | None:
     """The picture in a file, of which only the header was read; None where Pillow knows it not.
 
     Raises:
@@ -115,9 +115,10 @@ def opened(file: BinaryIO, name: str) -> Image.Image | None:
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format not in SEVERAL:
         raise UserError(f"{name}: holds {count} images; expected one")
-    if image.format in PHOTOS and bits(image, head) > 8:
+    if image.format in PHOTOS and bit_depth(image, head) > 8:
         raise UserError(
-            f"{name}: {image.format} of {bits(image, head)} bits a channel, of which 8 would be "
+            f"{name}: {image.format} of {bit_depth(image, head)} bits a channel, of which 8 would "
+            "be "
             "read; expected 8, or PNG or TIFF"
         )
     return image
@@ -139,7 +140,7 @@ def require_heic(name: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def upright(image: Image.Image, data: bytes = b"") -> Turn:
+def apply_orientation(image: Image.Image, data: bytes = b"") -> Turn:
     """What turns the pixels of a picture, as its file holds them, the way it is to be seen.
 
     Args:
@@ -160,7 +161,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
         return 1
 
 
-def bits(image: Image.Image, head: bytes) -> int:
+def bit_depth(image: Image.Image, head: bytes) -> int:
     """Bits a channel of the file. Pillow reduces more than 8 to 8, mostly, and does not tell."""
     if image.format == "PNG":
         return head[24]
@@ -170,7 +171,7 @@ def bits(image: Image.Image, head: bytes) -> int:
     return max(image.tag_v2.get(_BITS, (1,))) if image.format == "TIFF" else 8
 
 
-def size(path: Path) -> tuple[int, int] | None:
+def image_size(path: Path) -> tuple[int, int] | None:
     """(width, height) of a picture, upright, as its header has them.
 
     None where the header does not promise a picture of 8 bits a channel: to read it all then tells.
@@ -179,11 +180,11 @@ def size(path: Path) -> tuple[int, int] | None:
         with open_regular(path) as file:
             head = file.read(HEAD)
             file.seek(0)
-            image = opened(file, "")
-            if image is None or bits(image, head) > 8 or image.mode in ("I", "F"):
+            image = open_image(file, "")
+            if image is None or bit_depth(image, head) > 8 or image.mode in ("I", "F"):
                 return None
             blank = np.broadcast_to(False, (image.height, image.width))
-            height, width = upright(image)(blank).shape
+            height, width = apply_orientation(image)(blank).shape
             return width, height
     except Exception:  # as of all that decodes
         return None

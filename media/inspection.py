@@ -12,7 +12,7 @@ from media import image_file
 from media.lists import read_pair
 from media.pair_list import Pair
 from settings import UserError
-from system.overlap import behind
+from system.overlap import map_threads
 from system.progress import Progress
 
 READERS = 8  # threads that read headers: they wait for disks more than they work
@@ -25,7 +25,7 @@ SHRUNK = 1.2  # how often a crop may be as large as the patch before it is told
 
 
 @dataclass(frozen=True)
-class Look:
+class PixelInspection:
     """What the pixels of a pair show.
 
     Attributes:
@@ -82,7 +82,7 @@ def mask_advice(threshold: int) -> str:
     )
 
 
-def look(rainy: np.ndarray, clean: np.ndarray, threshold: int) -> Look:
+def inspect_pixels(rainy: np.ndarray, clean: np.ndarray, threshold: int) -> PixelInspection:
     """Look at a pair, (H,W,3) uint8 BGR.
 
     Args:
@@ -96,7 +96,7 @@ def look(rainy: np.ndarray, clean: np.ndarray, threshold: int) -> Look:
     brighter = cv2.transform(cv2.subtract(rainy, clean, dtype=cv2.CV_16S), np.ones((1, 3)))
     total, changed = cv2.sumElems(brighter)[0], cv2.norm(brighter, cv2.NORM_L1)
     digest = hashlib.blake2b(rainy.tobytes(), digest_size=12, person=b"%dx%d" % (width, height))
-    return Look(
+    return PixelInspection(
         width,
         height,
         mask=marked / apart.size,
@@ -106,12 +106,12 @@ def look(rainy: np.ndarray, clean: np.ndarray, threshold: int) -> Look:
     )
 
 
-def first_look(pair: Pair) -> tuple[int, int] | UserError:
+def inspect_header(pair: Pair) -> tuple[int, int] | UserError:
     """(width, height) of a pair, of which headers alone are read where they are in order.
 
     Where they are not, it is read whole, and what is wrong with it is returned.
     """
-    sizes = {image_file.size(path) for path in (pair.rainy, pair.clean) if path is not None}
+    sizes = {image_file.image_size(path) for path in (pair.rainy, pair.clean) if path is not None}
     if len(sizes) == 1 and None not in sizes:
         width, height = sizes.pop()
         if not pair.halves:
@@ -125,11 +125,11 @@ def first_look(pair: Pair) -> tuple[int, int] | UserError:
     return rainy.shape[1], rainy.shape[0]
 
 
-def first_looks(
+def inspect_headers(
     pairs: Sequence[Pair], indices: Sequence[int], silent: bool = False
 ) -> Iterator[tuple[int, tuple[int, int] | UserError]]:
     """Each of the indices with the first_look of its pair; with progress where it takes long."""
-    looks = behind((pairs[index] for index in indices), first_look, READERS)
+    looks = map_threads((pairs[index] for index in indices), inspect_header, READERS)
     with (
         closing(looks),
         Progress("header", 0, len(indices), [], silent=silent, after=SOON) as progress,

@@ -10,7 +10,7 @@ from pathlib import Path
 from media.pictures import FORMATS
 from media.video_writer import ENCODERS
 from settings import UserError, one_line
-from system.files import require_apart, shown
+from system.files import check_no_overlap, format_path
 
 OTHER_VIDEOS = {
     ".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".h264", ".hevc", ".m2ts", ".mjpeg", ".mpeg",
@@ -37,7 +37,7 @@ class Job:
         return self.source.suffix.lower() in VIDEOS
 
 
-def plan(
+def plan_jobs(
     source_name: str, target_name: str, skip: str = ""
 ) -> tuple[list[Job], Path | None, str, list[str]]:
     """The files to derain, the folder of results, if there is one, a note and complaints.
@@ -59,7 +59,7 @@ def plan(
     else:
         jobs, note, complaints = [_plan_file(source, target, is_file)], "", []
         folder = None if jobs[0].target == target else target
-    require_apart((job.source for job in jobs), (job.target for job in jobs), "-o")
+    check_no_overlap((job.source for job in jobs), (job.target for job in jobs), "-o")
     seen: dict[str, Job] = {}
     for job in jobs:
         real = os.path.realpath(job.target)
@@ -98,7 +98,7 @@ def _plan_folder(
     note = f"passed over, as of other kinds: {_counted(others)}" if others else ""
     names = [file.relative_to(source) for file in found]
     jobs = [
-        Job(file, target / _video_name(name), shown(name))
+        Job(file, target / _video_name(name), format_path(name))
         for file, name in zip(found, names, strict=True)
     ]
     return jobs, note, complaints
@@ -129,7 +129,7 @@ def _plan_file(source: Path, target: Path, is_file: bool) -> Job:
         )
     if target.suffix.lower() not in writable:
         raise UserError(f"-o: {target}: expected one of {', '.join(writable)}, as {source} is")
-    return Job(source, target, shown(Path(source.name)))
+    return Job(source, target, format_path(Path(source.name)))
 
 
 def _walk(source: Path, target: Path, skip: str, unread: list[OSError]) -> Iterator[Path]:

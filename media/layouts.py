@@ -20,8 +20,8 @@ from media.pair_list import PairList, Way
 from media.pictures import FORMATS
 from media.presence import TOLD, sole_image
 from settings import UserError, one_line
-from system.files import shown
-from system.progress import Patience
+from system.files import format_path
+from system.progress import SlowNotice
 
 RAINY = {"rain", "rainy", "rainy_image", "input", "inputs", "lq"}
 CLEAN = {"norain", "clean", "target", "targets", "gt", "ground_truth", "groundtruth", "hq"}
@@ -103,7 +103,7 @@ def read_folder(
     Raises:
         UserError: no reading fits, or several do; the folder cannot be read.
     """
-    path, passed_over, tell = str(Path(path)), Counter(), Patience(say).tell
+    path, passed_over, tell = str(Path(path)), Counter(), SlowNotice(say).tell
     tree = _tree(path, passed_over, tell)
     tell(f"{path}: pairing {sum(len(folder.images) for folder in tree.values())} images")
     found = _chosen(path, [reading for reading in _readings(path, tree) if reading.pairs], layout)
@@ -340,7 +340,9 @@ def _as_list(path: str, pairs: list[tuple[File, ...]], halves: str) -> PairList:
             try:
                 text += str(file).encode()
             except UnicodeEncodeError:
-                raise UserError(f"{path}: {shown(str(file))}: expected a name in UTF-8") from None
+                raise UserError(
+                    f"{path}: {format_path(str(file))}: expected a name in UTF-8"
+                ) from None
             spans.append(len(text))
     places = np.frombuffer(spans, np.int64).reshape(len(pairs), -1, 2)
     numbers = np.arange(1, len(pairs) + 1)

@@ -14,7 +14,7 @@ from media.layouts import read_folder
 from media.pair_list import Pair, PairList, Way
 from media.presence import Tell, is_file, require_images, require_no_drive, sole_image
 from settings import UserError
-from system.progress import Patience
+from system.progress import SlowNotice
 from system.reading import read_bytes
 
 BLANKS = b" \t"  # what separates names; other white space, such as U+3000, belongs to a name
@@ -50,7 +50,7 @@ def read_list(
     halves = side_by_side.removeprefix("no")
     if Path(path).is_dir():
         return read_folder(path, layout, halves, say, alone)
-    tell = Patience(say).tell
+    tell = SlowNotice(say).tell
     pairs = _parsed(path, _text(path), tell)
     if layout:
         say(f"{path}: --layout is not for it: it is a list, not a folder")
@@ -162,9 +162,9 @@ def read_image(path: Path, where: str) -> np.ndarray:
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
-    seen = image_file.opened(io.BytesIO(data), name)
+    seen = image_file.open_image(io.BytesIO(data), name)
     if seen is not None and seen.format in image_file.PHOTOS:
-        image, alpha = image_file.colours(seen, image_file.upright(seen, data))
+        image, alpha = image_file.colours(seen, image_file.apply_orientation(seen, data))
         return image if alpha is None else _opaque(np.dstack([image, alpha]), name)
     jpeg = data.startswith(image_file.JPEG)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if jpeg else cv2.IMREAD_UNCHANGED
@@ -172,7 +172,7 @@ def _decode(data: bytes, name: str) -> np.ndarray:
     if image is None:
         raise ValueError("not decoded")
     if seen is not None:  # OpenCV itself turns a TIFF alone
-        image = np.ascontiguousarray(image_file.upright(seen, data)(image))
+        image = np.ascontiguousarray(image_file.apply_orientation(seen, data)(image))
     if image.dtype != np.uint8:
         raise UserError(
             f"{name}: {image.dtype} values; expected 8 bits a channel: convert it first"

@@ -90,7 +90,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def _decode(data: bytes, path: Path) -> Picture:
-    image = image_file.opened(io.BytesIO(data), str(path))
+    image = image_file.open_image(io.BytesIO(data), str(path))
     if image is None:
         raise ValueError("not a picture")
     if image.format not in READABLE:
@@ -101,9 +101,9 @@ def _decode(data: bytes, path: Path) -> Picture:
             f"{path}: {image.width}x{image.height} pixels need {needed / 2**30:.3g} GiB of memory "
             f"to be read alone, {free / 2**30:.3g} GiB are free; expected a smaller image"
         )
-    turn = image_file.upright(image, data)
+    turn = image_file.apply_orientation(image, data)
     profile = image.info.get("icc_profile")
-    if image_file.bits(image, data) > 8 or image.mode in ("I", "F"):
+    if image_file.bit_depth(image, data) > 8 or image.mode in ("I", "F"):
         return _decode_deep(data, image, turn, profile, path)
     grey = image.mode in ("1", "L", "LA")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):

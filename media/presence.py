@@ -10,7 +10,7 @@ import numpy as np
 from media.pair_list import PairList, Way, split
 from media.pictures import FORMATS
 from settings import UserError
-from system.progress import complain
+from system.progress import warn
 
 TOLD = 5  # of many names, as many are told
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -142,7 +142,7 @@ def _refuse(pairs: PairList, missing: Iterable[tuple[int, str]], count: int) -> 
     if count == 1:
         raise UserError(told[0])
     for line in told:
-        complain(line)
+        warn(line)
     raise UserError(
         f"{pairs.source}: {count} images are missing"
         + (f", of which the first {TOLD} are named above" if count > TOLD else "")

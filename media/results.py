@@ -16,7 +16,7 @@ from typing import NamedTuple
 from media.pair_list import PairList
 from media.pictures import FORMATS
 from settings import UserError, one_line
-from system.files import shown
+from system.files import format_path
 
 DERAINED = "derained"  # the folder of the results of a test, within its result folder
 OF_PAGES = {"index_files"}  # what pages keep in a folder of results
@@ -119,7 +119,7 @@ def _listed(path: Path, besides: Path) -> tuple[list[Path], list[Path]]:
         folders = [entry for entry in inside if entry.is_dir() and entry.resolve() not in own]
         files = [entry for entry in inside if entry.is_file()]
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{format_path(path)}: cannot be read: {error.strerror}") from None
     tested = any(folder.name == DERAINED for folder in folders)
     own_names = OF_PAGES | (OF_TESTS if tested else set())
     return [folder for folder in folders if folder.name not in own_names], files
@@ -142,7 +142,7 @@ def _home(folder: Path, besides: Path) -> Path:
     places = [*(["pictures"] if _pictures(files) else []), *(f"{one.name}/" for one in holding)]
     if len(places) > 1:
         raise UserError(
-            f"-i: {shown(folder)}: holds pictures in several places ({_some(places)}); "
+            f"-i: {format_path(folder)}: holds pictures in several places ({_some(places)}); "
             "expected one, or a folder for each method"
         )
     return _home(holding[0], besides) if holding else folder
@@ -159,7 +159,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:TOLD]) + (", ..." if len(names) > TOLD else "")
 
 
-class Way(NamedTuple):
+class MatchRule(NamedTuple):
     """From the stem of a picture of the list to what must be in the stem of its result."""
 
     told: str
@@ -178,14 +178,14 @@ def _digits(stem: str) -> str:
     return re.sub(r"0*(\d+)", r"\1", core[0]) if core else ""
 
 
-WAYS = (
-    Way("", _name, whole=True),
-    Way("what is around the name", _name),
-    Way("the number in the name", _digits),
+MATCH_RULES = (
+    MatchRule("", _name, whole=True),
+    MatchRule("what is around the name", _name),
+    MatchRule("the number in the name", _digits),
 )
 
 
-def match(method: Method, pairs: PairList, names: list[str]) -> Match:
+def match_results(method: Method, pairs: PairList, names: list[str]) -> Match:
     """Find the pair of each result of a method.
 
     Args:
@@ -194,7 +194,7 @@ def match(method: Method, pairs: PairList, names: list[str]) -> Match:
     stems = [unicodedata.normalize("NFC", file.stem) for file in method.files]
     found: list[set[int]] = []
     how, most = "", -1
-    for way in WAYS:
+    for way in MATCH_RULES:
         sets, around = _by(way, stems, pairs, names)
         if _sure(sets) > most:
             most, found, how = _sure(sets), sets, _how(way, around, method.files, sets, pairs)
@@ -212,7 +212,7 @@ Around = tuple[str, str]  # what stands before and after the key in the results 
 
 
 def _by(
-    way: Way, stems: list[str], pairs: PairList, names: list[str]
+    way: MatchRule, stems: list[str], pairs: PairList, names: list[str]
 ) -> tuple[list[set[int]], Around]:
     """The places that each stem may mean, and what is around the key.
 
@@ -234,7 +234,7 @@ def _by(
 
 
 def _rainy_keys(
-    way: Way, pairs: PairList, names: list[str], stems: list[str]
+    way: MatchRule, pairs: PairList, names: list[str], stems: list[str]
 ) -> dict[str, set[int]]:
     """The places of the pairs by the keys of their rainy images."""
     known, shared = defaultdict(set), defaultdict(list)
@@ -249,7 +249,9 @@ def _rainy_keys(
     return known
 
 
-def _keyed(way: Way, stems: list[str], known: dict[str, set[int]]) -> tuple[list[set[int]], Around]:
+def _keyed(
+    way: MatchRule, stems: list[str], known: dict[str, set[int]]
+) -> tuple[list[set[int]], Around]:
     """The places that each stem may mean, with one thing around the key in all of them."""
     known.pop("", None)
     if way.whole:
@@ -277,7 +279,9 @@ def _parts(stem: str) -> Iterator[tuple[Around, str]]:
             yield (stem[:start].casefold(), stem[end:].casefold()), stem[start:end]
 
 
-def _how(way: Way, around: Around, files: list[Path], sets: list[set[int]], pairs: PairList) -> str:
+def _how(
+    way: MatchRule, around: Around, files: list[Path], sets: list[set[int]], pairs: PairList
+) -> str:
     if way.whole:
         return ""
     example = next(((f, p) for f, p in zip(files, sets, strict=True) if len(p) == 1), None)
@@ -285,7 +289,8 @@ def _how(way: Way, around: Around, files: list[Path], sets: list[set[int]], pair
         return ""
     file, places = example
     pair = pairs[next(iter(places))]
-    return f"matched by {way.told}, such as {file.name} to {shown((pair.clean or pair.rainy).name)}"
+    truth = pair.clean or pair.rainy
+    return f"matched by {way.told}, such as {file.name} to {format_path(truth.name)}"
 
 
 def _sorted_out(method: Method, pairs: PairList, found: list[set[int]], how: str) -> Match:

@@ -12,8 +12,8 @@ import av
 import numpy as np
 from av.format import Flags
 
-from media.account import Account
-from media.container import NOTHING, best_stream, left_out, opened
+from media.account import VideoIntegrity
+from media.container import NOTHING, best_stream, find_dropped_streams, open_container
 from media.deinterlacing import Deinterlacer
 from media.orientation import Orientation
 from settings import UserError
@@ -28,7 +28,7 @@ HDR = {16: ", HDR (PQ)", 18: ", HDR (HLG)"}  # by FFmpeg's number of a transfer 
 Item = av.VideoFrame | av.Packet
 
 
-class Source:
+class VideoReader:
     """Frames start .. start+frames-1 of a video file; all from start on where frames is 0.
 
     Args:
@@ -50,7 +50,7 @@ class Source:
 
     def __init__(self, path: Path, start: int = 0, frames: int = 0, quick: bool = False) -> None:
         self.path, self.start, self.frames, self.begin = path, start, frames, 0.0
-        self.container = opened(path)
+        self.container = open_container(path)
         try:
             self._open(quick)
         except BaseException:
@@ -63,7 +63,7 @@ class Source:
         streams = (*self.container.streams.audio, *self.container.streams.subtitles)
         self.copied = [one for one in streams if one.codec_context is not None and not quick]
         self._untimed = bool(Flags.no_timestamps & Flags(self.container.format.flags))
-        self._account = Account.of(self.stream, self.copied)
+        self._account = VideoIntegrity.of(self.stream, self.copied)
         self.rate = self._account.rate
         self._deinterlacer = Deinterlacer()
         self._last: int | None = None  # time of a frame
@@ -89,7 +89,7 @@ class Source:
         self.notes = [f"{self.path}: {note}" for note in self._known()]
 
     def _known(self) -> Iterator[str]:
-        yield from left_out(self.container, self.stream)
+        yield from find_dropped_streams(self.container, self.stream)
         if self.orientation.odd:
             yield (
                 f"its display matrix ({self.orientation.odd}) is neither a quarter turn nor a "

@@ -11,10 +11,10 @@ from av.codec.context import Flags
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace
 
-from media.container import SORTS, address, described
-from media.video import ACCURATE, Source
+from media.container import SORTS, describe_stream, ffmpeg_address
+from media.video import ACCURATE, VideoReader
 from settings import UserError
-from system.files import begin
+from system.files import create_temp_beside
 
 # Encoder and its options by the suffix of the file to write: good enough to be looked at closely.
 # By default x264 lets its choices depend on how fast the frames come; as it is here, the same
@@ -61,7 +61,7 @@ class Unwritable(UserError):
     """A video file that cannot be written."""
 
 
-class Sink:
+class VideoWriter:
     """A video file in the making: frames in, in order. close() makes it playable, whenever.
 
     Attributes:
@@ -71,14 +71,14 @@ class Sink:
         Unwritable: from every method, where it cannot be written; what there was of it is gone.
     """
 
-    def __init__(self, path: Path, source: Source) -> None:
+    def __init__(self, path: Path, source: VideoReader) -> None:
         self.path, self.source, self.written = path, source, 0
         self._kind = CONTAINERS.get(path.suffix.lower(), path.suffix.lower()[1:])
         self._silent: dict[int, int] = {}  # packets left out, by stream
         self._heard: dict[int, int] = {}  # the time of a stream's last packet
         self._lost: list[str] = []  # names of what was told of the source
         with self._told():
-            self.unfinished = begin(path, path.suffix)
+            self.unfinished = create_temp_beside(path, path.suffix)
             try:
                 self._open()
             except BaseException:  # a signal too: nobody holds the file yet, who would remove it
@@ -95,7 +95,7 @@ class Sink:
             {} if {key.lower() for key in told} <= PLACES else {"movflags": "use_metadata_tags"}
         )
         self.container = av.open(
-            address(self.unfinished),
+            ffmpeg_address(self.unfinished),
             "w",
             format=self._kind,
             container_options=places if self._kind in ("mp4", "mov") else {},
@@ -198,13 +198,14 @@ class Sink:
                 if one.index not in self.copies:
                     reason = f": {self.path.suffix} files cannot hold it"
                     found.append(
-                        f"stream {one.index} ({SORTS[one.type]}, {described(one)}) is left out"
+                        f"stream {one.index} ({SORTS[one.type]}, {describe_stream(one)}) is left "
+                        "out"
                         f"{reason if one in source.copied else ''}"
                     )
             elif timed and "timecode" in one.metadata:
                 continue  # of which the video tells
             elif one.type != "video" and not self._is_chapters(one):
-                others.append(f"{one.index} ({described(one)})")
+                others.append(f"{one.index} ({describe_stream(one)})")
         if others:
             word = "stream" if len(others) == 1 else "streams"
             found.append(f"left out, as neither picture nor sound: {word} {', '.join(others)}")
@@ -249,7 +250,7 @@ class Sink:
     def _forgotten(self) -> Iterator[str]:
         """Names of what is told of the source, and not of the file that was written."""
         source = self.source
-        with av.open(address(self.unfinished), metadata_errors="replace") as written:
+        with av.open(ffmpeg_address(self.unfinished), metadata_errors="replace") as written:
             after = written.metadata | written.streams.video[0].metadata
         keys = {key.lower() for key in after}
         for key, text in self._told_of(source.container.metadata | source.stream.metadata).items():

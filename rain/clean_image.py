@@ -15,7 +15,7 @@ import numpy as np
 
 from rain.frames import Tick, Video, read_video
 from system.compiled import compiled
-from system.machine import cores
+from system.machine import count_cores
 
 __all__ = [
     "Clean",
@@ -172,7 +172,7 @@ def _select(values, top, bottom, k, between, image):
 def _in_threads(work: Callable[[int, int], object], rows: int, tick: Tick) -> list:
     """work(top, bottom) over all rows, a few at a time, on all cores; results in order."""
     results = []
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         tops = range(0, rows, ROWS)
         bottoms = [min(top + ROWS, rows) for top in tops]
         for top, bottom, result in zip(tops, bottoms, pool.map(work, tops, bottoms), strict=True):

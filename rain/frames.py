@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from media.video import Source
+from media.video import VideoReader
 from settings import UserError
 
 HELD_BYTES = 2**30  # frames kept in memory; a longer video is decoded anew for each band of rows
@@ -41,15 +41,17 @@ class Video:
                 "going on with those that are there"
             )
 
-    def _source(self, frames: int) -> Source:
-        return Source(Path(self.path), self.start, frames, quick=True)
+    def _source(self, frames: int) -> VideoReader:
+        return VideoReader(Path(self.path), self.start, frames, quick=True)
 
     def decode(self, frames: int) -> Iterator[np.ndarray]:
         """Frames one by one, (H,W,3) RGB, at most that many."""
         with closing(self._source(frames)) as source:
             yield from source.images()
 
-    def _first_pass(self, source: Source, frames: int, tick: Tick) -> tuple[int, int, int, int]:
+    def _first_pass(
+        self, source: VideoReader, frames: int, tick: Tick
+    ) -> tuple[int, int, int, int]:
         """Count the frames, keep them if they fit, and look for a camera that moves."""
         held, count, motion = None, 0, _Motion(self.start, frames)
         for frame in source.images():

@@ -17,12 +17,12 @@ import av
 import cv2
 import numpy as np
 
-from media.container import address
+from media.container import ffmpeg_address
 from rain.backgrounds import DRY_SCENES, dead_leaves, drawn, drawn_scene, photograph
 from rain.streaks import Rain, add_rain, log_uniform, rain_frames
 from settings import UserError
 from system.commandline import Parser
-from system.files import begin, require_writable, shown, write_atomically
+from system.files import create_temp_beside, format_path, require_writable, write_atomically
 from system.streams import make_lasting
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
@@ -62,9 +62,9 @@ def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int])
         UserError: it cannot be written; then there is no file of that name.
         OSError: nor can its folder be made.
     """
-    unfinished = begin(path, path.suffix)
+    unfinished = create_temp_beside(path, path.suffix)
     try:
-        with av.open(address(unfinished), "w") as file:
+        with av.open(ffmpeg_address(unfinished), "w") as file:
             stream = file.add_stream("ffv1", rate=25)
             stream.width, stream.height, stream.pix_fmt = *size, "bgr0"
             for index, image in enumerate(frames):
@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         for path in _write(arguments, Path(arguments.output)):
-            print(shown(path), flush=True)
+            print(format_path(path), flush=True)
     except (UserError, OSError) as error:
         told = str(error)
         if isinstance(error, OSError):

@@ -100,7 +100,10 @@ class Table:
         """Write a row. Of a number that is nan the cell is empty. Raises UserError."""
         if not self.path:
             return
-        cells = [*map(inert, texts), *("" if math.isnan(one) else one for one in numbers)]
+        cells = [
+            *map(escape_csv_formula, texts),
+            *("" if math.isnan(one) else one for one in numbers),
+        ]
         try:
             if not self.file:
                 self.file = self.path.open("w", newline="", encoding="utf-8", errors="replace")
@@ -117,7 +120,7 @@ class Table:
                 self.file.close()
 
 
-def inert(text: str) -> str:
+def escape_csv_formula(text: str) -> str:
     """A text for a cell, behind the mark by which spreadsheets leave it as it is."""
     return f"'{text}" if text.startswith(FORMULA) else text
 

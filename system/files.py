@@ -29,7 +29,7 @@ def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
     """
     unfinished = None
     try:
-        unfinished = begin(path)
+        unfinished = create_temp_beside(path)
         with open(unfinished, "wb") as file:
             file.write(data)
             if lasting:
@@ -50,7 +50,7 @@ def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
         _sync_folder(path.parent)
 
 
-def begin(path: Path, suffix: str = "") -> Path:
+def create_temp_beside(path: Path, suffix: str = "") -> Path:
     """Make an empty file beside path, in which its content can be written before it is renamed.
 
     Its name is its own: no other process comes upon it, nor is anything there overwritten.
@@ -69,7 +69,7 @@ def begin(path: Path, suffix: str = "") -> Path:
             return path.with_name(name)
 
 
-def shown(path: Path) -> str:
+def format_path(path: Path) -> str:
     """A path as text, whatever bytes its names are made of."""
     return os.fsencode(path).decode(errors="replace")
 
@@ -84,7 +84,7 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
 
 
-def require_apart(read: Iterable[Path], written: Iterable[Path], option: str) -> None:
+def check_no_overlap(read: Iterable[Path], written: Iterable[Path], option: str) -> None:
     """Refuse to write, or to remove, what is read, also where a link or another spelling names it.
 
     Args:
@@ -102,13 +102,14 @@ def require_apart(read: Iterable[Path], written: Iterable[Path], option: str) ->
         with contextlib.suppress(OSError):
             found = path.stat()
             if source := files.get((found.st_dev, found.st_ino)):
-                same = "" if path == source else f", as {shown(source)}"
+                same = "" if path == source else f", as {format_path(source)}"
                 raise UserError(
-                    f"{option}: {shown(path)} is an input{same}; expected another folder or name"
+                    f"{option}: {format_path(path)} is an input{same}; expected another folder "
+                    "or name"
                 )
 
 
-def require_there(written: list[Path], what: str, cure: str = "") -> None:
+def check_still_there(written: list[Path], what: str, cure: str = "") -> None:
     """Raise UserError where files that were written are gone: what is told as done is there.
 
     Args:
@@ -116,12 +117,12 @@ def require_there(written: list[Path], what: str, cure: str = "") -> None:
     """
     gone = [path for path in written if not path.exists()]
     if gone:
-        names = ", ".join(map(shown, gone[:3])) + (", ..." if len(gone) > 3 else "")
+        names = ", ".join(map(format_path, gone[:3])) + (", ..." if len(gone) > 3 else "")
         raise UserError(f"{len(gone)} of {len(written)} {what} were removed since: {names}{cure}")
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Be the only run that writes path, a file or a folder that is there, while this process lives.
 
     Raises:
@@ -130,14 +131,14 @@ def claimed(path: Path) -> Iterator[None]:
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     place = path / ".claimed" if path.is_dir() else path.with_name(f".claimed-{digest}")
     for _ in range(100):
-        file = lock(place, f"{shown(path)}: another run is writing there")
+        file = lock_file(place, f"{format_path(path)}: another run is writing there")
         # Whoever had it before may have removed it between its being opened and being locked.
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), place.stat()):
                 break
         file.close()
     else:
-        raise UserError(f"{shown(place)}: cannot be locked: it is removed again and again")
+        raise UserError(f"{format_path(place)}: cannot be locked: it is removed again and again")
     try:
         yield
     finally:
@@ -146,7 +147,7 @@ def claimed(path: Path) -> Iterator[None]:
         file.close()
 
 
-def lock(path: Path, taken: str) -> BinaryIO:
+def lock_file(path: Path, taken: str) -> BinaryIO:
     """Lock path for this process, until the returned file is closed or the process ends, somehow.
 
     Args:

@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def program(main: Callable[[], int]) -> int:
+def run_program(main: Callable[[], int]) -> int:
     """main() as the whole of a program, in which signals raise Stopped. Returns its exit status.
 
     Once that is known, no signal changes it any more.
@@ -75,7 +75,7 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Have a signal act after what is done within, which it would otherwise cut short."""
     interrupt = Interrupt()
     try:
@@ -86,7 +86,7 @@ def deferred() -> Iterator[None]:
             signal.raise_signal(interrupt.signal)
 
 
-def leave_to_parent() -> None:
+def leave_signals_to_parent() -> None:
     """Have this process, which multiprocessing started, end by its parent's word or end alone.
 
     A signal to the whole process group, however often it comes, is for the parent, which may still

@@ -25,7 +25,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 _NO_GLIBC = (OSError, AttributeError, TypeError)
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Cores that this process may use: those it is bound to, within its container's quota."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
@@ -57,7 +57,7 @@ def peak_memory() -> float:
     return getattr(taken, "peak_wset", taken.rss) / 2**20
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The name of the CPU."""
     return _search("/proc/cpuinfo", r"model name\s*: (.+)") or platform.machine()
 
@@ -77,7 +77,7 @@ def free_memory() -> int:
     return free
 
 
-def return_memory() -> None:
+def trim_memory() -> None:
     """Give freed blocks that were kept in the process back to the system, where glibc can."""
     with contextlib.suppress(*_NO_GLIBC):
         ctypes.CDLL(None).malloc_trim(0)

@@ -13,14 +13,14 @@ from typing import TypeVar
 
 from settings import UserError
 from system import machine
-from system.interrupt import deferred, leave_to_parent
+from system.interrupt import defer_signals, leave_signals_to_parent
 
 T, U = TypeVar("T"), TypeVar("U")
 SHARE = 1 / 8  # of the free memory
 MOST_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The items, of which one is made in a thread while the one before it is used.
 
     What making an item raises, asking for that item raises. Close it to end the thread; the items'
@@ -34,12 +34,12 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def finishers(sharing: int = 1) -> int:
+def count_threads(sharing: int = 1) -> int:
     """Threads for `behind`, where as many processes of this machine do the same."""
-    return max(1, min(MOST_THREADS, machine.cores() // sharing))
+    return max(1, min(MOST_THREADS, machine.count_cores() // sharing))
 
 
-def behind(
+def map_threads(
     items: Iterable[T],
     finish: Callable[[T], U],
     threads: int,
@@ -60,7 +60,7 @@ def behind(
         yield from _finished(source, finish, pool, threads, needed)
 
 
-def spread(items: Iterable[T], work: Callable[[T], U], processes: int) -> Iterator[U]:
+def map_processes(items: Iterable[T], work: Callable[[T], U], processes: int) -> Iterator[U]:
     """work(item) of each item in turn, in that many processes.
 
     Args:
@@ -70,7 +70,7 @@ def spread(items: Iterable[T], work: Callable[[T], U], processes: int) -> Iterat
     Raises:
         UserError: a process was killed.
     """
-    pool = ProcessPoolExecutor(processes, initializer=leave_to_parent)
+    pool = ProcessPoolExecutor(processes, initializer=leave_signals_to_parent)
     try:
         yield from _finished(iter(items), work, pool, 2 * processes)
     except BrokenProcessPool:
@@ -128,5 +128,5 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         # What is under way must not go on beside what its owner does next, such as closing a file.
-        with deferred():
+        with defer_signals():
             pool.shutdown(wait=True, cancel_futures=True)

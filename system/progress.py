@@ -14,12 +14,12 @@ QUIET_SECONDS = 10.0
 SOON = 2.0  # seconds after which a user wants to know what is going on
 
 
-def complain(message: str) -> None:
+def warn(message: str) -> None:
     """Tell a user what is not as it should be, and does not end the program."""
     print(f"main.py: {one_line(message)}", file=sys.stderr, flush=True)
 
 
-class Patience:
+class SlowNotice:
     """Tells how far some work is when it has taken two seconds, and every ten from then on."""
 
     def __init__(self, say: Callable[[str], object]) -> None:

@@ -13,7 +13,7 @@ machine.share_cores()  # those of the commands that the tests run, too
 # Nor have processes that test side by side, and what they start, more threads than there are cores.
 TESTING = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if TESTING > 1:
-    os.environ.setdefault("NUMBA_NUM_THREADS", str(max(1, machine.cores() // TESTING)))
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(max(1, machine.count_cores() // TESTING)))
 
 import cv2
 import numba  # noqa: F401  first of all: its pool then has all cores, whatever a test asks for
@@ -39,7 +39,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One process a GPU, whose memory several would not share; elsewhere one more than there are
     cores, as many tests wait for programs that they start.
     """
-    return torch.cuda.device_count() or machine.cores() + 1
+    return torch.cuda.device_count() or machine.count_cores() + 1
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 def model() -> None:
     """A checkpoint model/latest, as a run of five steps would have left it."""
     run = TrainingRun(Settings("train", device="cpu"))
-    run.clock = 4
+    run.step = 4
     run.save("latest")
 
 

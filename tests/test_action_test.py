@@ -20,7 +20,7 @@ from media.pixels import to_uint8
 from report.metrics import measure
 from report.table import Row, print_worst
 from settings import Settings
-from system.progress import complain
+from system.progress import warn
 
 
 def rows() -> list[dict[str, str]]:
@@ -184,12 +184,12 @@ def test_headers_are_looked_at_before_the_first_image_is_derained(run, pairs, mo
     wrong = lines[1].split()[0] + " " + lines[0].split()[1]
     pairs.write_text(f"{wrong}\n{lines[0]}\n")
     told, derained = [], Derainer.derained
-    monkeypatch.setattr("actions.test.complain", told.append)
+    monkeypatch.setattr("actions.test.warn", told.append)
     monkeypatch.setattr(Derainer, "derained", lambda *a: told.append("derained") or derained(*a))
     assert run("-a", "test", "--test-list", pairs, "--device", "cpu")[0] == 2
     assert "list.txt:1: the images of a pair differ in size" in told[0]
     assert (told[1:], len(rows())) == (["derained"], 1)
-    monkeypatch.setattr("actions.test.complain", complain)
+    monkeypatch.setattr("actions.test.warn", warn)
     pairs.write_text(f"{wrong}\n{wrong}\n")
     before = Path("results/summary.json").read_text()
     status, out, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
@@ -252,7 +252,7 @@ def test_a_constant_attention_map_is_told(run, pairs, model):
 
 def test_direction_attention_is_read_from_the_checkpoint(run, pairs):
     training = TrainingRun(Settings("train", device="cpu", direction_attention=True))
-    training.clock = 0
+    training.step = 0
     training.save("latest")
     status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
     assert (status, err) == (0, "")

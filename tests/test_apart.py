@@ -104,7 +104,7 @@ def test_train_does_not_save_over_the_weights_that_it_begins_from(run, pairs, st
 
 def test_what_a_kill_left_of_a_result_is_removed():
     for name in ("a.mp4", "b.mp4"):
-        files.begin(Path(name), ".mp4").write_text("x")
+        files.create_temp_beside(Path(name), ".mp4").write_text("x")
     files.remove_unfinished_of([Path("a.mp4"), Path("[c].mp4")])
     assert [path.name[:15] for path in Path().iterdir()] == [".writing-b.mp4-"]
 
@@ -113,9 +113,9 @@ def test_spellings_of_one_file_are_one_file():
     Path("A").write_text("x")
     for name in ("A", "./A", "../" + Path.cwd().name + "/A"):
         with pytest.raises(UserError, match=r"-o: .*A is an input"):
-            files.require_apart([Path("A")], [Path(name)], "-o")
+            files.check_no_overlap([Path("A")], [Path(name)], "-o")
     Path("B").write_text("x")  # of the same content
-    files.require_apart([Path("A"), Path("gone")], [Path("B"), Path("C")], "-o")
+    files.check_no_overlap([Path("A"), Path("gone")], [Path("B"), Path("C")], "-o")
 
 
 # Two runs
@@ -135,15 +135,15 @@ def test_one_run_at_a_time_writes_a_place():
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as other:
             assert other.stdout.readline() == "1\n"
-            with pytest.raises(UserError) as caught, files.claimed(Path(place)):
+            with pytest.raises(UserError) as caught, files.exclusive(Path(place)):
                 pass
             assert str(caught.value) == (
                 f"{place}: another run is writing there; expected one at a time"
             )
-            with files.claimed(Path("out/b.mp4")):
+            with files.exclusive(Path("out/b.mp4")):
                 pass
             other.kill()  # and leaves its lock to nobody
-        with files.claimed(Path(place)):
+        with files.exclusive(Path(place)):
             pass
     assert list(Path("out").iterdir()) == []
 
@@ -169,7 +169,9 @@ def test_two_tests_in_one_folder(model, tmp_path):
 
 
 def test_names_of_unfinished_files_are_their_own():
-    first, second = (files.begin(Path("x" * 60 + name), ".mp4") for name in ("a.mp4", "b.mp4"))
+    first, second = (
+        files.create_temp_beside(Path("x" * 60 + name), ".mp4") for name in ("a.mp4", "b.mp4")
+    )
     assert first != second
     assert first.suffix == second.suffix == ".mp4"
     Path("target").write_text("kept")
@@ -206,9 +208,9 @@ def test_results_that_are_removed_meanwhile_are_told(run, model, rainy, monkeypa
 
 def test_a_list_of_patches_that_are_gone_is_not_written():
     Path("a.png").write_text("x")
-    files.require_there([Path("a.png")], "patches")
+    files.check_still_there([Path("a.png")], "patches")
     with pytest.raises(UserError) as caught:
-        files.require_there([Path(name) for name in ("a.png", "b", "c", "d", "e")], "patches")
+        files.check_still_there([Path(name) for name in ("a.png", "b", "c", "d", "e")], "patches")
     assert str(caught.value) == "4 of 5 patches were removed since: b, c, d, ..."
 
 

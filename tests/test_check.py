@@ -11,7 +11,7 @@ from conftest import write_pairs
 
 import actions.check
 from media import lists
-from media.inspection import first_look, look, some
+from media.inspection import inspect_header, inspect_pixels, some
 from media.lists import read_list
 
 
@@ -93,7 +93,7 @@ def test_rows_that_are_there_are_not_looked_at_again(run, pairs, monkeypatch):
             looked.extend(Path(pair.rainy).name for pair in part)
             yield work(part)
 
-    monkeypatch.setattr(actions.check, "spread", spread)
+    monkeypatch.setattr(actions.check, "map_processes", spread)
     run("-a", "check", "--train-list", pairs)
     assert (looked, Path("check.csv").read_text()) == ([], whole)
     # Killed within its fourth row.
@@ -116,7 +116,7 @@ def test_rows_are_written_as_they_are_made(run, pairs, monkeypatch):
         yield work(next(parts))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(actions.check, "spread", spread)
+    monkeypatch.setattr(actions.check, "map_processes", spread)
     monkeypatch.setattr(actions.check, "AT_ONCE", 2)
     status, out, _ = run("-a", "check", "--train-list", pairs, "-o", "t.csv")
     assert status == 130
@@ -150,19 +150,23 @@ def test_a_look_by_hand():
     rainy = clean.copy()
     rainy[0, 0] = (103, 100, 100)
     rainy[1, 1] = (99, 100, 100)
-    seen = look(rainy, clean, 0)
+    seen = inspect_pixels(rainy, clean, 0)
     assert (seen.width, seen.height, seen.mask) == (2, 2, 0.5)
     assert seen.difference == pytest.approx(2 / 12)
     assert seen.backward == pytest.approx(1 / 4)
-    assert look(rainy, clean, 1).mask == 0.25
+    assert inspect_pixels(rainy, clean, 1).mask == 0.25
     assert not seen.swapped
-    assert look(clean, rainy, 0).backward == pytest.approx(3 / 4)
-    assert look(clean, clean, 0).identical
+    assert inspect_pixels(clean, rainy, 0).backward == pytest.approx(3 / 4)
+    assert inspect_pixels(clean, clean, 0).identical
     assert not seen.identical
-    assert look(rainy, rainy, 0).digest == seen.digest != look(clean, rainy, 0).digest
     assert (
-        look(*(np.zeros((1, 4, 3), np.uint8),) * 2, 0).digest
-        != look(*(np.zeros((2, 2, 3), np.uint8),) * 2, 0).digest
+        inspect_pixels(rainy, rainy, 0).digest
+        == seen.digest
+        != inspect_pixels(clean, rainy, 0).digest
+    )
+    assert (
+        inspect_pixels(*(np.zeros((1, 4, 3), np.uint8),) * 2, 0).digest
+        != inspect_pixels(*(np.zeros((2, 2, 3), np.uint8),) * 2, 0).digest
     )
 
 
@@ -170,8 +174,8 @@ def test_no_pair_of_real_rain_looks_swapped_and_all_do_when_they_are(shared):
     for name in ("spa_test", "spa_train_pseudo", "rain100L"):
         for pair in lists.read_list(str(shared / "rain" / f"{name}.txt")):
             rainy, clean = lists.read_pair(pair)
-            assert not look(rainy, clean, 0).swapped
-            assert look(clean, rainy, 0).swapped
+            assert not inspect_pixels(rainy, clean, 0).swapped
+            assert inspect_pixels(clean, rainy, 0).swapped
 
 
 def test_some_of_many():
@@ -197,5 +201,5 @@ def test_pairs_side_by_side_in_one_file(run):
     # The same table, the other way round: other rows, and pairs that look swapped.
     words = ["-a", "check", "--train-list", "good.txt", "--side-by-side", "rainy-right"]
     assert "2 pairs look swapped" in run(*words)[1]
-    looks = [first_look(pair) for pair in read_list("good.txt", True, print, "", "rainy-left")]
+    looks = [inspect_header(pair) for pair in read_list("good.txt", True, print, "", "rainy-left")]
     assert looks == [(30, 24), (30, 24)]

@@ -23,7 +23,7 @@ def training_run(**values) -> TrainingRun:
 
 def saved(name: str = "latest", **values) -> Path:
     one = training_run(**values)
-    one.clock = 7
+    one.step = 7
     one.save(name)
     return one.path(name)
 
@@ -47,11 +47,11 @@ def test_round_trip_restores_weights_clock_and_optimiser():
     mask, output = first.net(torch.rand(1, 3, 8, 8))
     (mask.mean() + output.mean()).backward()
     first.optimiser.step()
-    first.clock = 41
+    first.step = 41
     first.save("latest")
     second = training_run(seed=2, allow_changed_settings=True)
     second.resume(second.path("latest"))
-    assert second.clock == 41
+    assert second.step == 41
     for key, tensor in first.net.state_dict().items():
         assert torch.equal(tensor, second.net.state_dict()[key])
     a, b = first.optimiser.state_dict()["state"], second.optimiser.state_dict()["state"]
@@ -191,14 +191,14 @@ def test_keys_of_data_parallel_and_missing_extras_load():
     torch.save(plain, path, _use_new_zipfile_serialization=False)
     one = training_run()
     one.resume(one.path("latest"))
-    assert one.clock == 7
+    assert one.step == 7
     assert "expected --no-direction-attention" in refusal(direction_attention=True)
 
 
 def test_released_checkpoint_loads_with_its_optimiser(shared):
     one = training_run(model_dir=str(shared / "released"))
     one.resume(one.path("latest"))
-    assert one.clock == 40000
+    assert one.step == 40000
     assert len(one.optimiser.state) == 79
 
 
@@ -224,7 +224,7 @@ def test_read_only_folder_is_one_line(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     saved()
-    monkeypatch.setattr(files, "begin", refuse)
+    monkeypatch.setattr(files, "create_temp_beside", refuse)
     with pytest.raises(UserError, match=r"model/latest: cannot be written: Permission denied"):
         training_run().save("latest")
 

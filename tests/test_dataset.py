@@ -39,7 +39,9 @@ def test_mask_label_by_threshold():
 
 
 def test_mask_threshold_reaches_the_training_batch(pairs):
-    (batch,) = dataset.batches(lists.read_list(str(pairs)), SMALL, dataset.TRAINING, range(1), 0)
+    (batch,) = dataset.load_batches(
+        lists.read_list(str(pairs)), SMALL, dataset.TRAINING, range(1), 0
+    )
     shares = [batch.tensors(torch.device("cpu"), n)[2].mean().item() for n in (0, 20, 254)]
     assert shares[0] > shares[1] > shares[2] == 0
 
@@ -50,7 +52,7 @@ def test_crops_are_those_of_the_released_code_to_the_last_bit(tmp_path):
     pairs = lists.read_list(str(write_pairs(tmp_path, sizes)))
     settings = Settings("train", patch_size=64, batch_size=20)
     grown = shrunk = 0
-    for step, batch in enumerate(dataset.batches(pairs, settings, 0, range(10), 0)):
+    for step, batch in enumerate(dataset.load_batches(pairs, settings, 0, range(10), 0)):
         for slot, name in enumerate(batch.files):
             (pair,) = (pair for pair in pairs if str(pair.rainy) == name)
             rng = np.random.default_rng([settings.seed, 0, step, slot])
@@ -99,14 +101,16 @@ def test_rainy_and_clean_are_cropped_alike(tmp_path):
     image_file(tmp_path / "a.png", image)
     (tmp_path / "list.txt").write_text("a.png a.png\n")
     pairs = lists.read_list("list.txt")
-    (batch,) = dataset.batches(pairs, SMALL, dataset.TRAINING, range(1), 0)
+    (batch,) = dataset.load_batches(pairs, SMALL, dataset.TRAINING, range(1), 0)
     assert batch.rainy.shape == (3, 16, 16, 3)
     assert np.array_equal(batch.rainy, batch.clean)
     assert not np.array_equal(batch.rainy[0], batch.rainy[1])
 
 
 def test_tensors_are_floats_in_0_to_1_and_channels_last(pairs):
-    (batch,) = dataset.batches(lists.read_list(str(pairs)), SMALL, dataset.TRAINING, range(1), 0)
+    (batch,) = dataset.load_batches(
+        lists.read_list(str(pairs)), SMALL, dataset.TRAINING, range(1), 0
+    )
     rainy, clean, label = batch.tensors(torch.device("cpu"))
     assert rainy.is_contiguous(memory_format=torch.channels_last)
     red = batch.rainy[0, :, :, 2].astype(np.float32) / 255
@@ -119,7 +123,7 @@ def test_tensors_are_floats_in_0_to_1_and_channels_last(pairs):
 
 
 def drawn(pairs, settings=SMALL, steps=range(7), workers=0, branch=dataset.TRAINING):
-    return list(dataset.batches(pairs, settings, branch, steps, workers))
+    return list(dataset.load_batches(pairs, settings, branch, steps, workers))
 
 
 def assert_equal(first: list[dataset.Batch], second: list[dataset.Batch]) -> None:

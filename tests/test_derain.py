@@ -13,7 +13,7 @@ from test_ranks import finish, torchrun
 from test_videos import frames, write_video
 
 from actions import derain_pictures
-from actions.derain import plan
+from actions.derain import plan_jobs
 from engine.derainer import Derainer
 from media.pictures import read_picture
 from media.pixels import to_uint8
@@ -77,7 +77,7 @@ def test_folders_may_have_a_dot_in_their_names(tmp_path, source, target):
     for name in ("a.png", "in/a.png", "old.gif/b.png"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
-    jobs, folder, _, _ = plan(source, target)
+    jobs, folder, _, _ = plan_jobs(source, target)
     assert folder == Path(target)
     assert [job.target for job in jobs] == [Path(target) / "a.png"]
 
@@ -250,13 +250,13 @@ def test_plan_names_videos_of_other_kinds_anew(tmp_path):
     for name in ("a.avi", "a.mp4", "sub/b.MTS"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
-    jobs, folder, note, complaints = plan(str(tmp_path / "in"), str(tmp_path / "out"))
+    jobs, folder, note, complaints = plan_jobs(str(tmp_path / "in"), str(tmp_path / "out"))
     assert [str(job.target.relative_to(folder)) for job in jobs] == [
         "a.avi.mkv", "a.mp4", "sub/b.MTS.mkv",
     ]  # fmt: skip
     assert (note, complaints) == ("", [])
     with pytest.raises(UserError, match="expected a file or a folder"):
-        plan(str(tmp_path / "in"), "")
+        plan_jobs(str(tmp_path / "in"), "")
 
 
 def test_a_picture_too_large_is_told_with_what_it_needs(run, model, rainy, monkeypatch):

@@ -33,11 +33,11 @@ def test_the_kernels_are_tried_before_any_work(monkeypatch, one_gpu, hip):
     tried = []
     monkeypatch.setattr(device, "_run_once", tried.append)
     for name in ("cuda", "auto"):
-        assert device.choose(name, "fp32") == torch.device("cuda", 0)
+        assert device.choose_device(name, "fp32") == torch.device("cuda", 0)
     assert tried == [torch.device("cuda", 0)] * 2
     with pytest.raises(UserError, match="rank 1 on this machine: no GPU 1, it has 1"):
-        device.choose("cuda", "fp32", local_rank=1)
-    assert device.choose("cpu", "fp32") == torch.device("cpu")
+        device.choose_device("cuda", "fp32", local_rank=1)
+    assert device.choose_device("cpu", "fp32") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_the_kernels_lack_is_one_line(monkeypatch, one_gpu, error, told, cu
 
     monkeypatch.setattr(device, "_run_once", fail)
     with pytest.raises(UserError) as caught:
-        device.choose("cuda", "fp32")
+        device.choose_device("cuda", "fp32")
     message = str(caught.value)
     assert message.startswith(f"--device: the IRNN does not run on GPU 0: {told}")
     assert cure in message
@@ -102,11 +102,11 @@ def test_every_way_to_say_that_memory_ran_out_is_known(error):
 )
 def test_what_nccl_says_is_told_apart_from_a_lost_rank(monkeypatch, text, told):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError) as caught, Ranks().watched():
+    with pytest.raises(UserError) as caught, Ranks().translate_dist_errors():
         raise RuntimeError(text)
     assert str(caught.value).endswith(told)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(RuntimeError, match=text[:9]), Ranks().watched():
+    with pytest.raises(RuntimeError, match=text[:9]), Ranks().translate_dist_errors():
         raise RuntimeError(text)
 
 

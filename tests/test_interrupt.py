@@ -14,7 +14,7 @@ from test_resume import start, until
 from test_train import clock
 from test_videos import DERAIN, frames, write_video
 
-from system.interrupt import Interrupt, Stopped, deferred, program
+from system.interrupt import Interrupt, Stopped, defer_signals, run_program
 
 # The program with an action that waits, tells how it was ended and takes its time to end.
 WAITING = """
@@ -101,7 +101,7 @@ def test_what_is_finished_is_not_cut_short():
     done = []
 
     def finish() -> int:
-        with deferred():
+        with defer_signals():
             signal.raise_signal(signal.SIGTERM)
             done.append("finished")
         return 0
@@ -109,7 +109,7 @@ def test_what_is_finished_is_not_cut_short():
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(Stopped) as caught:
-            program(finish)
+            run_program(finish)
     finally:
         for number, handler in {**former, signal.SIGHUP: signal.SIG_DFL}.items():
             signal.signal(number, handler)

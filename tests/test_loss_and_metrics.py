@@ -12,7 +12,7 @@ from conftest import golden
 from skimage.metrics import structural_similarity
 
 from cal_ssim import SSIM, gaussian_window
-from engine.training_step import losses_of, train_one_step
+from engine.training_step import compute_losses, train_one_step
 from media.pixels import luminance, to_uint8
 from report.metrics import GAUSSIAN, MEASURES, PROTOCOLS, measure
 
@@ -46,7 +46,7 @@ def test_what_changes_off_the_rain_can_weigh_more():
     rainy[:, :, :2, 0], label[:, :2, 0] = 1.0, 1.0
 
     def losses(weight):
-        found, *_ = losses_of(Darker(0.125), SSIM(), rainy, clean, label, off_mask=weight)
+        found, *_ = compute_losses(Darker(0.125), SSIM(), rainy, clean, label, off_mask=weight)
         return {name: value.item() for name, value in found.items()}
 
     plain, weighed = losses(0.0), losses(4.0)

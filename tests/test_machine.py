@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from engine.device import prepare
+from engine.device import prepare_device
 from engine.ranks import Ranks
 from settings import Settings
 from system import machine
@@ -33,19 +33,19 @@ def quota(monkeypatch, text: str | None) -> None:
 def test_cores_heed_binding_and_quota(monkeypatch, text, count):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     quota(monkeypatch, text)
-    assert machine.cores() == count
+    assert machine.count_cores() == count
 
 
 def test_threads_of_a_run(monkeypatch):
     before = torch.get_num_threads()
     try:
-        prepare(Settings(action="train", num_threads=3), Ranks())
+        prepare_device(Settings(action="train", num_threads=3), Ranks())
         assert torch.get_num_threads() == 3
-        monkeypatch.setattr(machine, "cores", lambda: 2)
-        prepare(Settings(action="train"), Ranks())
+        monkeypatch.setattr(machine, "count_cores", lambda: 2)
+        prepare_device(Settings(action="train"), Ranks())
         assert torch.get_num_threads() == 2
-        monkeypatch.setattr(machine, "cores", lambda: 8)
-        prepare(Settings(action="train"), Ranks())
+        monkeypatch.setattr(machine, "count_cores", lambda: 8)
+        prepare_device(Settings(action="train"), Ranks())
         assert torch.get_num_threads() == 2  # torch's own choice, which OMP_NUM_THREADS bounds
     finally:
         torch.set_num_threads(before)

@@ -92,9 +92,9 @@ def test_cores_where_psutil_does_not_tell_the_binding(monkeypatch):
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace())  # as on macOS
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     monkeypatch.setattr(machine.Path, "read_text", _missing)
-    assert machine.cores() == 5
+    assert machine.count_cores() == 5
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(cpu_affinity=lambda: [0, 2, 3]))
-    assert machine.cores() == 3
+    assert machine.count_cores() == 3
 
 
 def test_peak_memory_in_the_unit_of_each_system(monkeypatch):
@@ -158,12 +158,12 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock():
     child = int(parent.stdout.readline())
     try:
         with pytest.raises(UserError) as caught:
-            files.lock(Path("lock"), "taken")
+            files.lock_file(Path("lock"), "taken")
         assert str(caught.value) == "taken; expected one at a time"
         parent.stdin.close()
         assert parent.wait(30) == 0
         assert psutil.pid_exists(child)
-        files.lock(Path("lock"), "taken").close()
+        files.lock_file(Path("lock"), "taken").close()
         assert psutil.Process(child).status() != psutil.STATUS_ZOMBIE  # it lived throughout
     finally:
         parent.kill()
@@ -179,7 +179,7 @@ def test_the_lock_of_windows_is_the_librarys_own(monkeypatch):
     asked = []
     monkeypatch.delattr(lockers, "LockfLocker")
     monkeypatch.setattr(portalocker, "lock", lambda file, flags: asked.append(flags))
-    files.lock(Path("lock"), "taken").close()
+    files.lock_file(Path("lock"), "taken").close()
     assert asked == [portalocker.LOCK_EX | portalocker.LOCK_NB]
 
     def refuse(error: Exception) -> None:
@@ -188,7 +188,7 @@ def test_the_lock_of_windows_is_the_librarys_own(monkeypatch):
     taken = portalocker.AlreadyLocked("Permission denied")
     monkeypatch.setattr(portalocker, "lock", lambda *_: refuse(taken))
     with pytest.raises(UserError, match="taken; expected one at a time"):
-        files.lock(Path("lock"), "taken")
+        files.lock_file(Path("lock"), "taken")
     monkeypatch.setattr(portalocker, "lock", lambda *_: refuse(portalocker.LockException("odd")))
     with pytest.raises(UserError, match="lock: cannot be locked: odd"):
-        files.lock(Path("lock"), "taken")
+        files.lock_file(Path("lock"), "taken")

@@ -10,7 +10,7 @@ import pytest
 
 from settings import UserError
 from system import machine
-from system.overlap import ahead, behind, finishers, spread
+from system.overlap import count_threads, map_processes, map_threads, prefetch
 
 
 def threads() -> int:
@@ -32,7 +32,7 @@ def test_one_item_is_made_ahead_and_no_more():
             made.append(number)
             yield number
 
-    stream = ahead(items())
+    stream = prefetch(items())
     assert next(stream) == 0
     assert until(lambda: made == [0, 1])
     time.sleep(0.05)
@@ -46,7 +46,7 @@ def test_what_making_an_item_raises_comes_in_its_place():
         yield 1
         raise ValueError("bad")
 
-    stream = ahead(items())
+    stream = prefetch(items())
     assert next(stream) == 1
     with pytest.raises(ValueError, match="bad"):
         next(stream)
@@ -64,7 +64,7 @@ def endless(closed: list[bool], pause: float = 0):
 
 def test_closing_ends_the_thread_and_the_items():
     closed = []
-    stream = ahead(endless(closed))
+    stream = prefetch(endless(closed))
     next(stream)
     stream.close()
     assert closed == [True]
@@ -85,7 +85,7 @@ def test_results_are_in_order_and_made_beside_the_loop(count):
             assert threading.get_ident() == here
             yield number
 
-    assert list(behind(items(), finish, count)) == [number * 10 for number in range(9)]
+    assert list(map_threads(items(), finish, count)) == [number * 10 for number in range(9)]
     assert here not in seen
     assert len(set(seen)) <= count
     assert threads() == 0
@@ -104,7 +104,7 @@ def test_no_more_waits_than_there_are_threads():
         return number
 
     threading.Timer(0.2, lambda: (made.append("free"), free.set())).start()
-    assert list(behind(items(), finish, 2)) == list(range(10))
+    assert list(map_threads(items(), finish, 2)) == list(range(10))
     assert made.index("free") == 3  # two are being finished, one was made meanwhile
 
 
@@ -124,7 +124,7 @@ def test_what_was_done_before_a_failure_comes_first(where):
 
     found = []
     with pytest.raises(ValueError, match="bad"):
-        found.extend(behind(items(), finish, 2))
+        found.extend(map_threads(items(), finish, 2))
     assert found == [0, 1, 2, 3]
     assert threads() == 0
 
@@ -141,14 +141,14 @@ def test_an_interrupt_waits_for_what_is_under_way():
         done.append(number)
 
     with pytest.raises(KeyboardInterrupt):
-        list(behind(items(), finish, 1))
+        list(map_threads(items(), finish, 1))
     assert done == [0, 1, 2]
     assert threads() == 0
 
 
 def test_processes_that_share_a_machine_share_its_cores():
-    assert 1 <= finishers(sharing=2) <= finishers() <= 4
-    assert finishers(sharing=10**6) == 1
+    assert 1 <= count_threads(sharing=2) <= count_threads() <= 4
+    assert count_threads(sharing=10**6) == 1
 
 
 def test_what_takes_much_memory_is_finished_alone(monkeypatch):
@@ -165,7 +165,7 @@ def test_what_takes_much_memory_is_finished_alone(monkeypatch):
         finished.append(number)
         return number
 
-    assert list(behind(items(), finish, 2, lambda number: 51)) == [0, 1, 2, 3]
+    assert list(map_threads(items(), finish, 2, lambda number: 51)) == [0, 1, 2, 3]
     assert made == [0, 1, 2, 3]  # each was made when those before it were finished
 
 
@@ -184,13 +184,13 @@ def test_a_second_interrupt_waits_for_what_is_under_way():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(behind(items(), finish, 1))
+        list(map_threads(items(), finish, 1))
     assert threads() == 0
 
 
 def test_an_interrupt_of_what_reads_ahead_closes_it():
     closed = []
-    stream = ahead(endless(closed, 0.2))
+    stream = prefetch(endless(closed, 0.2))
     next(stream)
     timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
@@ -213,7 +213,7 @@ def test_processes_share_the_work_and_keep_its_order():
             taken.append(number)
             yield number
 
-    results = spread(items(), slow_square, 2)
+    results = map_processes(items(), slow_square, 2)
     first = next(results)
     assert len(taken) < 8  # and not all, however many there are
     found = [first, *results]
@@ -228,7 +228,7 @@ def refuse(number: int) -> int:
 
 
 def test_what_a_process_raises_comes_in_its_place():
-    results = spread(range(9), refuse, 2)
+    results = map_processes(range(9), refuse, 2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="bad"):
         next(results)
@@ -240,4 +240,4 @@ def end(number: int) -> None:
 
 def test_a_killed_process_is_one_line():
     with pytest.raises(UserError, match="was killed; was there enough memory"):
-        list(spread(range(3), end, 1))
+        list(map_processes(range(3), end, 1))

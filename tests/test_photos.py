@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 
 from media import image_file
-from media.jobs import plan
+from media.jobs import plan_jobs
 from media.lists import read_image
 from media.pictures import encode_picture, read_picture, require_format
 from settings import UserError
@@ -39,7 +39,7 @@ def alike(path: Path) -> np.ndarray:
     found = read_picture(path)
     assert found.alpha is None
     assert np.array_equal(read_image(path, "list:1"), found.colour)
-    assert image_file.size(path) == found.colour.shape[1::-1]
+    assert image_file.image_size(path) == found.colour.shape[1::-1]
     return found.colour
 
 
@@ -49,7 +49,7 @@ def refusals(path: Path) -> set[str]:
         with pytest.raises(UserError) as caught:
             read()
         found.add(str(caught.value).removeprefix("list:1: "))
-    assert image_file.size(path) is None
+    assert image_file.image_size(path) is None
     return found
 
 
@@ -87,7 +87,7 @@ def test_a_jpeg_is_turned_by_opencv_as_it_was():
     for orientation in range(1, 9):
         path = save("a.jpg", exif=_maker(orientation))
         assert np.array_equal(read_image(path, "x"), cv2.imread(str(path)))
-        assert image_file.size(path) == cv2.imread(str(path)).shape[1::-1]
+        assert image_file.image_size(path) == cv2.imread(str(path)).shape[1::-1]
 
 
 def test_an_orientation_behind_the_pixels_counts():
@@ -148,12 +148,12 @@ def test_a_folder_names_by_suffix_what_it_passes_over():
     Path("in").mkdir()
     for name in ("a.txt", "b.TXT", "c.pdf", "Makefile", "x.jfif", "x.HEIC", "x.avif", ".hidden"):
         Path("in", name).touch()
-    jobs, _, note, _ = plan("in", "out")
+    jobs, _, note, _ = plan_jobs("in", "out")
     assert sorted(job.name for job in jobs) == ["x.HEIC", "x.avif", "x.jfif"]
     assert note == "passed over, as of other kinds: 2 .txt, 1 without a suffix, 1 .pdf"
     for number in range(20):
         Path("in", f"a.{number:02}").touch()
-    assert plan("in", "out")[2].endswith(", 15 more")
+    assert plan_jobs("in", "out")[2].endswith(", 15 more")
 
 
 def test_photos_of_a_phone(run, shared):

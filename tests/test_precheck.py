@@ -56,7 +56,7 @@ def test_of_a_long_list_a_sample_is_looked_at():
 
 def test_headers_in_order_are_not_decoded(pairs, monkeypatch):
     monkeypatch.setattr(inspection, "read_pair", lambda pair: 1 / 0)
-    found = dict(inspection.first_looks(lists.read_list(str(pairs)), range(5)))
+    found = dict(inspection.inspect_headers(lists.read_list(str(pairs)), range(5)))
     assert found == {0: (19, 19), 1: (31, 19), 2: (24, 17), 3: (18, 40), 4: (19, 19)}
 
 
@@ -66,7 +66,7 @@ def test_a_header_tells_the_size_that_is_seen(suffix):
     exif[0x0112] = 6
     path = Path(f"a{suffix}")
     Image.fromarray(np.zeros((5, 8, 3), np.uint8)).save(path, exif=exif)
-    assert image_file.size(path) == (5, 8)
+    assert image_file.image_size(path) == (5, 8)
     assert lists.read_image(path, "x").shape == (8, 5, 3)
 
 
@@ -75,9 +75,9 @@ def test_a_header_that_promises_no_picture_of_8_bits_tells_nothing():
     cv2.imwrite("deep.tif", np.zeros((4, 4), np.uint16))
     Path("text.png").write_text("words")
     names = ("deep.png", "deep.tif", "text.png", "none.png")
-    assert [image_file.size(Path(name)) for name in names] == [None] * 4
+    assert [image_file.image_size(Path(name)) for name in names] == [None] * 4
     pair = lists.Pair(Path("deep.png"), Path("deep.png"), "list:1")
-    found = inspection.first_look(pair)
+    found = inspection.inspect_header(pair)
     assert isinstance(found, UserError)
     assert "expected 8 bits a channel" in str(found)
 
@@ -118,7 +118,7 @@ def test_a_veil_and_swapped_pairs_and_shrunk_rain_are_warned_of(run, pairs):
 def test_64_pairs_are_looked_at_whole(run, tmp_path, capsys):
     path = write_pairs(tmp_path, [(8, 8)] * 80)
     settings = Settings("train", num_workers=2, patch_size=8)
-    precheck.tell_of_data(settings, lists.read_list(str(path)), [(8, 8)])
+    precheck.report_data(settings, lists.read_list(str(path)), [(8, 8)])
     assert "over 64 pairs" in capsys.readouterr().out
 
 

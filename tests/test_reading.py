@@ -19,7 +19,7 @@ from engine.events import EventFile, forget_after
 from media.lists import read_image, read_list
 from media.pictures import read_picture
 from settings import UserError, one_line
-from system.files import lock
+from system.files import lock_file
 from system.reading import open_regular, read_bytes
 
 PIPE = Path("pipe")
@@ -68,7 +68,7 @@ def test_what_is_no_regular_file_is_refused(pipe):
         lambda path: read_image(path, "list:1"),
         read_picture,
         lambda path: read_list(str(path)),
-        lambda path: lock(path, "taken"),
+        lambda path: lock_file(path, "taken"),
         lambda path: forget_after(path.parent, "run", 3),
     ],
 )

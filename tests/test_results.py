@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from media.lists import read_list
-from media.results import find_methods, match, result_names
+from media.results import find_methods, match_results, result_names
 from settings import UserError
 
 
@@ -24,7 +24,7 @@ def matched(truths: list[str], results: list[str]) -> tuple[dict[str, str], obje
     pairs = read_list("data/list.txt")
     names = result_names([pair.rainy for pair in pairs])
     (method,), _ = find_methods(Path("r"), Path("out"))
-    found = match(method, pairs, names)
+    found = match_results(method, pairs, names)
     return {lines[place][0]: path.name for place, path in found.files.items()}, found
 
 

@@ -200,7 +200,7 @@ def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(pairs):
     finally:
         first.kill()  # its workers live on for a moment
         first.wait()
-    with files.lock(Path("model/.training"), "taken"):
+    with files.lock_file(Path("model/.training"), "taken"):
         pass
 
 
@@ -229,7 +229,7 @@ def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
     assert err == ("main.py: a process that loads data was killed; was there enough memory?\n")
     resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
     resumed.resume(Path("model/latest"))
-    assert resumed.clock >= 0
+    assert resumed.step >= 0
 
 
 # Scores
@@ -273,7 +273,7 @@ def test_damaged_best_is_named(run, pairs):
 
 def test_a_file_in_the_way_of_the_lock_is_named(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        files.lock(tmp_path / "nowhere" / "x", "taken")
+        files.lock_file(tmp_path / "nowhere" / "x", "taken")
 
 
 def test_a_clock_moved_back_and_a_crowded_folder_change_nothing(run, pairs, monkeypatch):

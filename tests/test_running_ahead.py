@@ -12,7 +12,7 @@ from test_train import SMALL, clock, events, weights
 from cal_ssim import SSIM
 from engine import training_loop, training_step
 from model import SPANet
-from system.files import shown
+from system.files import format_path
 
 QUIET = ["--val-batch-every", 100, "--latest-every", 100, "--picture-every", 100]
 
@@ -21,7 +21,7 @@ QUIET = ["--val-batch-every", 100, "--latest-every", 100, "--picture-every", 100
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every run's optimiser is fused; what happened, in order: "start 0", "read 0", ..."""
     plain, happened, steps = torch.optim.Adam, [], {}
-    start, read = training_loop._start, training_step.Measured.read
+    start, read = training_loop._start, training_step.StepMetrics.read
 
     def noted_start(run, net, ssim, step, batch):
         happened.append(f"start {step}")
@@ -36,7 +36,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(torch.optim, "Adam", lambda *a, **b: plain(*a, **(b | {"fused": True})))
     monkeypatch.setattr(training_loop, "_start", noted_start)
-    monkeypatch.setattr(training_step.Measured, "read", noted_read)
+    monkeypatch.setattr(training_step.StepMetrics, "read", noted_read)
     return happened
 
 
@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_names_its_own_step(run, pairs, fused, monkeyp
     base = ["-a", "train", "--train-list", pairs, *SMALL, *QUIET]
     run(*base, "--num-steps", 2)
     good = Path("model/latest").read_bytes()
-    original, calls = training_step.losses_of, []
+    original, calls = training_step.compute_losses, []
 
     def broken(*arguments):
         losses, mask, output = original(*arguments)
@@ -111,11 +111,11 @@ def test_a_loss_that_is_not_finite_names_its_own_step(run, pairs, fused, monkeyp
         return start(run, net, ssim, step, batch)
 
     monkeypatch.setattr(training_loop, "_start", noted)
-    monkeypatch.setattr(training_step, "losses_of", broken)
+    monkeypatch.setattr(training_step, "compute_losses", broken)
     status, _, err = run(*base, "--num-steps", 9)
     assert status == 2
     assert "step 3: the loss is nan" in err
-    assert all(shown(Path(file)) in err for file in batches[3])
+    assert all(format_path(Path(file)) in err for file in batches[3])
     assert 4 in batches  # it was under way
     assert Path("model/latest").read_bytes() == good
 

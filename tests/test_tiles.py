@@ -34,7 +34,7 @@ def test_views_are_turned_back_and_averaged(views, size):
     for part, expected in enumerate(lopsided(x)):
         single = [lopsided(x.flip(d))[part].flip(d) for d in dims]
         expected = sum(single) / views
-        found = tiles.derain(lopsided, x, views)[part]
+        found = tiles.derain_tiled(lopsided, x, views)[part]
         assert torch.allclose(found, expected, atol=1e-6)
         if size[1] > 1 and views > 1:
             assert not torch.allclose(found, single[0], atol=1e-3)
@@ -43,7 +43,7 @@ def test_views_are_turned_back_and_averaged(views, size):
 def test_views_of_what_does_not_look_around_change_nothing():
     x = torch.rand(1, 3, 5, 8)
     for views in (1, 2, 4):
-        mask, clean = tiles.derain(pointwise, x, views)
+        mask, clean = tiles.derain_tiled(pointwise, x, views)
         assert torch.allclose(mask, pointwise(x)[0], atol=1e-6)
         assert torch.allclose(clean, pointwise(x)[1], atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_tiles_cover_every_pixel_once(size, tile):
         largest.append(max(image.shape[2:]))
         return pointwise(image)
 
-    for found, expected in zip(tiles.derain(net, x, 1, tile), pointwise(x), strict=True):
+    for found, expected in zip(tiles.derain_tiled(net, x, 1, tile), pointwise(x), strict=True):
         assert torch.allclose(found, expected, atol=1e-5)
     assert max(largest) <= tile
 
@@ -69,7 +69,7 @@ def test_tiles_of_the_network_are_close_to_the_whole():
     image = photograph("coffee")[40:200, 100:320]
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        whole, tiled = (tiles.derain(net, x, 1, tile)[1].clamp(0, 1) for tile in (0, 128))
+        whole, tiled = (tiles.derain_tiled(net, x, 1, tile)[1].clamp(0, 1) for tile in (0, 128))
         psnr = -10 * math.log10((tiled - whole).square().mean().item())
         assert psnr > 45
         assert tiles.tile_psnr(net, x, 128) == pytest.approx(psnr, abs=0.1)
@@ -92,9 +92,9 @@ def test_memory_is_reckoned_about_right():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True
     )
     taken = float(done.stdout) * 2**20
-    assert 0.5 < tiles.memory(448, 512) / taken < 1.5
-    assert tiles.memory(9000, 12000) > 768 * 9000 * 12000
-    assert tiles.memory(9000, 12000, 1024) < tiles.memory(9000, 12000) / 10
+    assert 0.5 < tiles.estimate_memory(448, 512) / taken < 1.5
+    assert tiles.estimate_memory(9000, 12000) > 768 * 9000 * 12000
+    assert tiles.estimate_memory(9000, 12000, 1024) < tiles.estimate_memory(9000, 12000) / 10
 
 
 def test_tiles_and_views_of_a_derainer():
@@ -103,7 +103,7 @@ def test_tiles_and_views_of_a_derainer():
     output, mask = derainer(image)
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        expected_mask, expected = tiles.derain(derainer.net, x, 2, 64)
+        expected_mask, expected = tiles.derain_tiled(derainer.net, x, 2, 64)
     assert np.allclose(output, expected[0].permute(1, 2, 0).clamp(0, 1), atol=1e-6)
     assert np.allclose(mask, expected_mask[0, 0], atol=1e-6)
     deep, _ = derainer(image.astype(np.uint16) * 257)
@@ -112,7 +112,7 @@ def test_tiles_and_views_of_a_derainer():
 
 def test_memory_is_given_back_where_sizes_differ(monkeypatch):
     returned, derainer = [], Derainer(SPANet().eval(), torch.device("cpu"))
-    monkeypatch.setattr(machine, "return_memory", lambda: returned.append(True))
+    monkeypatch.setattr(machine, "trim_memory", lambda: returned.append(True))
     for _ in range(40):
         derainer(np.zeros((8, 9, 3), np.uint8))
     assert not returned

@@ -245,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_latest(run, pairs, monkeypat
     base = ["-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 1]
     run(*base, "--num-steps", 2)
     good = Path("model/latest").read_bytes()
-    original = training_step.losses_of
+    original = training_step.compute_losses
 
     def broken(*arguments):
         losses, mask, output = original(*arguments)
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_latest(run, pairs, monkeypat
             losses["loss"] = losses["loss"] + (losses["l1"] * 0).sqrt()
         return losses, mask, output
 
-    monkeypatch.setattr(training_step, "losses_of", broken)
+    monkeypatch.setattr(training_step, "compute_losses", broken)
     status, _, err = run(*base, "--num-steps", 5)
     assert status == 2
     assert err.count("\n") == 1
@@ -328,7 +328,7 @@ def test_a_bad_image_stops_the_run_and_leaves_a_checkpoint_that_loads(run, pairs
     assert "pair3.png: not an image" in err
     resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
     resumed.resume(Path("model/latest"))
-    assert resumed.clock >= 2
+    assert resumed.step >= 2
 
 
 def test_checkpoint_of_weights_alone_cannot_be_resumed(run, pairs):

@@ -42,7 +42,7 @@ def test_the_score_of_validation_is_printed(run, pairs, tmp_path):
 def test_a_term_of_the_loss_is_named_once(run, pairs, monkeypatch):
     """It is trained on, shown as progress, written to the events, and validated."""
 
-    def bright(found: training_step.Outcome):
+    def bright(found: training_step.LossInputs):
         value = found.output.mean()
         return value, 0.5 * value
 

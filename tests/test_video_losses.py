@@ -279,12 +279,12 @@ def test_what_was_interrupted_goes_on_as_is_told(run, model, monkeypatch, begin,
         written.append(image)
         write(self, image, like)
 
-    from media.video_writer import Sink
+    from media.video_writer import VideoWriter
 
-    write = Sink.frame
+    write = VideoWriter.frame
     words = (*DERAIN, "-i", "a.mkv", *begin, "-o")
     with monkeypatch.context() as patch:
-        patch.setattr(Sink, "frame", frame)
+        patch.setattr(VideoWriter, "frame", frame)
         status, out, _ = run(*words, "b.mkv")
     assert status == 130
     told = f"b.mkv: ends early, holds the first 5 frames; to go on from there, add {rest} and give"

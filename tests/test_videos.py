@@ -18,7 +18,7 @@ from test_ranks import finish, torchrun
 
 from engine.derainer import Derainer
 from media.pixels import to_uint8
-from media.video import Source
+from media.video import VideoReader
 from settings import UserError
 
 DERAIN = ("-a", "derain", "-m", "latest", "--device", "cpu")
@@ -59,7 +59,7 @@ def write_video(path, size=(48, 36), frames=9, sound=True, times=None, codec="li
 
 
 def frames(path) -> tuple[list[np.ndarray], list[float]]:
-    source = Source(Path(path))
+    source = VideoReader(Path(path))
     found = [item for item in source.packets() if isinstance(item, av.VideoFrame)]
     images = [source.pixels(frame) for frame in found]
     source.close()
@@ -137,7 +137,7 @@ def test_times_that_a_file_lacks_are_made_up(tmp_path):
         if form == "h264":
             Path(name).rename("a.mpg")
             name = "a.mpg"
-        source = Source(Path(name))
+        source = VideoReader(Path(name))
         found = [item for item in source.packets() if isinstance(item, av.VideoFrame)]
         times = [float(frame.time) for frame in found]
         source.close()
@@ -196,7 +196,7 @@ def test_what_cannot_be_written_ends_the_run(run, model, monkeypatch):
         with self._told():
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("media.video_writer.Sink.frame", full)
+    monkeypatch.setattr("media.video_writer.VideoWriter.frame", full)
     status, _, err = run(*DERAIN, "-i", "in", "-o", "out")
     assert status == 2
     assert err == "main.py: out/a.mp4: cannot be written: No space left on device\n"
@@ -278,7 +278,7 @@ def test_an_interrupted_video_can_be_played(model, number):
 def test_a_video_that_cannot_be_written_leaves_nothing(run, model, monkeypatch):
     write_video("a.mp4")
     monkeypatch.setattr(
-        "media.video_writer.Sink.frame", lambda *_: (_ for _ in ()).throw(UserError("full"))
+        "media.video_writer.VideoWriter.frame", lambda *_: (_ for _ in ()).throw(UserError("full"))
     )
     status, _, err = run(*DERAIN, "-i", "a.mp4", "-o", "out.mp4")
     assert (status, err) == (2, "main.py: full\n")
