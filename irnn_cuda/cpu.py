@@ -8,6 +8,7 @@ two threads write the same element, and every sum has a fixed order.
 """
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -128,10 +129,14 @@ def _matrix(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-def _launch(kernel, *arguments) -> None:
+def _launch(kernel: Callable[..., None], *arguments: np.ndarray | int) -> None:
     with _LAUNCH:
-        use_threads(torch.get_num_threads())
+        num_threads = torch.get_num_threads()
+        use_threads(num_threads)
         kernel(*arguments)
+        # Starting Numba's pool sets OpenMP's number of threads, which is torch's too.
+        if torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:

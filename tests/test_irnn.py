@@ -1,5 +1,6 @@
 """The IRNN operator: kernel against reference and golden arrays, outputs and every gradient."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -185,3 +186,16 @@ print([str(warning.message) for warning in caught if "Numba" in str(warning.mess
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Numba cannot be loaded") == 1
+
+
+def test_numba_leaves_the_number_of_torch_threads_alone():
+    program = (
+        "import numba, torch; from irnn_cuda import irnn; torch.set_num_threads(1)\n"
+        "irnn(torch.rand(1, 2, 3, 4), torch.rand(4, 2), torch.rand(4, 2))\n"
+        "print(torch.get_num_threads())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "2"}
+    environment.pop("OMP_NUM_THREADS", None)
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "1\n", done.stderr
