@@ -185,7 +185,7 @@ def _derain_frames(
             told = pace.tell(written)
             if told and ranks.first:
                 progress.say(told)
-    return (middle[0], middle[1].pixels, middle[1].mask) if middle else None
+    return (middle[0], middle[1].uint8_image, middle[1].mask) if middle else None
 
 
 class _Pace:
