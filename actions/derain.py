@@ -7,7 +7,6 @@ them, index.html.
 """
 
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 from actions.derain_pictures import derain_pictures
@@ -20,15 +19,10 @@ from media.jobs import Job, plan_jobs
 from media.pictures import read_picture, require_format
 from media.video import VideoReader
 from report import copies, page
+from report.result_folder import open_result_folder
 from report.table import Row
 from settings import Settings, UserError
-from system.files import (
-    check_no_overlap,
-    check_still_there,
-    exclusive,
-    remove_unfinished_of,
-    require_writable,
-)
+from system.files import check_still_there
 from system.interrupt import defer_signals
 from system.progress import warn
 
@@ -68,14 +62,16 @@ def _derain(settings: Settings, ranks: Ranks) -> int:
     if len(jobs) == 1:
         _try(jobs[0], settings.start if folder else 0)  # bad input costs nothing that is there
     targets = [job.target for job in jobs]
-    check_no_overlap([derainer.path], targets, "-o")
-    if folder:
-        read = [derainer.path, *(job.source for job in jobs)]
-        check_no_overlap(read, page.own_files(folder), "-o")
-    require_writable(folder or jobs[0].target.parent)
-    with exclusive(folder or jobs[0].target) if first else nullcontext():
-        if first:
-            remove_unfinished_of(targets)
+    with open_result_folder(
+        folder or targets[0].parent,
+        "-o",
+        inputs=[derainer.path, *(job.source for job in jobs)],
+        outputs=targets,
+        page=folder is not None,
+        lock=folder or targets[0],
+        first=first,
+        barrier=lambda: ranks.all_gather(None),
+    ):
         return _derain_jobs(settings, ranks, derainer, jobs, folder, len(complaints))
 
 
@@ -88,12 +84,6 @@ def _derain_jobs(
     bad: int,
 ) -> int:
     first = ranks.first
-    if folder:
-        page.require_own_page(folder)
-        ranks.all_gather(None)  # all have looked before it goes
-        if first:
-            page.remove_page(folder)
-    ranks.all_gather(None)  # none writes a picture of the new page before
     if first:
         device = describe_device(derainer.device, ranks)
         print(f"{derainer.path}, step {derainer.step}, on {device}", flush=True)

@@ -26,15 +26,10 @@ from actions.clean import make_clean, of_frames, open_video
 from actions.scenes import Scene, readable, scenes_of, videos_of
 from media.lists import read_image
 from rain.frames import Video
+from report.result_folder import open_result_folder
 from report.visualize import encode_png
 from settings import Settings, UserError
-from system.files import (
-    check_no_overlap,
-    check_still_there,
-    exclusive,
-    require_writable,
-    write_atomically,
-)
+from system.files import check_still_there, write_atomically
 from system.machine import count_cores
 from system.progress import Progress, warn
 from system.reading import open_regular, read_bytes
@@ -69,9 +64,8 @@ def pairs(settings: Settings) -> int:
     read = [path for scene in scenes for path in (scene.video, scene.chosen) if path]
     written = [folder / f"{name}.txt" for name in ("real_world", "real_test")]
     written += [folder / "clean" / f"{scene.name}.png" for scene in scenes]
-    check_no_overlap(read, [*written, folder / "pairs.json"], "-o")
-    require_writable(folder)
-    with exclusive(folder):
+    written.append(folder / "pairs.json")
+    with open_result_folder(folder, "-o", inputs=read, outputs=written, page=False):
         incomplete = _make_set(settings, folder, scenes)
     return 2 if incomplete or len(good) < len(videos) else 0
 

@@ -18,10 +18,11 @@ from media.results import Match, Method, find_methods, match_results, result_nam
 from report import comparison, page
 from report.comparison import INPUT
 from report.metrics import BYTES_A_PIXEL
+from report.result_folder import open_result_folder
 from report.table import Table, in_json, write_json
 from settings import Settings, UserError
 from system import machine
-from system.files import check_no_overlap, exclusive, format_path, require_writable
+from system.files import format_path
 from system.overlap import map_processes
 from system.progress import Progress, warn
 
@@ -54,7 +55,11 @@ def score(settings: Settings) -> int:
     if not pairs.paired:
         print(f"{settings.test_list}: taken as the clean images; there is no row of the {INPUT}")
     names = result_names([pair.rainy for pair in pairs])
-    _require_apart(settings, pairs, methods, folder)
+    results = [path for method in methods for path in method.files]
+    if folder.resolve() in {Path(settings.input).resolve(), *(p.parent.resolve() for p in results)}:
+        raise UserError(f"-o: {folder}: the results are there; expected another folder")
+    inputs = [Path(settings.test_list), *results]
+    inputs += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
     if empty:
         warn(f"left out, as without pictures: {_some(format_path(path) for path in empty)}")
     matches = [match_results(method, pairs, names) for method in methods]
@@ -62,9 +67,8 @@ def score(settings: Settings) -> int:
         _tell_match(method, found, pairs)
     if not any(found.files for found in matches):
         raise UserError(f"-i: {settings.input}: none of its pictures is of {settings.test_list}")
-    require_writable(folder)
-    with exclusive(folder):
-        _clear(folder)
+    _require_own_tables(folder)
+    with open_result_folder(folder, "-o", inputs=inputs, outputs=[], stale=reversed(WRITTEN)):
         tasks = []
         for place, (name, pair) in enumerate(zip(names, pairs, strict=True)):
             own = {n: found.files.get(place) for n, found in enumerate(matches, 1)}
@@ -80,28 +84,13 @@ def _some(names: Iterable[object]) -> str:
     return ", ".join(names[:TOLD]) + (f", and {len(names) - TOLD} more" if names[TOLD:] else "")
 
 
-def _require_apart(
-    settings: Settings, pairs: PairList, methods: list[Method], folder: Path
-) -> None:
-    results = {path.parent.resolve() for method in methods for path in method.files}
-    if folder.resolve() in {Path(settings.input).resolve(), *results}:
-        raise UserError(f"-o: {folder}: the results are there; expected another folder")
-    read = [Path(settings.test_list), *(path for method in methods for path in method.files)]
-    read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
-    check_no_overlap(read, [*(folder / name for name in WRITTEN), *page.own_files(folder)], "-o")
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run says in the folder. Raises UserError where another kind did."""
-    page.require_own_page(folder)
+def _require_own_tables(folder: Path) -> None:
+    """Raise UserError if another action wrote the tables in the folder."""
     table, *others = (folder / name for name in WRITTEN)
     comparison.require_own_table(table)
-    there = [path for path in others if path.exists()]
-    if there and not table.exists():
-        raise UserError(f"{there[0]}: is not of -a score; expected another -o")
-    for stale in (*others, table):
-        stale.unlink(missing_ok=True)
-    page.remove_page(folder)
+    existing = [path for path in others if path.exists()]
+    if existing and not table.exists():
+        raise UserError(f"{existing[0]}: is not of -a score; expected another -o")
 
 
 def _tell_match(method: Method, found: Match, pairs: PairList) -> None:

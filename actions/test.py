@@ -24,12 +24,13 @@ from engine.ranks import Ranks
 from engine.scoring import map_images_over_ranks
 from media.inspection import inspect_headers
 from media.lists import read_list
-from media.pair_list import Pair, PairList
+from media.pair_list import Pair
 from media.results import DERAINED, result_names
 from model import CONSTANT_MASK
 from report import page
 from report.copies import write_pictures
 from report.metrics import MEASURES, measure
+from report.result_folder import open_result_folder
 from report.table import (
     COLUMNS,
     SCORES,
@@ -43,13 +44,7 @@ from report.table import (
 )
 from report.visualize import encode_png, heat_map, strip
 from settings import Settings, UserError
-from system.files import (
-    check_no_overlap,
-    check_still_there,
-    exclusive,
-    require_writable,
-    write_atomically,
-)
+from system.files import check_still_there, write_atomically
 from system.progress import Progress, warn
 
 EVENTS = "test_derain"
@@ -70,14 +65,22 @@ def test(settings: Settings) -> int:
         how = ranks.say, settings.layout, settings.side_by_side
         pairs = read_list(settings.test_list, False, *how)
         derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
-        _require_apart(settings, pairs, derainer.path)
         names = result_names([pair.rainy for pair in pairs])
+        folder = Path(settings.result_dir)
+        inputs = [Path(settings.test_list), derainer.path]
+        inputs += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
+        outputs = [path for name in names for path in _pictures(folder, name)]
         listed, good = len(pairs), _good(pairs, ranks)
         pairs, names = ([of[index] for index in good] for of in (pairs, names))
-        folder = Path(settings.result_dir)
-        require_writable(folder)
-        with exclusive(folder) if ranks.first else nullcontext():
-            _clear(folder, ranks)
+        with open_result_folder(
+            folder,
+            "--result-dir",
+            inputs=inputs,
+            outputs=outputs,
+            stale=TOLD,
+            first=ranks.first,
+            barrier=lambda: ranks.all_gather(None),
+        ):
             if ranks.first:
                 name = describe_device(derainer.device, ranks)
                 print(f"{derainer.path}, step {derainer.step}, on {name}", flush=True)
@@ -113,27 +116,6 @@ def _good(pairs: Sequence[Pair], ranks: Ranks) -> list[int]:
 def _pictures(folder: Path, name: str) -> list[Path]:
     """The files of an image's results, but for those of the page."""
     return [folder / kind / f"{name}.png" for kind in (DERAINED, "mask", "compare")]
-
-
-def _require_apart(settings: Settings, pairs: PairList, checkpoint: Path) -> None:
-    folder = Path(settings.result_dir)
-    read = [Path(settings.test_list), checkpoint]
-    read += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
-    written = [folder / name for name in TOLD] + page.own_files(folder)
-    for name in result_names([pair.rainy for pair in pairs]):
-        written += _pictures(folder, name)
-    check_no_overlap(read, written, "--result-dir")
-
-
-def _clear(folder: Path, ranks: Ranks) -> None:
-    """Remove what an earlier run says in the result folder."""
-    page.require_own_page(folder)
-    ranks.all_gather(None)  # all have looked before it goes
-    if ranks.first:
-        for stale in TOLD:
-            (folder / stale).unlink(missing_ok=True)
-        page.remove_page(folder)
-    ranks.all_gather(None)  # none writes a picture of the new page before
 
 
 @dataclass

@@ -21,16 +21,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from report.copies import VIEW, own_copies
+from report.copies import VIEW
 from report.metrics import MEASURES, PROTOCOLS
+from report.result_folder import PAGE
 from report.table import SIDES, Row
-from settings import Settings, UserError
+from settings import Settings
 from system.files import write_atomically
-from system.reading import open_regular
 
-PAGE = "index.html"
 SCRIPTS = ("page.js", "page_pictures.js", "page_lists.js")
-MARK = b'<meta name="generator" content="SPANet">'  # by which a page is known as ours
 PACKAGES = ("torch", "numpy", "numba", "opencv-python-headless", "scikit-image")
 
 
@@ -79,20 +77,6 @@ class Shown:
 BEFORE, AFTER, CLEAN = Side("rainy", "before"), Side("derained", "after"), Side("clean", "clean")
 
 
-def require_own_page(folder: Path) -> None:
-    """Raise UserError where the folder has an index.html that is not of this program."""
-    page = folder / PAGE
-    try:
-        with open_regular(page) as file:
-            own = MARK in file.read(4096)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"{page}: cannot be read: {error.strerror}") from None
-    if not own:
-        raise UserError(f"{page}: is not a page of results; expected a folder without one")
-
-
 def files_of(folder: Path, **files: Path | None) -> dict[str, str]:
     """Links from the page in a folder to files, by the kinds of their sides."""
     return {kind: _link(folder, path) for kind, path in files.items() if path}
@@ -104,17 +88,6 @@ def _link(folder: Path, path: Path) -> str:
     except ValueError:  # on another drive of Windows
         return path.resolve().as_uri()
     return quote(os.fsencode(relative).replace(os.sep.encode(), b"/"))
-
-
-def own_files(folder: Path) -> list[Path]:
-    """The page of an earlier run and its pictures, or where the page will be; nothing else."""
-    return [folder / PAGE, *own_copies(folder)]
-
-
-def remove_page(folder: Path) -> None:
-    """Remove the page of an earlier run and its pictures; nothing else."""
-    for path in own_files(folder):
-        path.unlink(missing_ok=True)
 
 
 def scored_page(rows: list[Row], means: dict[str, float], links: Sequence[str]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_one_run_at_a_time_writes_a_place():
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; from system import files\n"
-        "with files.claimed(Path(sys.argv[2])): print(1, flush=True); sys.stdin.read()"
+        "with files.exclusive(Path(sys.argv[2])): print(1, flush=True); sys.stdin.read()"
     )
     root = str(Path(files.__file__).resolve().parent.parent)
     for place in ("out", "out/a.mp4"):

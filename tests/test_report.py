@@ -9,7 +9,7 @@ import pytest
 from conftest import write_pairs
 from pages import Watched, made
 
-from report import page
+from report.result_folder import open_result_folder
 from report.table import COLUMNS, SCORES, Row, Table
 
 FOCUSED = "(node => node.id || node.className || node.innerText)(document.activeElement)"
@@ -148,10 +148,12 @@ def test_an_earlier_page_goes_and_nothing_else(tmp_path):
     made(tmp_path, 3)
     for name in ("index_files/notes.txt", "index_files/000001-my.js", "other.html"):
         (tmp_path / name).touch()
-    page.remove_page(tmp_path)
+    with open_result_folder(tmp_path, "-o", inputs=[], outputs=[]):
+        pass
     found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert found == ["index_files/000001-my.js", "index_files/notes.txt", "other.html"]
-    page.remove_page(tmp_path / "none")
+    with open_result_folder(tmp_path / "none", "-o", inputs=[], outputs=[]):
+        pass
 
 
 def test_figures_of_a_picture():

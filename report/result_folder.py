@@ -1,0 +1,79 @@
+"""The folder that a run writes its results to. Needs no torch."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from report.copies import own_copies
+from settings import UserError
+from system.files import check_no_overlap, exclusive, remove_unfinished_of, require_writable
+from system.reading import open_regular
+
+PAGE = "index.html"
+MARK = b'<meta name="generator" content="SPANet">'  # identifies a page of this program
+
+
+@contextmanager
+def open_result_folder(
+    folder: Path,
+    option: str,
+    *,
+    inputs: Iterable[Path],
+    outputs: Iterable[Path],
+    stale: Iterable[str] = (),
+    page: bool = True,
+    lock: Path | None = None,
+    first: bool = True,
+    barrier: Callable[[], object] = lambda: None,
+) -> Iterator[None]:
+    """Be the only run that writes to a folder, and remove what an earlier run left there.
+
+    Args:
+        option: the one that names the folder, for messages.
+        inputs: files that the run reads.
+        outputs: files that it writes, besides the page and `stale`. Those of an earlier run stay;
+            what a killed run left unfinished of them goes.
+        stale: names of the files in the folder that an earlier run's results are removed with.
+        page: whether the run writes a page there.
+        lock: what the run has for itself, if not the folder.
+        first: whether this rank writes the shared files.
+        barrier: waits for the other ranks.
+
+    Raises:
+        UserError: an output is an input, the page there is not ours, the folder cannot be written
+            to, or another run writes to it.
+    """
+    outputs, stale_files = list(outputs), [folder / name for name in stale]
+    if page:
+        stale_files += own_files(folder)
+    check_no_overlap(inputs, [*outputs, *stale_files], option)
+    if page:
+        require_own_page(folder)
+    require_writable(folder)
+    with exclusive(lock or folder) if first else nullcontext():
+        barrier()  # every rank has checked the old page before it is removed
+        if first:
+            remove_unfinished_of(outputs)
+            for path in stale_files:
+                path.unlink(missing_ok=True)
+        barrier()  # no rank writes before the old files are removed
+        yield
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The page of a folder and the copies of its pictures; nothing else."""
+    return [folder / PAGE, *own_copies(folder)]
+
+
+def require_own_page(folder: Path) -> None:
+    """Raise UserError if the folder has an index.html that is not of this program."""
+    page = folder / PAGE
+    try:
+        with open_regular(page) as file:
+            own = MARK in file.read(4096)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{page}: cannot be read: {error.strerror}") from None
+    if not own:
+        raise UserError(f"{page}: is not a page of results; expected a folder without one")
