@@ -1,22 +1,24 @@
 """Fixtures: each test runs in a folder of its own and finds small pairs of images there."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from system import machine
 
-machine.share_cores()  # those of the commands that the tests run, too
-# Nor have processes that test side by side, and what they start, more threads than there are cores.
-TESTING = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if TESTING > 1:
-    os.environ.setdefault("NUMBA_NUM_THREADS", str(max(1, machine.count_cores() // TESTING)))
+machine.share_cores()
+# One thread here and in the programs that the tests start: on small images more of them only wait
+# for each other. A test that needs several asks for them; Numba's pool has two for that.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["NUMBA_NUM_THREADS"] = "2"
 
 import cv2
-import numba  # noqa: F401  first of all: its pool then has all cores, whatever a test asks for
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _default_signals() -> Iterator[None]:
+    """Signals as in a terminal: nohup starts programs that ignore SIGHUP, and a script's background
+    jobs ignore SIGINT. The programs that the tests start inherit what is ignored here.
+    """
+    handlers = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -145,6 +164,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 def command(*argv: object) -> list[str]:
     """main.py as a command of its own process, for tests of signals and limits."""
     return [sys.executable, str(ROOT / "main.py"), *map(str, argv)]
+
+
+@contextlib.contextmanager
+def started(words: list[str], **options: Any) -> Iterator[subprocess.Popen]:
+    """A program that runs beside the test, in a process group of its own, killed at the end."""
+    with subprocess.Popen(words, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import command, write_pairs
+from conftest import command, started, write_pairs
 
 from engine.derainer import Derainer
 from media.lists import read_list
@@ -131,9 +131,7 @@ def test_one_run_at_a_time_writes_a_place():
     root = str(Path(files.__file__).resolve().parent.parent)
     for place in ("out", "out/a.mp4"):
         words = [command()[0], "-c", program, root, place]
-        with subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as other:
+        with started(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             assert other.stdout.readline() == "1\n"
             with pytest.raises(UserError) as caught, files.exclusive(Path(place)):
                 pass
@@ -151,7 +149,7 @@ def test_one_run_at_a_time_writes_a_place():
 def test_two_tests_in_one_folder(model, tmp_path):
     listed = write_pairs(tmp_path / "set", [(64, 64)] * 40)
     words = command("-a", "test", "--test-list", listed, *DEVICE, "--log-every", 1)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as first:
+    with started(words, stdout=subprocess.PIPE, text=True) as first:
         while not first.stdout.readline().startswith("1/40"):
             pass
         first.send_signal(signal.SIGSTOP)  # it must not be done before the second begins
@@ -161,8 +159,8 @@ def test_two_tests_in_one_folder(model, tmp_path):
         assert second.stderr == (
             "main.py: results: another run is writing there; expected one at a time\n"
         )
-        first.communicate()
-    assert first.returncode == 0
+        first.communicate(timeout=120)
+        assert first.returncode == 0
     rows = list(csv.DictReader(Path("results/metrics.csv").read_text().splitlines()))
     assert len(rows) == 40
     assert not list(Path("results").glob(".*"))

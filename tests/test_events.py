@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import command
+from conftest import command, started
 from soak import steps_of_events
 from test_resume import has_a_step, start, until
 from test_train import clock, events
@@ -91,17 +91,17 @@ def test_runs_that_begin_at_once_in_one_log_folder_have_a_file_each():
 def test_a_log_folder_that_becomes_a_file_is_one_line(pairs):
     """Whatever the run has done by then is kept."""
     words = command(*start(pairs, "--num-steps", 1000))
-    run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until(has_a_step)
-    run.send_signal(signal.SIGSTOP)  # else it could make the folder anew in between
-    Path("logdir").rename("former")
-    Path("logdir").write_text("no folder")
-    run.send_signal(signal.SIGCONT)
-    _, err = run.communicate(timeout=60)
-    removed, refused = err.splitlines()
-    assert "was removed, and its events are lost; going on in a new file" in removed
-    assert re.fullmatch(
-        r"main.py: logdir/(train|val)_derain: events cannot be written: .+", refused
-    )
-    assert run.returncode == 2
-    assert clock("model/latest") >= 0
+    with started(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        until(has_a_step)
+        run.send_signal(signal.SIGSTOP)  # else it could make the folder anew in between
+        Path("logdir").rename("former")
+        Path("logdir").write_text("no folder")
+        run.send_signal(signal.SIGCONT)
+        _, err = run.communicate(timeout=60)
+        removed, refused = err.splitlines()
+        assert "was removed, and its events are lost; going on in a new file" in removed
+        assert re.fullmatch(
+            r"main.py: logdir/(train|val)_derain: events cannot be written: .+", refused
+        )
+        assert run.returncode == 2
+        assert clock("model/latest") >= 0

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command, write_pairs
+from conftest import ROOT, command, started, write_pairs
 from test_resume import start, until
 from test_train import clock
 from test_videos import DERAIN, frames, write_video
@@ -33,7 +33,7 @@ def wait(settings):
         print("ended", flush=True)
 
 main.ACTIONS["clean"] = wait
-sys.exit(interrupt.program(lambda: main.main(["-a", "clean"])))
+sys.exit(interrupt.run_program(lambda: main.main(["-a", "clean"])))
 """
 
 
@@ -44,7 +44,7 @@ def ended_by(*numbers: int, ignored: int = 0) -> tuple[int, str, str]:
     """
     trap = f"trap '' {ignored}; " if ignored else ""
     words = [sys.executable, "-c", WAITING, str(ROOT)]
-    with subprocess.Popen(
+    with started(
         ["sh", "-c", trap + 'exec "$@"', "sh", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as run:  # fmt: skip
@@ -134,30 +134,32 @@ def slowly(*arguments):
     save(*arguments)
 
 checkpoint.write_atomically = slowly
-sys.exit(interrupt.program(main.main))
+sys.exit(interrupt.run_program(main.main))
 """
 
 
 def test_signals_while_latest_is_saved_change_neither_outcome_nor_status(pairs):
     """They come to the whole group, so to the processes that load data, which lived on till now."""
     words = map(str, start(pairs, "--latest-every", 1000, "--num-workers", 2))
-    run = subprocess.Popen(
+    with started(
         [sys.executable, "-c", SLOW, str(ROOT), *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    saves = (line for line in run.stdout if line == "saving\n")
-    next(saves)  # of the start
-    next(saves)  # of step 0
-    until(lambda: clock("model/latest") == 0)
-    os.killpg(run.pid, signal.SIGTERM)
-    next(saves)  # of the step in hand
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
-        os.killpg(run.pid, number)
-        time.sleep(0.2)
-    out, err = run.communicate(timeout=60)
-    assert (run.returncode, err) == (143, "")
-    done = clock("model/latest")
-    assert f"model/latest holds step {done}: {done + 1} of 40001 steps are done (SIGTERM)" in out
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        saves = (line for line in run.stdout if line == "saving\n")
+        next(saves)  # of the start
+        next(saves)  # of step 0
+        until(lambda: clock("model/latest") == 0)
+        os.killpg(run.pid, signal.SIGTERM)
+        next(saves)  # of the step in hand
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+            os.killpg(run.pid, number)
+            time.sleep(0.2)
+        out, err = run.communicate(timeout=60)
+        assert (run.returncode, err) == (143, "")
+        done = clock("model/latest")
+        assert (
+            f"model/latest holds step {done}: {done + 1} of 40001 steps are done (SIGTERM)" in out
+        )
 
 
 def test_a_closed_terminal_keeps_the_video_in_hand_and_the_page(model, tmp_path):

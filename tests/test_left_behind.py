@@ -1,15 +1,12 @@
 """What a run leaves behind when it is killed, refused or hung up on: nothing in anybody's way."""
 
-import contextlib
-import os
-import signal
 import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from conftest import command, write_pairs
+from conftest import command, started, write_pairs
 from soak import left_of, steps_of_events
 from test_resume import start, until
 from test_train import clock
@@ -30,17 +27,13 @@ def test_what_loads_data_ends_with_its_parent(model, tmp_path, action):
         "test": (["-m", "latest", "--test-list", pairs, "--device", "cpu", "--num-workers", 2], 2),
     }[action]
     words = command("-a", action, *words)
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
-    try:
+    with started(words, stdout=subprocess.PIPE) as run:
         until(lambda: len(psutil.Process(run.pid).children()) == workers)
         run.stdout.readline()
         run.kill()
         # Its output ends, too: what reads it, as tee, would otherwise wait for ever.
         run.communicate(timeout=10)
         assert left_of(run.pid) == []
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
 
 
 # A start that was refused

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, write_pairs
+from conftest import ROOT, started, write_pairs
 
 from settings import UserError
 from system import files, machine
@@ -152,11 +152,9 @@ os._exit(0)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock():
     words = [sys.executable, "-c", HOLDER, str(ROOT)]
-    parent = subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    child = int(parent.stdout.readline())
-    try:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started(words, **pipes, text=True, bufsize=1) as parent:
+        child = int(parent.stdout.readline())
         with pytest.raises(UserError) as caught:
             files.lock_file(Path("lock"), "taken")
         assert str(caught.value) == "taken; expected one at a time"
@@ -165,11 +163,6 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock():
         assert psutil.pid_exists(child)
         files.lock_file(Path("lock"), "taken").close()
         assert psutil.Process(child).status() != psutil.STATUS_ZOMBIE  # it lived throughout
-    finally:
-        parent.kill()
-        parent.wait()
-        parent.stdout.close()
-        psutil.Process(child).kill()
 
 
 def test_the_lock_of_windows_is_the_librarys_own(monkeypatch):

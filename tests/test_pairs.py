@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, command, started
 
 from actions import pairs
 from media import lists
@@ -138,22 +138,22 @@ def test_interrupted_it_goes_on(run, videos, monkeypatch):
 def test_killed_it_goes_on(run, videos):
     words = ("-a", "pairs", "-i", "videos", *OPTIONS, "-o")
     assert run(*words, "whole")[0] == 0
-    process = subprocess.Popen(command(*words, "set"), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(Path("set").rglob("*.png"))) < 20 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert run(*words, "set")[0] == 0
-    found, whole = (
-        {name: data for name, (data, _) in snapshot(Path(folder)).items()}
-        for folder in ("set", "whole")
-    )
-    unfinished = [
-        name for name in found if ".writing-" in name
-    ]  # what a kill may leave of one file
-    assert len(unfinished) <= 1
-    assert {name: data for name, data in found.items() if name not in unfinished} == whole
+    with started(command(*words, "set"), stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while len(list(Path("set").rglob("*.png"))) < 20 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert run(*words, "set")[0] == 0
+        found, whole = (
+            {name: data for name, (data, _) in snapshot(Path(folder)).items()}
+            for folder in ("set", "whole")
+        )
+        unfinished = [
+            name for name in found if ".writing-" in name
+        ]  # what a kill may leave of one file
+        assert len(unfinished) <= 1
+        assert {name: data for name, data in found.items() if name not in unfinished} == whole
 
 
 @pytest.mark.parametrize(("noise", "level"), [(4.0, 10), (4.0, 20), (0.0, 10)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, write_pairs
+from conftest import command, started, write_pairs
 from test_model import recipe_weights
 from test_resume import start, until
 from test_train import SMALL, clock, events, weights
@@ -31,8 +31,9 @@ def torchrun(ranks: int, *words: object, restarts: int = 0) -> list[str]:
 
 
 def finish(words: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # no word of torchrun's about it
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    with started(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        out, err = run.communicate(timeout=120)
+        return subprocess.CompletedProcess(words, run.returncode, out, err)
 
 
 def test_two_ranks_follow_the_curve_of_one_and_resume_as_one(run, pairs):
@@ -80,21 +81,21 @@ def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
 
 def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
     words = start(pairs, "--num-steps", 40, "--latest-every", 5, "--batch-size", 4)
-    run = subprocess.Popen(
+    with started(
         torchrun(2, *words, restarts=1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    until(lambda: Path("model/latest").exists() and clock("model/latest") >= 5)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    ranks = [pid for pid in children if "main.py" in Path(f"/proc/{pid}/cmdline").read_text()]
-    assert len(ranks) == 2
-    os.kill(int(ranks[1]), signal.SIGKILL)
-    out, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-    # Who notices first, the other rank or torchrun, ends the other rank and tells it in its words.
-    assert "stopped, another rank was lost" in err or "failed (exitcode: -9)" in err
-    assert out.count("training on 2 ranks") == 2
-    assert "model/latest holds step 39" in out
-    assert list(events("logdir/train_derain")["loss/total"]) == list(range(40))
+    ) as run:
+        until(lambda: Path("model/latest").exists() and clock("model/latest") >= 5)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        ranks = [pid for pid in children if "main.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(ranks) == 2
+        os.kill(int(ranks[1]), signal.SIGKILL)
+        out, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+        # Either the other rank or torchrun notices first, and reports it in its own words.
+        assert "stopped, another rank was lost" in err or "failed (exitcode: -9)" in err
+        assert out.count("training on 2 ranks") == 2
+        assert "model/latest holds step 39" in out
+        assert list(events("logdir/train_derain")["loss/total"]) == list(range(40))
 
 
 def test_a_bad_image_on_one_rank_ends_all_with_its_message(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command, write_pairs
+from conftest import ROOT, command, started, write_pairs
 from soak import soak, steps_of_events
 from test_train import SMALL, clock, events, weights
 
@@ -189,19 +189,17 @@ def test_init_from_takes_the_weights_alone(run, pairs):
 
 def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(pairs):
     words = command(*start(pairs, "--num-steps", 1000, "--num-workers", 2))
-    first = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
+    with started(words, stdout=subprocess.DEVNULL) as first:
         until(has_a_step)
         second = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert second.returncode == 2
         assert second.stderr == (
             "main.py: model/.training: another run is training here; expected one at a time\n"
         )
-    finally:
         first.kill()  # its workers live on for a moment
         first.wait()
-    with files.lock_file(Path("model/.training"), "taken"):
-        pass
+        with files.lock_file(Path("model/.training"), "taken"):
+            pass
 
 
 def has_a_step() -> bool:
@@ -217,19 +215,17 @@ def until(condition, seconds: float = 60) -> None:
 
 def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
     words = command(*start(pairs, "--num-steps", 1000, "--num-workers", 1))
-    run = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    until(has_a_step)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    assert len(children) == 2  # of training and of validation
-    subprocess.run(["kill", "-9", children[0]], check=True)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 2
-    assert err == ("main.py: a process that loads data was killed; was there enough memory?\n")
-    resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
-    resumed.resume(Path("model/latest"))
-    assert resumed.step >= 0
+    with started(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        until(has_a_step)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        assert len(children) == 2  # of training and of validation
+        subprocess.run(["kill", "-9", children[0]], check=True)
+        _, err = run.communicate(timeout=60)
+        assert run.returncode == 2
+        assert err == ("main.py: a process that loads data was killed; was there enough memory?\n")
+        resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
+        resumed.resume(Path("model/latest"))
+        assert resumed.step >= 0
 
 
 # Scores
@@ -254,12 +250,12 @@ def test_the_best_score_of_the_validation_list_is_kept(run, pairs, tmp_path):
 
 def test_a_signal_from_the_scheduler_needs_no_more_than_a_step(pairs):
     words = command(*start(pairs, "--num-steps", 1000, "--latest-every", 1000))
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    until(has_a_step)
-    run.send_signal(signal.SIGTERM)
-    out, _ = run.communicate(timeout=60)
-    assert run.returncode == 143
-    assert "(SIGTERM)" in out
+    with started(words, stdout=subprocess.PIPE, text=True) as run:
+        until(has_a_step)
+        run.send_signal(signal.SIGTERM)
+        out, _ = run.communicate(timeout=60)
+        assert run.returncode == 143
+        assert "(SIGTERM)" in out
 
 
 def test_damaged_best_is_named(run, pairs):

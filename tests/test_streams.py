@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import command, write_pairs
+from conftest import command, started, write_pairs
 
 from report.table import COLUMNS
 
@@ -16,13 +16,11 @@ from report.table import COLUMNS
 def test_a_reader_that_leaves_does_not_end_the_run(model, tmp_path):
     listed = write_pairs(tmp_path / "set", [(24, 24)] * 6)
     words = command("-a", "test", "--test-list", listed, "--device", "cpu", "--log-every", 1)
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
         process.stdout.close()  # as `| head -1` does
         assert process.stderr.read() == ""
-    assert process.returncode == 0
+        assert process.wait(120) == 0
     rows = list(csv.DictReader(Path("results/metrics.csv").read_text().splitlines()))
     assert len(rows) == 6
     assert list(rows[0]) == COLUMNS

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, golden, write_pairs
+from conftest import ROOT, command, golden, started, write_pairs
 from tensorboardX.proto.event_pb2 import Event
 from test_model import recipe_weights
 
@@ -223,21 +223,21 @@ def test_released_checkpoint_goes_on_at_its_next_step(run, shared, tmp_path):
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_latest_and_ends_cleanly(pairs, which):
     arguments = ("-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 10_000)
-    process = subprocess.Popen(
+    with started(
         command(*arguments, "--num-workers", 2, "--log-every", 1),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("3/"):
-            break
-    os.killpg(process.pid, which)  # as a terminal does: the workers get it too
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + which
-    assert err == ""
-    assert f"({which.name})" in out
-    done = clock("model/latest")
-    assert done >= 2
-    assert f"holds step {done}: {done + 1} of 40001 steps are done" in out
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            if line.startswith("3/"):
+                break
+        os.killpg(process.pid, which)  # as a terminal does: the workers get it too
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 128 + which
+        assert err == ""
+        assert f"({which.name})" in out
+        done = clock("model/latest")
+        assert done >= 2
+        assert f"holds step {done}: {done + 1} of 40001 steps are done" in out
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -284,7 +284,7 @@ def test_an_unforeseen_error_ends_the_workers_too(pairs):
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import main\n"
         "from engine import training_step\n"
         "def broken(*_): raise RuntimeError('unforeseen')\n"
-        "training_step.losses_of = broken\n"
+        "training_step.compute_losses = broken\n"
         "sys.exit(main.main(sys.argv[1:]))\n"
     )
     arguments = ["-a", "train", "--train-list", str(pairs), *map(str, SMALL), "--num-workers", "2"]
@@ -315,20 +315,20 @@ def test_a_bad_image_stops_the_run_and_leaves_a_checkpoint_that_loads(run, pairs
     base = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps"]
     run(*base, 3)
     # In a process of its own: workers left alone would keep it from ending.
-    process = subprocess.Popen(
+    with started(
         command(*base, 1000, "--num-workers", 2, "--log-every", 1),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    next(line for line in process.stdout if line.startswith("5/"))
-    (pairs.parent / "rain" / "pair3.png").write_bytes(b"gone")
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert err.count("\n") == 1
-    assert "list.txt:4: " in err
-    assert "pair3.png: not an image" in err
-    resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
-    resumed.resume(Path("model/latest"))
-    assert resumed.step >= 2
+    ) as process:  # fmt: skip
+        next(line for line in process.stdout if line.startswith("5/"))
+        (pairs.parent / "rain" / "pair3.png").write_bytes(b"gone")
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 2
+        assert err.count("\n") == 1
+        assert "list.txt:4: " in err
+        assert "pair3.png: not an image" in err
+        resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
+        resumed.resume(Path("model/latest"))
+        assert resumed.step >= 2
 
 
 def test_checkpoint_of_weights_alone_cannot_be_resumed(run, pairs):

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from conftest import command, expected
+from conftest import command, expected, started
 from pages import read_copy
 from test_ranks import finish, torchrun
 
@@ -253,7 +253,7 @@ def test_a_container_without_place_for_the_sound_says_so(run, model):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_video_can_be_played(model, number):
     write_video("long.mp4", frames=2500)
-    with subprocess.Popen(
+    with started(
         command(*DERAIN, "-i", "long.mp4", "-o", "out.mp4"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
