@@ -17,7 +17,7 @@ from engine.device import describe_device
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
 from media.pictures import read_picture, require_format
-from media.video import VideoReader
+from media.video_reader import VideoReader
 from report import copies, page
 from report.result_folder import open_result_folder
 from report.table import Row

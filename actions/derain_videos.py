@@ -14,8 +14,8 @@ import numpy as np
 from engine.derainer import Derained, Derainer
 from engine.ranks import Ranks
 from media.jobs import Job
-from media.video import VideoReader
-from media.video_writer import Unwritable, VideoWriter
+from media.video_reader import VideoReader
+from media.video_writer import VideoWriteError, VideoWriter
 from report import page
 from report.copies import write_pictures
 from report.table import Row
@@ -57,7 +57,7 @@ def derain_videos(
                 rows[number] = row
         except UserError as error:
             # What cannot be written, one rank knows alone; the others would wait for it.
-            if len(jobs) == 1 or isinstance(error, Unwritable):
+            if len(jobs) == 1 or isinstance(error, VideoWriteError):
                 raise
             bad += 1
             if ranks.first:
@@ -83,16 +83,16 @@ def _derain_video(
     start = time.monotonic()
     sink = VideoWriter(job.target, source) if ranks.first else None
     try:
-        for note in (*source.notes, *sink.notes()) if sink else ():
+        for note in (*source.notes, *sink.notes) if sink else ():
             tell(f"warning: {note}")
         shown = _derain_frames(derainer, ranks, job, source, sink)
     except BaseException:
         # A file that cannot be written is gone already.
-        if keep and sink and sink.written and sink.unfinished.exists():
+        if keep and sink and sink.frame_count and sink.temp_path.exists():
             with defer_signals():
                 sink.close()
-            print(f"\n{job.target}: ends early, holds the first {sink.written} frames", end="")
-            rest = _rest(job, source, sink.written, alone=folder is None)
+            print(f"\n{job.target}: ends early, holds the first {sink.frame_count} frames", end="")
+            rest = _rest(job, source, sink.frame_count, alone=folder is None)
             print(f"; to go on from there, add {rest} and give -o another name" if rest else "")
         elif sink:
             sink.discard()
@@ -101,15 +101,15 @@ def _derain_video(
         return None
     with defer_signals():
         sink.close()
-    for warning in (*source.warnings(), *sink.warnings()):
+    for warning in (*source.list_warnings(), *sink.warnings):
         tell(f"warning: {warning}")
     if folder:
         before, after, mask = shown
         write_pictures(folder, number, {"before": before, "after": after}, mask)
     files = page.files_of(folder, before=job.source, after=job.target) if folder else {}
     row = Row.of(number, job.name, files, *shown)
-    row.seconds, row.frames = time.monotonic() - start, sink.written
-    row.begin = source.begin
+    row.seconds, row.frames = time.monotonic() - start, sink.frame_count
+    row.begin = source.start_time
     return row
 
 
@@ -163,12 +163,12 @@ def _derain_frames(
 
     def finish(item: av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]) -> int:
         if isinstance(item, av.Packet):
-            sink.packet(item)
+            sink.write_packet(item)
             return 0
         frames, images = item
         for frame, image in zip(frames, images, strict=True):
             if sink:
-                sink.frame(image, frame)
+                sink.write_frame(image, frame)
         return len(frames)
 
     rounds = prefetch(_rounds(source, ranks, sound=sink is not None))
@@ -213,14 +213,14 @@ class _Pace:
 def _rounds(source: VideoReader, ranks: Ranks, sound: bool) -> Iterator[_Round | av.Packet]:
     """The frames of a video, as many together as there are ranks, and the sound between them."""
     together: list[av.VideoFrame] = []
-    for item in source.packets():
+    for item in source.items:
         if isinstance(item, av.VideoFrame):
             together.append(item)
         elif sound:
             yield item
         if len(together) == ranks.world_size:
-            yield _Round(together, source.pixels(together[ranks.rank]))
+            yield _Round(together, source.convert_frame(together[ranks.rank]))
             together = []
     if together:
         own = together[ranks.rank] if ranks.rank < len(together) else None
-        yield _Round(together, None if own is None else source.pixels(own))
+        yield _Round(together, None if own is None else source.convert_frame(own))

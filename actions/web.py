@@ -30,7 +30,7 @@ from engine.device import describe_device
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
 from media.pictures import encode_picture, read_picture, require_format
-from media.video import VideoReader
+from media.video_reader import VideoReader
 from report.visualize import encode_png, heat_map
 from settings import Settings, UserError
 from system.files import write_atomically

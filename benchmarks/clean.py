@@ -97,14 +97,14 @@ class OpenCvSource:
         for _ in range(start):
             self.capture.grab()
 
-    def images(self) -> Iterator[np.ndarray]:
+    def read_images(self) -> Iterator[np.ndarray]:
         for _ in range(self.frames):
             there, frame = self.capture.read()
             if not there:
                 return
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
-    def warnings(self, times: bool) -> list[str]:
+    def list_warnings(self, timestamps: bool) -> list[str]:
         return []
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ import av
 import numpy as np
 
 from actions.derain import derain
-from media.video import VideoReader
+from media.video_reader import VideoReader
 from settings import Settings
 
 SIZE, RATE = (64, 48), 25
@@ -84,7 +84,7 @@ def write(kind: Kind, path: Path) -> None:
 def times(path: Path) -> list[float]:
     """Of the frames, seconds after the first."""
     source = VideoReader(path)
-    found = [item for item in source.packets() if isinstance(item, av.VideoFrame)]
+    found = [item for item in source.items if isinstance(item, av.VideoFrame)]
     source.close()
     return [float(frame.time - found[0].time) for frame in found]
 

@@ -1,7 +1,8 @@
-"""A derained video in the making: size, times, colours, sound and what is told of it stay."""
+"""Writes a derained video: size, timestamps, colours, sound and metadata stay as they were."""
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,42 +12,37 @@ from av.codec.context import Flags
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace
 
-from media.container import SORTS, describe_stream, ffmpeg_address
-from media.video import ACCURATE, VideoReader
+from media.video_container import COPIED_TYPES, describe_stream, ffmpeg_address
+from media.video_reader import ACCURATE, VideoReader
 from settings import UserError
 from system.files import create_temp_beside
+from system.text import format_count
 
 # Encoder and its options by the suffix of the file to write: good enough to be looked at closely.
-# By default x264 lets its choices depend on how fast the frames come; as it is here, the same
-# frames make the same file.
-STEADY = "lookahead-threads=1:sync-lookahead=0"
-X264 = ("libx264", {"crf": "14", "preset": "medium", "x264-params": STEADY})
-ENCODERS = {
-    ".mp4": X264,
-    ".m4v": X264,
-    ".mov": X264,
-    ".mkv": X264,
-    ".webm": ("libvpx-vp9", {"crf": "15", "b": "0", "row-mt": "1", "cpu-used": "4"}),
-}
-CONTAINERS = {".mkv": "matroska", ".m4v": "mp4"}  # where the suffix is not the name
+# By default x264 lets its choices depend on how fast the frames come; with a lookahead of one
+# thread, the same frames make the same file.
+X264_PARAMS = "lookahead-threads=1:sync-lookahead=0"
+X264 = ("libx264", {"crf": "14", "preset": "medium", "x264-params": X264_PARAMS})
+VP9 = ("libvpx-vp9", {"crf": "15", "b": "0", "row-mt": "1", "cpu-used": "4"})
+ENCODERS = {".mp4": X264, ".m4v": X264, ".mov": X264, ".mkv": X264, ".webm": VP9}
+CONTAINERS = {".mkv": "matroska", ".m4v": "mp4"}  # if the suffix is not FFmpeg's name
 LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarith", "magicyuv"}
 RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
 # Older PyAV does not convert to the last.
-UNKNOWN = {RGB} if hasattr(Colorspace, "BT2020") else {RGB, BT2020}
-# What is told of the file or its coding, which are new, of turning, which is done, and of
-# transparency, which players would look for.
-OUTDATED = {
+UNSUPPORTED_COLORSPACES = {RGB} if hasattr(Colorspace, "BT2020") else {RGB, BT2020}
+# Metadata of the file or its coding, which are new, of turning, which is done, and of transparency,
+# which players would look for.
+OUTDATED_KEYS = {
     "alpha_mode", "bps", "compatible_brands", "duration", "encoder", "major_brand", "minor_version",
     "number_of_bytes", "number_of_frames", "rotate", "software", "vendor_id",
 }  # fmt: skip
-# What an MP4 has its own places for. Other keys need those of QuickTime, which fewer programs read.
-PLACES = {
+# Keys that MP4 defines. Others are written as QuickTime's, which fewer programs read.
+MP4_KEYS = {
     "album", "artist", "comment", "copyright", "creation_time", "date", "description", "genre",
     "location", "location-eng", "title",
 }  # fmt: skip
-
-# What frames carry beside their pixels, and the frames that are written do not.
-CARRIED = {
+# Side data of frames that is not written.
+DROPPED_SIDE_DATA = {
     Type.A53_CC: "closed captions",
     Type.CONTENT_LIGHT_LEVEL: "light levels",
     Type.DOVI_METADATA: "Dolby Vision",
@@ -57,218 +53,216 @@ CARRIED = {
 }
 
 
-class Unwritable(UserError):
+class VideoWriteError(UserError):
     """A video file that cannot be written."""
 
 
 class VideoWriter:
-    """A video file in the making: frames in, in order. close() makes it playable, whenever.
+    """Encodes frames, in order, into a file that is named `path` when it is closed.
 
     Attributes:
-        written: frames so far.
+        frame_count: frames written so far.
+        temp_path: the file while it is written.
+        notes: what of the source this kind of file does not keep, a line each.
+        warnings: what was lost while it was written, a line each; complete when it is closed.
 
     Raises:
-        Unwritable: from every method, where it cannot be written; what there was of it is gone.
+        VideoWriteError: from every method, if the file cannot be written; it is removed.
     """
 
     def __init__(self, path: Path, source: VideoReader) -> None:
-        self.path, self.source, self.written = path, source, 0
-        self._kind = CONTAINERS.get(path.suffix.lower(), path.suffix.lower()[1:])
-        self._silent: dict[int, int] = {}  # packets left out, by stream
-        self._heard: dict[int, int] = {}  # the time of a stream's last packet
-        self._lost: list[str] = []  # names of what was told of the source
-        with self._told():
-            self.unfinished = create_temp_beside(path, path.suffix)
-            try:
+        self.path, self.source, self.frame_count = path, source, 0
+        self._format = CONTAINERS.get(path.suffix.lower(), path.suffix.lower()[1:])
+        self._dropped_packets: Counter[int] = Counter()  # by the index of their stream
+        self._last_dts: dict[int, int] = {}
+        self.warnings: list[str] = []
+        self._cleanup = contextlib.ExitStack()
+        try:
+            with self._translate_errors():
                 self._open()
-            except BaseException:  # a signal too: nobody holds the file yet, who would remove it
-                self.discard()
-                raise
+        except BaseException:  # a signal too, as nobody else could discard it yet
+            self.discard()
+            raise
+        self.notes = [f"{source.path}: {note}" for note in self._describe_dropped_content()]
 
     def _open(self) -> None:
         source = self.source
-        name, options = ENCODERS[self.path.suffix.lower()]
-        if source.stream.codec_context.name in LOSSLESS and self._kind == "matroska":
-            name, options = "ffv1", {}
-        told = self._told_of(source.container.metadata)
-        places = (
-            {} if {key.lower() for key in told} <= PLACES else {"movflags": "use_metadata_tags"}
-        )
+        self.temp_path = create_temp_beside(self.path, self.path.suffix)
+        self._cleanup.callback(self.temp_path.unlink, missing_ok=True)
+        metadata = self._filter_metadata(source.container.metadata)
+        needs_quicktime_keys = not {key.lower() for key in metadata} <= MP4_KEYS
+        needs_quicktime_keys &= self._format in ("mp4", "mov")
         self.container = av.open(
-            ffmpeg_address(self.unfinished),
+            ffmpeg_address(self.temp_path),
             "w",
-            format=self._kind,
-            container_options=places if self._kind in ("mp4", "mov") else {},
+            format=self._format,
+            container_options={"movflags": "use_metadata_tags"} if needs_quicktime_keys else {},
         )
-        self.container.metadata.update(told)
+        self._cleanup.callback(self.container.close)
+        self.container.metadata.update(metadata)
         self._chapters = source.container.chapters()
         if not source.start and not source.frames:
             self.container.set_chapters(self._chapters)
-        self.stream = self.container.add_stream(name, rate=source.rate, options=options)
-        self.stream.metadata.update(self._told_of(source.stream.metadata))
-        self.stream.width, self.stream.height = source.width, source.height
-        # Half as much colour as light needs even sides.
-        even = source.width % 2 == 0 == source.height % 2
-        lossy = "yuv420p" if even else "yuv444p"
-        self.stream.pix_fmt = "bgr0" if name == "ffv1" else lossy
-        context, first = self.stream.codec_context, source.first
-        context.time_base = source.stream.time_base
-        context.flags |= Flags.frame_duration  # nothing else says when the last frame ends
-        context.color_range, context.colorspace = first.color_range, self._colours(first)
-        context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
-        shape = source.stream.sample_aspect_ratio
-        if shape:
-            context.sample_aspect_ratio = 1 / shape if source.orientation.swapped else shape
-        self.copies = {one.index: self._copy(one) for one in source.copied if self._holds(one)}
+        self._add_video_stream()
+        self.copies = {
+            stream.index: self._copy_stream(stream)
+            for stream in source.copied
+            if self._can_hold(stream)
+        }
         self.container.start_encoding()
 
-    def _holds(self, stream: av.stream.Stream) -> bool:
-        """Whether this kind of file can hold a stream: not every kind holds every codec."""
-        trial = av.open(io.BytesIO(), "w", format=self._kind)
+    def _add_video_stream(self) -> None:
+        source, first = self.source, self.source.first
+        encoder, options = ENCODERS[self.path.suffix.lower()]
+        if source.stream.codec_context.name in LOSSLESS and self._format == "matroska":
+            encoder, options = "ffv1", {}
+        self.stream = self.container.add_stream(encoder, rate=source.rate, options=options)
+        self.stream.metadata.update(self._filter_metadata(source.stream.metadata))
+        self.stream.width, self.stream.height = source.width, source.height
+        even = source.width % 2 == 0 == source.height % 2  # as 4:2:0 needs
+        lossy = "yuv420p" if even else "yuv444p"
+        self.stream.pix_fmt = "bgr0" if encoder == "ffv1" else lossy
+        context = self.stream.codec_context
+        context.time_base = source.stream.time_base
+        context.flags |= Flags.frame_duration  # nothing else says when the last frame ends
+        context.color_range = first.color_range
+        is_supported = first.colorspace not in UNSUPPORTED_COLORSPACES
+        context.colorspace = first.colorspace if is_supported else BT709
+        context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
+        aspect = source.stream.sample_aspect_ratio
+        if aspect:
+            context.sample_aspect_ratio = 1 / aspect if source.orientation.transposed else aspect
+
+    def _can_hold(self, stream: av.stream.Stream) -> bool:
+        """Whether this kind of file can hold a stream, by writing the header of one that does."""
         try:
-            trial.add_stream_from_template(stream)
-            trial.start_encoding()
+            with av.open(io.BytesIO(), "w", format=self._format) as trial:
+                trial.add_stream_from_template(stream)
+                trial.start_encoding()
         except (av.error.FFmpegError, ValueError):
             return False
-        finally:
-            with contextlib.suppress(av.error.FFmpegError, ValueError):
-                trial.close()
         return True
 
-    def _copy(self, stream: av.stream.Stream) -> av.stream.Stream:
+    def _copy_stream(self, stream: av.stream.Stream) -> av.stream.Stream:
         copy = self.container.add_stream_from_template(stream)
-        copy.metadata.update(self._told_of(stream.metadata))
+        copy.metadata.update(self._filter_metadata(stream.metadata))
         copy.disposition = stream.disposition
         return copy
 
-    def _told_of(self, metadata: dict[str, str]) -> dict[str, str]:
-        """What stays true of the video when it is coded anew."""
+    def _filter_metadata(self, metadata: dict[str, str]) -> dict[str, str]:
+        """The metadata that stays true when the video is encoded anew."""
         return {
             key: text
             for key, text in metadata.items()
-            if key.lower().removesuffix("-eng") not in OUTDATED
+            if key.lower().removesuffix("-eng") not in OUTDATED_KEYS
             and not key.startswith("_STATISTICS")
             and (key, text) != ("language", "und")
             and not (self.source.start and key.lower() == "timecode")  # that of the first frame
         }
 
-    @staticmethod
-    def _colours(frame: av.VideoFrame) -> int:
-        return BT709 if frame.colorspace in UNKNOWN else frame.colorspace
+    def _describe_dropped_content(self) -> Iterator[str]:
+        source, others = self.source, []
+        metadata = source.container.metadata | source.stream.metadata
+        has_timecode = "timecode" in map(str.lower, metadata)
+        for stream in source.container.streams:
+            content = describe_stream(stream)
+            # MP4s keep chapter names and the video's timecode in data streams.
+            is_chapters = self._chapters and stream.type == "data" and stream.name == "bin_data"
+            is_timecode = has_timecode and "timecode" in stream.metadata
+            if stream.index in self.copies or stream.type == "video":
+                continue
+            if stream.type in COPIED_TYPES:
+                suffix = self.path.suffix
+                reason = f": {suffix} files cannot hold it" if stream in source.copied else ""
+                name = COPIED_TYPES[stream.type]
+                yield f"stream {stream.index} ({name}, {content}) is left out{reason}"
+            elif not is_chapters and not is_timecode:
+                others.append(f"{stream.index} ({content})")
+        if others:
+            word = "stream" if len(others) == 1 else "streams"
+            yield f"left out, as neither picture nor sound: {word} {', '.join(others)}"
+        side_data = source.first.side_data
+        dropped = [name for kind, name in DROPPED_SIDE_DATA.items() if side_data.get(kind)]
+        if dropped:
+            yield f"left out of what its frames carry: {', '.join(dropped)}"
+        if self._chapters and (source.start or source.frames):
+            yield "its chapters are left out: they are those of the whole video"
+        if has_timecode and source.start:
+            yield "its timecode is left out: it is that of the first frame"
 
-    def packet(self, packet: av.Packet) -> None:
+    def write_packet(self, packet: av.Packet) -> None:
         """Add a packet of one of the source's copied streams, if this file holds it."""
         index = packet.stream.index
         if index not in self.copies:
             return
-        # Joined files begin their times anew, which no container takes. Subtitles may share one.
-        last = self._heard.get(index, packet.dts - 1)
+        # Joined files begin their timestamps anew, which no container takes. Subtitles may share
+        # one.
+        last = self._last_dts.get(index, packet.dts - 1)
         if packet.dts < last or (packet.dts == last and packet.stream.type != "subtitle"):
-            self._silent[index] = self._silent.get(index, 0) + 1
+            self._dropped_packets[index] += 1
             return
-        self._heard[index] = packet.dts
+        self._last_dts[index] = packet.dts
         packet.stream = self.copies[index]
-        with self._told():
+        with self._translate_errors():
             self.container.mux(packet)
 
-    def frame(self, image: np.ndarray, like: av.VideoFrame) -> None:
-        """Add (H,W,3) uint8 BGR at the time of the frame that it was made from."""
+    def write_frame(self, image: np.ndarray, source_frame: av.VideoFrame) -> None:
+        """Add (H,W,3) uint8 BGR at the timestamp of the frame that it was derained from."""
         frame = av.VideoFrame.from_ndarray(image, format="bgr24")
-        if self.stream.pix_fmt != "bgr0":
+        context = self.stream.codec_context
+        if context.pix_fmt != "bgr0":
             frame = frame.reformat(
-                format=self.stream.pix_fmt,
-                dst_colorspace=self._colours(like),
-                dst_color_range=like.color_range or ColorRange.MPEG,
+                format=context.pix_fmt,
+                dst_colorspace=context.colorspace,
+                dst_color_range=context.color_range or ColorRange.MPEG,
                 interpolation=ACCURATE,
             )
-        frame.pts, frame.time_base = like.pts, like.time_base
-        if like.duration:
-            frame.duration = like.duration
-        with self._told():
+        frame.pts, frame.time_base = source_frame.pts, source_frame.time_base
+        frame.duration = source_frame.duration
+        with self._translate_errors():
             self.container.mux(self.stream.encode(frame))
-        self.written += 1
-
-    def notes(self) -> list[str]:
-        """What of the source has no place in this file, a line each; known at once."""
-        source, found, others = self.source, [], []
-        told = source.container.metadata | source.stream.metadata
-        timed = "timecode" in map(str.lower, told)
-        for one in source.container.streams:
-            if one.type in SORTS:
-                if one.index not in self.copies:
-                    reason = f": {self.path.suffix} files cannot hold it"
-                    found.append(
-                        f"stream {one.index} ({SORTS[one.type]}, {describe_stream(one)}) is left "
-                        "out"
-                        f"{reason if one in source.copied else ''}"
-                    )
-            elif timed and "timecode" in one.metadata:
-                continue  # of which the video tells
-            elif one.type != "video" and not self._is_chapters(one):
-                others.append(f"{one.index} ({describe_stream(one)})")
-        if others:
-            word = "stream" if len(others) == 1 else "streams"
-            found.append(f"left out, as neither picture nor sound: {word} {', '.join(others)}")
-        carried = [name for kind, name in CARRIED.items() if source.first.side_data.get(kind)]
-        if carried:
-            found.append(f"left out of what its frames carry: {', '.join(carried)}")
-        if self._chapters and (source.start or source.frames):
-            found.append("its chapters are left out: they are those of the whole video")
-        if timed and source.start:
-            found.append("its timecode is left out: it is that of the first frame")
-        return [f"{source.path}: {note}" for note in found]
-
-    def _is_chapters(self, stream: av.stream.Stream) -> bool:
-        """Whether it holds the names of chapters, as MP4s have them."""
-        return bool(self._chapters) and stream.type == "data" and stream.name == "bin_data"
-
-    def warnings(self) -> list[str]:
-        """What was lost on the way, a line each; all of it is known when the file is closed."""
-        found = [
-            f"stream {index}: {count} packets whose times do not rise are left out"
-            for index, count in self._silent.items()
-        ]
-        if self._lost:
-            found.append(f"{self.path.suffix} files have no place for its {', '.join(self._lost)}")
-        return [f"{self.source.path}: {line}" for line in found]
+        self.frame_count += 1
 
     def close(self) -> None:
-        """Finish the file, with as many frames as there are, and give it its name."""
-        with self._told():
-            self._flush()
-            self.container.close()
-            self._lost = list(self._forgotten())
-            self.unfinished.replace(self.path)
-
-    def _flush(self) -> None:
-        packets = self.stream.encode(None)
-        if packets and self._kind in ("mp4", "mov"):
-            # These are as long as the packet that is last in the file says.
-            packets[-1].duration = max(packets, key=lambda packet: packet.pts).duration
-        self.container.mux(packets)
-
-    def _forgotten(self) -> Iterator[str]:
-        """Names of what is told of the source, and not of the file that was written."""
+        """Finish the file, which holds the frames so far, and rename it to its path."""
         source = self.source
-        with av.open(ffmpeg_address(self.unfinished), metadata_errors="replace") as written:
-            after = written.metadata | written.streams.video[0].metadata
-        keys = {key.lower() for key in after}
-        for key, text in self._told_of(source.container.metadata | source.stream.metadata).items():
-            if key.lower() not in keys and text not in after.values():
-                yield key
+        with self._translate_errors():
+            packets = self.stream.encode(None)
+            if packets and self._format in ("mp4", "mov"):
+                # The packet that is last in the file decides how long the last frame is shown.
+                packets[-1].duration = max(packets, key=lambda packet: packet.pts).duration
+            self.container.mux(packets)
+            self.container.close()
+            with av.open(ffmpeg_address(self.temp_path), metadata_errors="replace") as file:
+                written = file.metadata | file.streams.video[0].metadata
+            self.temp_path.replace(self.path)
+        for index, count in self._dropped_packets.items():
+            self.warnings.append(
+                f"{source.path}: stream {index}: {format_count(count, 'packet')} left out, as "
+                "timestamps do not rise"
+            )
+        keys, texts = {key.lower() for key in written}, set(written.values())
+        wanted = self._filter_metadata(source.container.metadata | source.stream.metadata)
+        lost = [
+            key for key, text in wanted.items() if key.lower() not in keys and text not in texts
+        ]
+        if lost:
+            suffix = self.path.suffix
+            self.warnings.append(
+                f"{source.path}: {suffix} files have no place for its {', '.join(lost)}"
+            )
 
     def discard(self) -> None:
-        if hasattr(self, "container"):
-            with contextlib.suppress(av.error.FFmpegError, OSError):
-                self.container.close()
-        if hasattr(self, "unfinished"):
-            self.unfinished.unlink(missing_ok=True)
+        """Remove the unfinished file."""
+        with contextlib.suppress(av.error.FFmpegError, OSError):
+            self._cleanup.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
+        """Discard the file, and raise VideoWriteError, if it cannot be written."""
         try:
             yield
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self.discard()
             reason = getattr(error, "strerror", None) or error
-            raise Unwritable(f"{self.path}: cannot be written: {reason}") from None
+            raise VideoWriteError(f"{self.path}: cannot be written: {reason}") from None

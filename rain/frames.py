@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from media.video import VideoReader
+from media.video_reader import VideoReader
 from settings import UserError
 
 HELD_BYTES = 2**30  # frames kept in memory; a longer video is decoded anew for each band of rows
@@ -47,14 +47,14 @@ class Video:
     def decode(self, frames: int) -> Iterator[np.ndarray]:
         """Frames one by one, (H,W,3) RGB, at most that many."""
         with closing(self._source(frames)) as source:
-            yield from source.images()
+            yield from source.read_images()
 
     def _first_pass(
         self, source: VideoReader, frames: int, tick: Tick
     ) -> tuple[int, int, int, int]:
         """Count the frames, keep them if they fit, and look for a camera that moves."""
         held, count, motion = None, 0, _Motion(self.start, frames)
-        for frame in source.images():
+        for frame in source.read_images():
             if count == 0:
                 height, width = frame.shape[:2]
                 # Memory that is not written to is not taken.
@@ -67,7 +67,7 @@ class Video:
             count += 1
             tick(1)
         self._held = None if held is None else held[:count]
-        self.warnings += [*source.notes, *source.warnings(times=False)]
+        self.warnings += [*source.notes, *source.list_warnings(timestamps=False)]
         if motion.found:
             self.warnings.append(f"{self.path}: {motion.found}; a clean image needs a still camera")
         return count, height, width, 3

@@ -17,7 +17,7 @@ import av
 import cv2
 import numpy as np
 
-from media.container import ffmpeg_address
+from media.video_container import ffmpeg_address
 from rain.backgrounds import DRY_SCENES, dead_leaves, drawn, drawn_scene, photograph
 from rain.streaks import Rain, add_rain, log_uniform, rain_frames
 from settings import UserError

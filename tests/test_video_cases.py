@@ -32,7 +32,7 @@ def test_the_times_of_an_avi_with_dropped_frames_stay(run, unchanged):
     assert sound("out.mkv") == sound(path)
     assert status == 0
     (line,) = lines
-    assert "20 frames decoded, where their times and its rate make 31" in line
+    assert "20 frames decoded; their timestamps and its rate make 31" in line
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_times_are_made_up_where_a_format_has_none_and_that_is_said(run, unchang
     assert read("out.mkv")[1] == pytest.approx(np.arange(12) / 25, abs=1e-3)
     assert status == 0
     (line,) = lines
-    assert "without a time, or out of order: 12 frames" in line
+    assert "timestamp missing or out of order: 12 frames" in line
     assert line.endswith("at 25 frames/s")
 
 

@@ -273,18 +273,18 @@ def test_what_was_interrupted_goes_on_as_is_told(run, model, monkeypatch, begin,
     make("a.mkv", "ffv1")
     written = []
 
-    def frame(self, image, like):
+    def write_frame(self, image, source_frame):
         if len(written) == 5:
             raise KeyboardInterrupt
         written.append(image)
-        write(self, image, like)
+        write(self, image, source_frame)
 
     from media.video_writer import VideoWriter
 
-    write = VideoWriter.frame
+    write = VideoWriter.write_frame
     words = (*DERAIN, "-i", "a.mkv", *begin, "-o")
     with monkeypatch.context() as patch:
-        patch.setattr(VideoWriter, "frame", frame)
+        patch.setattr(VideoWriter, "write_frame", write_frame)
         status, out, _ = run(*words, "b.mkv")
     assert status == 130
     told = f"b.mkv: ends early, holds the first 5 frames; to go on from there, add {rest} and give"

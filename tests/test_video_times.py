@@ -28,7 +28,7 @@ def test_one_bad_time_spoils_no_other(run, unchanged, codec, ahead):
     status, lines = derain(run, path, "out.mkv")
     assert status == 0
     (line,) = lines
-    assert "without a time, or out of order: 1 frame; placed by the frames around" in line
+    assert "timestamp missing or out of order: 1 frame; placed between their neighbours" in line
     times = read("out.mkv")[1]
     assert np.subtract(times, times[0]) == pytest.approx(np.array(slots) / 25, abs=1.1e-3)
 

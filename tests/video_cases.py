@@ -11,7 +11,7 @@ from av.codec.context import Flags
 from conftest import DATA
 from test_videos import DERAIN
 
-from media.video import VideoReader
+from media.video_reader import VideoReader
 
 SIZE = (64, 48)
 PIXELS = {"mjpeg": "yuvj420p", "ffv1": "bgr0", "libx264rgb": "bgr24"}  # others: yuv420p
@@ -146,8 +146,8 @@ def derain(run, path: Path, target: str, *more: object) -> tuple[int, list[str]]
 def read(path: str | Path, **options: int) -> tuple[list[np.ndarray], list[float]]:
     """The frames as shown, (H,W,3) BGR, and their times in seconds."""
     source = VideoReader(Path(path), **options)
-    found = [item for item in source.packets() if isinstance(item, av.VideoFrame)]
-    images = [source.pixels(frame) for frame in found]
+    found = [item for item in source.items if isinstance(item, av.VideoFrame)]
+    images = [source.convert_frame(frame) for frame in found]
     source.close()
     return images, [float(frame.time) for frame in found]
 

@@ -1,0 +1,224 @@
+"""The file of a video: how it is opened, which stream is taken, and whether all of it was read."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.stream import Disposition
+
+from settings import UserError
+from system.reading import open_regular
+from system.text import format_count
+
+# FFmpeg's formats whose files name others to play, wherever those lie, or reach for the network.
+PLAYLIST_FORMATS = {
+    "concat", "dash", "hls", "imf", "image2", "rtsp", "sap", "sdp", "vobsub",
+}  # fmt: skip
+# Formats whose header states the duration. In others FFmpeg only estimates it.
+DURATION_FORMATS = {"asf", "avi", "flv", "ivf", "matroska", "mov", "mxf", "webm"}
+COVER = Disposition.attached_pic | Disposition.timed_thumbnails
+COPIED_TYPES = {"audio": "sound", "subtitle": "subtitles"}  # of streams that are not decoded
+UNREADABLE = "not a video that can be read"
+UNKNOWN_CODEC = "a codec that FFmpeg does not know"
+DURATION_TOLERANCE = 0.05  # seconds that a file may end early; or one and a half frames
+RECORDED_SHARE = 0.98  # of an AVI's slots: a warning if fewer hold a frame
+# Errors are reported in one line of our own. With any level but None, FFmpeg's threads would wait
+# for Python's lock to log an error, for ever if the thread that holds the lock waits for them.
+av.logging.set_level(None)
+
+
+def ffmpeg_address(path: Path) -> str:
+    """A path as FFmpeg takes it: without the prefix, a colon in a name would end a protocol."""
+    return f"file:{path}"
+
+
+def open_container(path: Path) -> av.container.InputContainer:
+    """Raises UserError unless path is a regular file that holds streams of its own."""
+    formats = ",".join(av.formats_available - PLAYLIST_FORMATS)
+    try:
+        open_regular(path).close()
+        return av.open(
+            ffmpeg_address(path), options={"format_whitelist": formats}, metadata_errors="replace"
+        )
+    except av.error.ArgumentError:  # raised for a format that is not in the list
+        raise UserError(f"{path}: {UNREADABLE}: a list of other files; expected a video") from None
+    except (av.error.FFmpegError, ValueError):
+        raise UserError(f"{path}: {UNREADABLE}: no frame in it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def choose_stream(
+    path: Path, container: av.container.InputContainer
+) -> av.video.stream.VideoStream:
+    """The video that a player would show: the default one, else the largest; never a cover.
+
+    Raises:
+        UserError: there is none.
+    """
+    videos = [stream for stream in container.streams.video if not is_cover(stream)]
+    decodable = [stream for stream in videos if stream.codec_context is not None]
+    if not decodable:
+        reason = "only a cover picture" if container.streams.video else "no frame in it"
+        raise UserError(f"{path}: {UNREADABLE}: {f'of {UNKNOWN_CODEC}' if videos else reason}")
+    return max(
+        decodable,
+        key=lambda stream: (
+            bool(stream.disposition & Disposition.default),
+            stream.codec_context.width * stream.codec_context.height,
+            -stream.index,
+        ),
+    )
+
+
+def is_cover(stream: av.video.stream.VideoStream) -> bool:
+    return bool(stream.disposition & COVER)
+
+
+def describe_stream(stream: av.stream.Stream) -> str:
+    """What a stream holds: `h264, 64x48`, `aac`."""
+    context = stream.codec_context
+    if context is None:
+        if stream.type in ("audio", "subtitle", "video"):
+            return UNKNOWN_CODEC
+        return getattr(stream, "name", None) or stream.type
+    size = f", {context.width}x{context.height}" if stream.type == "video" else ""
+    return f"{context.codec.canonical_name}{size}"
+
+
+class VideoIntegrity:
+    """Compares what header and index of a file promise with what was read of it.
+
+    Attributes:
+        rate: frames per second.
+        total: frames, as the file states or by its duration and rate; 0 if neither is known.
+        indexed: packets in the index of an MP4 or AVI, by stream index; empty for other formats.
+        duration: seconds that the header states, 0 if it does not.
+        packets: demuxed so far, by stream index.
+        counts: `decoded`, `scaled`, `deinterlaced` frames; `retimed` frames, whose timestamp is
+            invented; `hidden` packets, which an edit list leaves out; `corrupt` packets and frames,
+            as FFmpeg marks them; `failed` attempts to demux or decode.
+        end_time: how far the file was read, seconds.
+        frame_times: of the first frame and the last one, seconds.
+        all_read: whether the file was read to its end.
+    """
+
+    def __init__(
+        self, stream: av.video.stream.VideoStream, copied: Sequence[av.stream.Stream]
+    ) -> None:
+        container = stream.container
+        self.stream, self.formats = stream, set(container.format.name.split(","))
+        self.rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        duration = float(container.duration or 0) / av.time_base
+        self.total = stream.frames or round(duration * self.rate)
+        self.indexed: dict[int, int] = {}
+        if self.formats & {"avi", "mov"}:
+            # Counted now, as the index grows while fragments are read. An entry without bytes
+            # brings no packet.
+            for each in (stream, *copied):
+                self.indexed[each.index] = sum(entry.size > 0 for entry in each.index_entries)
+        # In an AVI, each frame takes up a slot, dropped or not.
+        self._has_slots = "avi" in self.formats and bool(stream.frames)
+        if self._has_slots:
+            self.duration = float(stream.frames / self.rate)
+        elif "mov" in self.formats:
+            self.duration = 0.0  # an edit list may make it longer than what is there
+        else:
+            self.duration = duration if self.formats & DURATION_FORMATS else 0.0
+        self.packets: Counter[int] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.end_time = 0.0
+        self.frame_times: tuple[float, float] | None = None
+        self.all_read = False
+
+    def count_packet(self, packet: av.Packet) -> None:
+        """Count a packet of any stream."""
+        self.packets[packet.stream.index] += 1
+        if packet.stream is self.stream:
+            self.counts["hidden"] += packet.is_discard
+            self.counts["corrupt"] += packet.is_corrupt
+        elif self._has_slots:
+            return
+        timestamps = [each for each in (packet.pts, packet.dts) if each is not None]
+        if timestamps:
+            end = (max(timestamps) + (packet.duration or 0)) * packet.time_base
+            self.end_time = max(self.end_time, float(end))
+
+    def count_frame(self, frame: av.VideoFrame) -> None:
+        """Count a decoded frame."""
+        self.counts["decoded"] += 1
+        time = float(frame.time)
+        self.frame_times = (self.frame_times[0] if self.frame_times else time, time)
+
+    def describe_missing(self) -> list[str]:
+        """What was promised and not read, a line each."""
+        lines = list(self._describe_missing_frames())
+        for index, promised in self.indexed.items():
+            missing = promised - self.packets[index]
+            if self.all_read and missing > 0 and index != self.stream.index:
+                kind = COPIED_TYPES[self.stream.container.streams[index].type]
+                lines.append(
+                    f"stream {index} ({kind}): {missing} of {promised} packets are missing"
+                )
+        return lines
+
+    def _describe_missing_frames(self) -> Iterator[str]:
+        indexed = self.indexed.get(self.stream.index, 0)
+        unread = max(indexed - self.packets[self.stream.index], 0)
+        promised = max(indexed - self.counts["hidden"], 0)
+        decoded = self.counts["decoded"]
+        tolerance = max(DURATION_TOLERANCE, 1.5 / float(self.rate))
+        ends_early = self.end_time + tolerance < self.duration
+        if self.all_read and (ends_early or (unread and not self.duration)):
+            total = promised if unread else f"about {self.total}"
+            frames = format_count(decoded, "frame")
+            yield f"cut short: {frames} decoded, of {total} that it promises"
+        elif self.all_read and unread and "avi" in self.formats:
+            yield f"damaged: {unread} of {indexed} frames could not be read, left out"
+        # A packet in an AVI may repeat the last picture: no frame comes of it.
+        elif self.all_read and promised > decoded and "avi" not in self.formats:
+            lost = promised - decoded
+            yield f"damaged: {lost} of {promised} frames could not be decoded and are left out"
+        elif self.counts["failed"]:
+            failed = format_count(self.counts["failed"], "piece")
+            yield f"damaged: {failed} could not be decoded, left out"
+
+    def describe_losses(self, timestamps: bool = True) -> Iterator[str]:
+        """What a user should know of damage and repair, a line each.
+
+        Args:
+            timestamps: also of timestamps that were invented.
+        """
+        missing = self.describe_missing()
+        yield from missing
+        counts = self.counts
+        first, last = self.frame_times or (0.0, 0.0)
+        slots = round((last - first) * float(self.rate)) + 1
+        # In other formats than AVI the rate is but an average.
+        few = "avi" in self.formats and counts["decoded"] < RECORDED_SHARE * slots - 1
+        if few and not missing:
+            yield (
+                f"{format_count(counts['decoded'], 'frame')} decoded; their timestamps and its "
+                f"rate make {slots}: the others were not recorded, or are damaged; timestamps are "
+                "kept"
+            )
+        has_length = any(self.indexed.values()) or self.duration
+        if self.all_read and self.formats & DURATION_FORMATS and not has_length:
+            yield "its header has no duration, as in recordings by a browser; it may be cut short"
+        if counts["corrupt"] and not missing:
+            are = "packet or frame is" if counts["corrupt"] == 1 else "packets or frames are"
+            yield f"{counts['corrupt']} {are} marked as damaged"
+        scaled, deinterlaced, retimed = (
+            format_count(counts[key], "frame") for key in ("scaled", "deinterlaced", "retimed")
+        )
+        if counts["scaled"]:
+            yield f"scaled to the size of the first frame: {scaled}"
+        if counts["retimed"] and timestamps:
+            yield (
+                f"timestamp missing or out of order: {retimed}; "
+                f"placed between their neighbours, or at {float(self.rate):g} frames/s"
+            )
+        if counts["deinterlaced"]:
+            yield f"deinterlaced: {deinterlaced}"
