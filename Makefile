@@ -1,6 +1,7 @@
 # make demo       derain and score a small set with the weights in model/demo
 # make weights    download the published weights to model/published (WEIGHTS_URL=...: from there)
 # make test       check the style and run the tests
+# make types      check the types with mypy
 # make gpu-check  on a GPU: test and measure it all, and write gpu-check.md
 # make notebook   run clean_image_generation.ipynb without a browser and save its outputs
 # Each but weights, which needs Python alone, makes the virtual environment .venv first where it is
@@ -13,7 +14,7 @@ NOTEBOOK := clean_image_generation.ipynb
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
   { echo "$(PYTHON) must be Python 3.10 or newer; name another: make PYTHON=python3.12 ..."; exit 2; }
 
-.PHONY: help demo weights test gpu-check notebook clean
+.PHONY: help demo weights test types gpu-check notebook clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -31,6 +32,9 @@ test: $(VENV)/.ready-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest
+
+types: $(VENV)/.ready-dev
+	$(PY) -m mypy
 
 gpu-check: $(VENV)/.ready-dev
 	@$(PY) benchmarks/gpu_check.py
