@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from media.lists import read_pair
 from media.pair_list import Pair
-from media.tensors import to_float
 from settings import Settings, UserError
 from system.interrupt import defer_signals, leave_signals_to_parent
 
@@ -31,6 +30,11 @@ warnings.filterwarnings("ignore", message="This DataLoader will create")
 # Branches of the random stream: training and validation never share a draw.
 TRAINING, VALIDATION = 0, 1
 CROP_TRIES = 10
+
+
+def to_float(image: Tensor) -> Tensor:
+    """(N,H,W,3) uint8 or uint16 to (N,3,H,W) float32 in 0..1, channels_last without a shuffle."""
+    return image.permute(0, 3, 1, 2).float().div_(torch.iinfo(image.dtype).max)
 
 
 def mask_label(rainy: Tensor, clean: Tensor, threshold: int = 0) -> Tensor:

@@ -24,7 +24,7 @@ import numpy as np
 
 from actions.clean import make_clean, of_frames, open_video
 from actions.scenes import Scene, readable, scenes_of, videos_of
-from media.lists import read_image
+from media.pictures import read_image
 from rain.frames import Video
 from report.result_folder import open_result_folder
 from report.visualize import encode_png

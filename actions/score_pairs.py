@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 
 from media.image_file import JPEG
-from media.lists import read_image, read_pair
+from media.lists import read_pair
 from media.pair_list import Pair
+from media.pictures import read_image
 from report import page
 from report.comparison import Score
 from report.copies import write_pictures

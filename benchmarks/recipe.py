@@ -24,12 +24,11 @@ machine.share_cores()
 import numpy as np
 import torch
 
-from dataset import mask_label
+from dataset import mask_label, to_float
 from engine import checkpoint
 from engine.events import read_scalars
 from media.lists import read_list, read_pair
 from media.pair_list import Pair
-from media.tensors import to_float
 from model import CHANNELS, SPANet
 from settings import Settings
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset import to_float
 from engine import checkpoint, tiles
 from engine.device import free_memory, is_out_of_memory, prepare_device
 from engine.ranks import Ranks
-from media.tensors import to_float, to_levels
 from model import STAGES, SPANet
 from settings import Settings, UserError
 from system import machine
@@ -37,7 +37,7 @@ class Derained:
     @property
     def uint8_image(self) -> np.ndarray:
         """The clean image (H,W,3) uint8, BGR."""
-        return to_levels(self._clean).cpu().numpy()
+        return self._clean.mul(255).round_().to(torch.uint8).cpu().numpy()
 
     @property
     def mask(self) -> np.ndarray:

@@ -1,12 +1,10 @@
-"""The file of a picture: the one way in for every reader of pictures, whole or refused.
+"""The file of a picture: its header, and whether it is whole.
 
-Decoders differ in what they let pass: Pillow skips the checksums of a PNG, OpenCV those within a
-TIFF, and both make up the rows that a file declares and does not hold. What is damage is decided
-here, so that an image is as good, or as bad, for deraining as for testing and training.
+Pillow and OpenCV skip checksums, and both invent the rows that a file declares and does not hold.
+The checks here refuse such files, whatever they are read for.
 """
 
 import contextlib
-import io
 import math
 import os
 import re
@@ -14,123 +12,78 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from settings import UserError
-from system.reading import open_regular, read_bytes
+from system.reading import open_regular
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
-# Of odd metadata, which is not the user's concern.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # this program reports errors
+# Warnings about odd metadata do not concern the user.
 warnings.filterwarnings("ignore", module=r"PIL\b|tifffile\b")
-Image.MAX_IMAGE_PIXELS = None  # a user's own files; what memory holds is checked elsewhere
+Image.MAX_IMAGE_PIXELS = None  # a user's own files; the decoder checks the memory
 
-T = TypeVar("T")
-PNG, JPEG, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II*\0", b"MM\0*")
-KINDS = "PNG, JPEG, WebP, AVIF, HEIC, TIFF or BMP"
-PHOTOS = {"AVIF", "HEIF"}  # of which OpenCV reads none, or not alike
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+FORMATS = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "TIFF", "BMP"}  # as Pillow calls them
+FORMATS_TEXT = "PNG, JPEG, WebP, AVIF, HEIC, TIFF or BMP"
+MULTI_IMAGE = {"MPO"}  # a JPEG with more images appended: the first is the picture
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-PIXEL_BITS = re.compile(rb"pixi\0{4}([\x01-\x04])(.{4})", re.DOTALL)  # channels, bits of each
-SEVERAL = {"MPO"}  # a JPEG that more is appended to: the first is the picture
-_ORIENTATION, _BITS = 0x0112, 258  # tags of EXIF and TIFF
-Turn = Callable[[np.ndarray], np.ndarray]
-_UPRIGHT: dict[int, Turn] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
-# Put behind the data of a JPEG, this changes what a decoder makes of a file that is cut short, and
-# nothing else: random bits between all the marks at which a decoder may wait for more.
-FILLING = b"".join(b"\x5a\xc3\x96\x3c\xa5" * 8 + b"\xff" + bytes([0xD0 + n % 8]) for n in range(24))
-END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-COLOURLESS = 3  # grey levels between channels that rounding makes
-BLOCK = 1 << 20  # bytes unpacked at a time
-HEAD = 1 << 16  # bytes in which a file tells its depth
-# Tags of a TIFF; of strips and tiles, where they start and how long they are.
-ROWS, COMPRESSION, SAMPLES, ROWS_A_STRIP, PLANES = 257, 259, 277, 278, 284
-STRIPS, TILES = (273, 279), (324, 325)
+PIXI_BOX = re.compile(rb"pixi\0{4}([\x01-\x04])(.{4})", re.DOTALL)  # channels, bits of each
+HEADER_BYTES = 1 << 16  # in which a file declares its bit depth
+INFLATE_BYTES = 1 << 20  # unpacked at a time
+# Tags of EXIF and TIFF.
+ORIENTATION, BITS_PER_SAMPLE, HEIGHT, COMPRESSION = 0x0112, 258, 257, 259
+SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR_CONFIGURATION = 277, 278, 284
+STRIP_OFFSETS, STRIP_LENGTHS, TILE_OFFSETS, TILE_LENGTHS = 273, 279, 324, 325
 DEFLATE = (8, 32946)
-_stderr = threading.Lock()
+# Appended to the data of a truncated JPEG, this changes what a decoder makes of it: random bits
+# between all the markers at which a decoder may wait for more. To a whole JPEG it does nothing.
+JPEG_FILLER = b"".join(
+    b"\x5a\xc3\x96\x3c\xa5" * 8 + b"\xff" + bytes([0xD0 + n % 8]) for n in range(24)
+)
+END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+GREY_TOLERANCE = 3  # grey levels between the channels of grey, by rounding
+_stderr_lock = threading.Lock()
 
 
-def load(path: Path, name: str, decode: Callable[[bytes], T]) -> T:
-    """What decode makes of the bytes of a picture's file.
-
-    Args:
-        name: how a message names the file.
-        decode: may raise anything for what it cannot decode.
-
-    Raises:
-        UserError: the file cannot be read, is damaged or cut short, or cannot be decoded.
-    """
-    try:
-        data = read_bytes(path)
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror}") from None
-    except MemoryError:
-        raise UserError(f"{name}: not enough memory to read it") from None
-    try:
-        with _silence():
-            if data.startswith(PNG):
-                list(_chunks(data))  # which raises
-            found = decode(data)
-            if data.startswith(TIFF):  # last, as it takes as much memory as the decoding
-                _require_whole_tiff(data)
-            return found
-    except UserError:
-        raise
-    except MemoryError:
-        raise UserError(f"{name}: not enough memory to read it") from None
-    except Exception:  # what the decoders raise at damaged files is as good as anything
-        raise UserError(
-            f"{name}: not an image that can be read, or damaged ({len(data)} bytes); "
-            f"expected {KINDS}"
-        ) from None
-
-
-def open_image(file: BinaryIO, name: str) -> Image.Image | None:
-    """The picture in a file, of which only the header was read; None where Pillow knows it not.
+def open_image(file: BinaryIO, name: str) -> Image.Image:
+    """Open the picture in a file, of which only the header is read.
 
     Raises:
-        UserError: it holds several images, or is of a kind that is not read here. Where it is
-            damaged, anything.
+        UserError: it holds several images, or is of an unsupported format.
+        Exception: it is damaged.
     """
-    head = file.read(HEAD)
+    header = file.read(HEADER_BYTES)
     file.seek(0)
-    if _is_heic(head):
+    if _is_heic(header):
         require_heic(name)
-    try:
-        image = Image.open(file)
-    except UnidentifiedImageError:
-        return None
+    image = Image.open(file)
     count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format not in SEVERAL:
+    if count > 1 and image.format not in MULTI_IMAGE:
         raise UserError(f"{name}: holds {count} images; expected one")
-    if image.format in PHOTOS and bit_depth(image, head) > 8:
+    if image.format not in FORMATS:
+        raise UserError(f"{name}: is {image.format}; expected {FORMATS_TEXT}")
+    depth = bit_depth(image, header)
+    if image.format in ("AVIF", "HEIF") and depth > 8:
         raise UserError(
-            f"{name}: {image.format} of {bit_depth(image, head)} bits a channel, of which 8 would "
-            "be "
-            "read; expected 8, or PNG or TIFF"
+            f"{name}: {image.format} of {depth} bits a channel, of which 8 would be read; "
+            "expected 8, or PNG or TIFF"
         )
     return image
 
 
-def _is_heic(head: bytes) -> bool:
+def _is_heic(header: bytes) -> bool:
     """Whether a file begins as HEIC does; AVIF shares its container, and one of its brands."""
-    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head[8:64]
+    return header[4:8] == b"ftyp" and header[8:12] in HEIC_BRANDS and b"avif" not in header[8:64]
 
 
 def require_heic(name: str) -> None:
-    """Have Pillow read and write HEIC. Raises UserError, which says how, where it cannot."""
+    """Let Pillow read and write HEIC. Raises UserError if the package for it is missing."""
     try:
         import pillow_heif
     except ImportError:
@@ -140,182 +93,185 @@ def require_heic(name: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def apply_orientation(image: Image.Image, data: bytes = b"") -> Turn:
-    """What turns the pixels of a picture, as its file holds them, the way it is to be seen.
+def read_orientation(image: Image.Image, header_only: bool = False) -> int:
+    """EXIF orientation of a picture, 1 to 8; 1 for TIFF, which Pillow and OpenCV turn themselves.
 
     Args:
-        data: its file, where what stands behind the pixels of a PNG is to count too.
+        header_only: do not decode a PNG to find EXIF data behind its pixels.
     """
-    return _UPRIGHT.get(_orientation(image, data), lambda pixels: pixels)
-
-
-def _orientation(image: Image.Image, data: bytes) -> int:
-    if image.format == "TIFF":  # which Pillow turns itself
+    if image.format == "TIFF":
         return 1
-    # A PNG that has yet shown no EXIF data would be decoded in search of it.
-    plain = image.format == "PNG" and b"eXIf" not in data
-    try:
-        exif = Image.Image.getexif(image) if plain else image.getexif()
-        return exif.get(_ORIENTATION, 1)
-    except Exception:  # EXIF data is often damaged, and seldom missed
+    try:  # PngImageFile.getexif decodes the image
+        exif = Image.Image.getexif(image) if header_only else image.getexif()
+        orientation = exif.get(ORIENTATION, 1)
+    except Exception:  # EXIF data is often damaged, and rarely missed
         return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
-def bit_depth(image: Image.Image, head: bytes) -> int:
-    """Bits a channel of the file. Pillow reduces more than 8 to 8, mostly, and does not tell."""
+def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels (H,W) or (H,W,C) upright. Returns a view."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def bit_depth(image: Image.Image, header: bytes) -> int:
+    """Bits a channel of the file. Pillow silently reduces most images of more than 8 bits to 8."""
     if image.format == "PNG":
-        return head[24]
-    if image.format in PHOTOS:
-        found = PIXEL_BITS.findall(head)
-        return max((max(each[: count[0]]) for count, each in found), default=8)
-    return max(image.tag_v2.get(_BITS, (1,))) if image.format == "TIFF" else 8
+        return header[24]
+    if image.format in ("AVIF", "HEIF"):
+        boxes = PIXI_BOX.findall(header)
+        return max((max(bits[: channels[0]]) for channels, bits in boxes), default=8)
+    return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) if image.format == "TIFF" else 8
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) of a picture, upright, as its header has them.
+    """(width, height) of a picture, upright, by its header.
 
-    None where the header does not promise a picture of 8 bits a channel: to read it all then tells.
+    None if the header is not that of a picture of 8 bits a channel: read the whole file then.
     """
     try:
         with open_regular(path) as file:
-            head = file.read(HEAD)
+            header = file.read(HEADER_BYTES)
             file.seek(0)
             image = open_image(file, "")
-            if image is None or bit_depth(image, head) > 8 or image.mode in ("I", "F"):
+            if bit_depth(image, header) > 8 or image.mode in ("I", "F"):
                 return None
-            blank = np.broadcast_to(False, (image.height, image.width))
-            height, width = apply_orientation(image)(blank).shape
-            return width, height
-    except Exception:  # as of all that decodes
+            width, height = image.size
+            return (
+                (height, width)
+                if read_orientation(image, header_only=True) >= 5
+                else (width, height)
+            )
+    except Exception:  # decoders raise all kinds of exceptions at damaged files
         return None
 
 
-def colours(image: Image.Image, turn: Turn) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels of 8 bits a channel: (H,W,3) uint8 BGR, and where there is transparency (H,W) alpha.
-
-    Args:
-        turn: what turns them upright.
-    """
-    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-    # Through RGB: Pillow cannot turn every mode into every other.
-    pixels = turn(np.asarray(image.convert("RGBA" if transparent else "RGB")))
-    alpha = pixels[..., 3].copy() if transparent else None
-    return np.ascontiguousarray(pixels[..., 2::-1]), alpha
-
-
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def mute_stderr() -> Iterator[None]:
     """Within it, what libpng, libtiff and libjpeg print on standard error is lost."""
-    with _stderr, contextlib.ExitStack() as stack:
+    with _stderr_lock, contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # there is no standard error
-            kept = os.dup(2)
-            stack.callback(os.close, kept)
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-            stack.callback(os.dup2, kept, 2)
+            stderr = os.dup(2)
+            stack.callback(os.close, stderr)
+            with open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), 2)
+            stack.callback(os.dup2, stderr, 2)
         yield
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and content of each chunk of a PNG, to the last. Raises at a wrong checksum."""
-    view, at, kind = memoryview(data), len(PNG), b""
+def read_png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Type and content of each chunk of a PNG. Raises ValueError if a checksum is wrong."""
+    view, start, kind = memoryview(data), len(PNG), b""
     while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]:
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
+        if zlib.crc32(view[start + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]:
             raise ValueError("a checksum of the file is wrong")
-        yield kind, view[at + 8 : end - 4]
-        at = end
+        yield kind, view[start + 8 : end - 4]
+        start = end
 
 
-def require_rows(data: bytes) -> None:
-    """Raise ValueError unless a PNG holds as many rows as it declares; libpng looks, not Pillow."""
-    parts = [content for kind, content in _chunks(data) if kind == b"IDAT"]
+def check_png_rows(data: bytes, image: Image.Image) -> None:
+    """Raise ValueError if a PNG, decoded by Pillow, holds fewer rows than it declares.
+
+    Pillow leaves the missing rows at 0. The file is unpacked a second time only if the end of the
+    image is 0.
+    """
     width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    deep = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    needed = sum(h * (1 + (w * deep + 7) // 8) for w, h in _passes(width, height, interlaced))
-    if _inflated(parts, needed) < needed:
+    last_rows = image.crop((0, height - 1, width, height))
+    if not interlaced and last_rows.getbbox(alpha_only=False):
+        return
+    pixel_bits = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = _png_passes(width, height, interlaced)
+    expected = sum(h * (1 + (w * pixel_bits + 7) // 8) for w, h in passes)
+    parts = [content for kind, content in read_png_chunks(data) if kind == b"IDAT"]
+    if _inflated_size(parts, expected) < expected:
         raise ValueError("rows are missing")
 
 
-def _inflated(parts: Iterable[bytes], enough: float = math.inf) -> int:
-    """How many bytes the parts of a zlib stream hold; counting ends when there are enough.
+def _inflated_size(parts: Iterable[bytes], limit: float = math.inf) -> int:
+    """How many bytes the parts of a zlib stream hold; counting stops at the limit.
 
-    Raises zlib.error, or ValueError where the stream has no end. Its checksum is looked at only if
-    it is read to its end.
+    Raises zlib.error, or ValueError if the stream has no end. Its checksum is verified only if it
+    is read to its end.
     """
-    inflater, found = zlib.decompressobj(), 0
+    inflater, size = zlib.decompressobj(), 0
     for part in parts:
-        while part and not inflater.eof and found < enough:
-            found += len(inflater.decompress(part, BLOCK))
+        while part and not inflater.eof and size < limit:
+            size += len(inflater.decompress(part, INFLATE_BYTES))
             part = inflater.unconsumed_tail
-    if found < enough and not inflater.eof:
+    if size < limit and not inflater.eof:
         raise ValueError("cut short")
-    return found
+    return size
 
 
-def _passes(width: int, height: int, interlaced: int) -> list[tuple[int, int]]:
-    """Width and height of the parts of a PNG, those of Adam7 where it is interlaced."""
+def _png_passes(width: int, height: int, interlaced: int) -> list[tuple[int, int]]:
+    """Width and height of the passes of a PNG: those of Adam7 if it is interlaced."""
     if not interlaced:
         return [(width, height)]
-    starts = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+    grids = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
     sizes = [
-        (-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in [*starts, (0, 1, 1, 2)]
+        (-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in [*grids, (0, 1, 1, 2)]
     ]
     return [(w, h) for w, h in sizes if w > 0 and h > 0]
 
 
-def require_filled(data: bytes, pixels: np.ndarray) -> None:
-    """Raise ValueError where pixels (H,W,3), decoded from a JPEG, have rows that it does not hold.
+def check_jpeg_rows(data: bytes, pixels: np.ndarray) -> None:
+    """Raise ValueError if pixels (H,W,3), decoded from a JPEG, have rows that it does not hold.
 
-    Decoders make them grey, and something else where there is more to read. Only a picture with a
-    colourless corner is looked at so, as it is decoded twice again, at an eighth of its size.
+    Decoders make missing rows grey, and something else if more data follows. Only a picture with
+    a grey corner is decoded again, twice, at an eighth of its size.
     """
     corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int)
-    if not data.startswith(JPEG) or np.ptp(corners, axis=1).min() > COLOURLESS:
+    if np.ptp(corners, axis=1).min() > GREY_TOLERANCE:
         return
-    if (_eighth(FILLING.join(_scans(data))) != _eighth(data)).any():
+    filled = _decode_jpeg_eighth(JPEG_FILLER.join(_split_jpeg_scans(data)))
+    if (filled != _decode_jpeg_eighth(data)).any():
         raise ValueError("rows are missing")
 
 
-def _eighth(data: bytes) -> np.ndarray:
+def _decode_jpeg_eighth(data: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
 
 
-def _scans(data: bytes) -> list[bytes]:
-    """A JPEG cut where its scans end; the last part begins with the mark of the picture's end."""
-    at, parts, start = 2, [], 0
+def _split_jpeg_scans(data: bytes) -> list[bytes]:
+    """Split a JPEG where its scans end; the last part begins with the end-of-image marker."""
+    position, parts, start = 2, [], 0
     while True:
-        while data[at + 1] == 0xFF:  # bytes that fill, which may stand before any mark
-            at += 1
-        if (mark := data[at + 1]) == 0xD9:
+        while data[position + 1] == 0xFF:  # fill bytes, which may stand before any marker
+            position += 1
+        if (marker := data[position + 1]) == 0xD9:
             break
-        at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-        if mark == 0xDA:  # what follows is entropy-coded, up to a mark of another kind
-            at = END_OF_SCAN.search(data, at).start()
-            parts.append(data[start:at])
-            start = at
+        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+        if marker == 0xDA:  # what follows is entropy-coded, up to another kind of marker
+            position = END_OF_SCAN.search(data, position).start()
+            parts.append(data[start:position])
+            start = position
     return [*parts, data[start:]]
 
 
-def _require_whole_tiff(data: bytes) -> None:
-    """As many strips as the declared rows need, each whole.
+def check_tiff(data: bytes, image: Image.Image) -> None:
+    """Raise unless a TIFF has as many strips as its declared rows need, each whole.
 
-    Pillow refuses what cannot be unpacked; checksums are looked at here, as libtiff stops when it
-    has its pixels.
+    Pillow refuses what cannot be unpacked. Checksums are verified here, because libtiff stops when
+    it has its pixels.
     """
-    try:
-        image = Image.open(io.BytesIO(data))
-    except Exception:  # of a kind that Pillow does not know, and OpenCV may
-        return
     tags = image.tag_v2
-    if STRIPS[0] in tags:
-        rows = min(tags.get(ROWS_A_STRIP, tags[ROWS]), tags[ROWS])
-        planes = tags.get(SAMPLES, 1) if tags.get(PLANES) == 2 else 1
-        if len(tags[STRIPS[0]]) < -(-tags[ROWS] // rows) * planes:
+    striped = STRIP_OFFSETS in tags
+    if striped:
+        rows = min(tags.get(ROWS_PER_STRIP, tags[HEIGHT]), tags[HEIGHT])
+        planes = tags.get(SAMPLES_PER_PIXEL, 1) if tags.get(PLANAR_CONFIGURATION) == 2 else 1
+        if len(tags[STRIP_OFFSETS]) < -(-tags[HEIGHT] // rows) * planes:
             raise ValueError("rows are missing")
     image.load()
-    starts, lengths = STRIPS if STRIPS[0] in tags else TILES
     if tags.get(COMPRESSION) in DEFLATE:
-        for start, length in zip(tags[starts], tags[lengths], strict=True):
-            _inflated([data[start : start + length]])
+        starts = tags[STRIP_OFFSETS if striped else TILE_OFFSETS]
+        lengths = tags[STRIP_LENGTHS if striped else TILE_LENGTHS]
+        for start, length in zip(starts, lengths, strict=True):
+            _inflated_size([data[start : start + length]])

@@ -6,12 +6,11 @@ from array import array
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from media import image_file
 from media.layouts import read_folder
 from media.pair_list import Pair, PairList, Way
+from media.pictures import read_image
 from media.presence import Tell, is_file, require_images, require_no_drive, sole_image
 from settings import UserError
 from system.progress import SlowNotice
@@ -148,48 +147,6 @@ def _way(pairs: PairList) -> Way:
     require_no_drive(pairs.where(0), name)
     tried = ", ".join(dict.fromkeys(str(way(name)) for way in ways))
     raise UserError(f"{pairs.where(0)}: no such image: {name} (looked for {tried})")
-
-
-def read_image(path: Path, where: str) -> np.ndarray:
-    """An image file as (H,W,3) uint8, BGR; greyscale is spread over the channels.
-
-    Raises:
-        UserError: the file is missing, not a whole image, has more than 8 bits a channel, or has
-            transparent pixels. `where` begins the message.
-    """
-    name = f"{where}: {path}"
-    return image_file.load(path, name, lambda data: _decode(data, name))
-
-
-def _decode(data: bytes, name: str) -> np.ndarray:
-    seen = image_file.open_image(io.BytesIO(data), name)
-    if seen is not None and seen.format in image_file.PHOTOS:
-        image, alpha = image_file.colours(seen, image_file.apply_orientation(seen, data))
-        return image if alpha is None else _opaque(np.dstack([image, alpha]), name)
-    jpeg = data.startswith(image_file.JPEG)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if jpeg else cv2.IMREAD_UNCHANGED
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise ValueError("not decoded")
-    if seen is not None:  # OpenCV itself turns a TIFF alone
-        image = np.ascontiguousarray(image_file.apply_orientation(seen, data)(image))
-    if image.dtype != np.uint8:
-        raise UserError(
-            f"{name}: {image.dtype} values; expected 8 bits a channel: convert it first"
-        )
-    if image.ndim == 2 or image.shape[2] == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    if image.shape[2] == 4:
-        return _opaque(image, name)
-    image_file.require_filled(data, image)
-    return image
-
-
-def _opaque(image: np.ndarray, name: str) -> np.ndarray:
-    """The colours of an image (H,W,4). Raises UserError where one of its pixels is transparent."""
-    if (image[..., 3] != 255).any():
-        raise UserError(f"{name}: has transparent pixels; expected an opaque image")
-    return np.ascontiguousarray(image[..., :3])
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:

@@ -15,9 +15,10 @@ import tifffile
 from PIL import Image
 
 from media import image_file
-from media.pixels import to_uint8
+from media.image_file import BITS_PER_SAMPLE, SAMPLES_PER_PIXEL
 from settings import UserError
 from system import machine
+from system.reading import read_bytes
 
 # What a suffix stands for: Pillow's name of the format, and how it is saved.
 FORMATS = {
@@ -33,13 +34,17 @@ FORMATS = {
     ".heic": ("HEIF", {"quality": 95}),
     ".heif": ("HEIF", {"quality": 95}),
 }
-READABLE = {name for name, _ in FORMATS.values()} | {"MPO"}  # a JPEG that more is appended to
 WITH_EXIF = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF"}
-BYTES_TO_READ = 16  # a pixel: decoded, turned and split
-LONGEST_EXIF = 65000  # bytes that a JPEG can hold
-PNG_GREY_ALPHA = 4
-# Tags of EXIF and TIFF.
-_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT = 0x0112, 258, 262, 277, 338, 339
+DECODING_BYTES = 16  # of memory for a pixel: decoded, turned and split
+MAX_EXIF_BYTES = 65000  # that a JPEG can hold
+PNG_GREY_ALPHA = 4  # colour type of a PNG
+PHOTOMETRIC, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 338, 339  # tags of TIFF
+ASSOCIATED_ALPHA = 1  # of EXTRA_SAMPLES: colours are multiplied by alpha
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Float image in 0..1 (clipped) as the 8-bit image that a file holds."""
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -80,80 +85,131 @@ class Picture:
         return replace(self, colour=levels)
 
 
-def read_picture(path: Path) -> Picture:
-    """Read a picture.
+def read_picture(path: Path, name: str = "") -> Picture:
+    """Read a picture: the one decoder of images for every action.
+
+    Args:
+        name: begins messages; the path if it is empty.
 
     Raises:
-        UserError: not one image of a known kind, cut short, or larger than memory.
+        UserError: not one whole image of a supported format, or larger than memory.
     """
-    return image_file.load(path, str(path), lambda data: _decode(data, path))
-
-
-def _decode(data: bytes, path: Path) -> Picture:
-    image = image_file.open_image(io.BytesIO(data), str(path))
-    if image is None:
-        raise ValueError("not a picture")
-    if image.format not in READABLE:
-        raise UserError(f"{path}: is {image.format}; expected {image_file.KINDS}")
-    needed, free = image.width * image.height * BYTES_TO_READ, machine.free_memory()
-    if needed > free:
+    name, data = name or str(path), b""
+    try:
+        try:
+            data = read_bytes(path)
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+        with image_file.mute_stderr():
+            return _decode(data, name)
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{name}: not enough memory to read it") from None
+    except Exception:  # decoders raise all kinds of exceptions at damaged files
         raise UserError(
-            f"{path}: {image.width}x{image.height} pixels need {needed / 2**30:.3g} GiB of memory "
-            f"to be read alone, {free / 2**30:.3g} GiB are free; expected a smaller image"
+            f"{name}: not an image that can be read, or damaged ({len(data)} bytes); "
+            f"expected {image_file.FORMATS_TEXT}"
+        ) from None
+
+
+def read_image(path: Path, where: str) -> np.ndarray:
+    """Read an image of a list as (H,W,3) uint8, BGR; greyscale is spread over the channels.
+
+    Raises:
+        UserError: as read_picture, or it has more than 8 bits a channel or transparent pixels.
+            `where` begins the message.
+    """
+    name = f"{where}: {path}"
+    picture = read_picture(path, name)
+    if picture.colour.dtype != np.uint8:
+        raise UserError(
+            f"{name}: {picture.colour.dtype} values; expected 8 bits a channel: convert it first"
         )
-    turn = image_file.apply_orientation(image, data)
-    profile = image.info.get("icc_profile")
+    if picture.alpha is not None and (picture.alpha != 255).any():
+        raise UserError(f"{name}: has transparent pixels; expected an opaque image")
+    return picture.colour
+
+
+def _decode(data: bytes, name: str) -> Picture:
+    if data.startswith(image_file.PNG):
+        for _ in image_file.read_png_chunks(data):  # which verifies their checksums
+            pass
+    image = image_file.open_image(io.BytesIO(data), name)
+    required, free = image.width * image.height * DECODING_BYTES, machine.free_memory()
+    if required > free:
+        raise UserError(
+            f"{name}: {image.width}x{image.height} pixels need {required / 2**30:.3g} GiB of "
+            f"memory to be read alone, {free / 2**30:.3g} GiB are free; expected a smaller image"
+        )
     if image_file.bit_depth(image, data) > 8 or image.mode in ("I", "F"):
-        return _decode_deep(data, image, turn, profile, path)
-    grey = image.mode in ("1", "L", "LA")
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        profile = None  # of inks, not of the colours that they are turned into
+        picture = _decode_16bit(data, image, name)
+    else:
+        picture = _decode_8bit(data, image)
+    if image.format == "TIFF":  # last, as it may take as much memory as the decoding
+        image_file.check_tiff(data, image)
+    return picture
+
+
+def _decode_8bit(data: bytes, image: Image.Image) -> Picture:
+    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    mode = "RGBA" if transparent else "RGB"
+    # Through RGB: Pillow cannot convert every mode into every other.
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     if image.format == "PNG":
-        image_file.require_rows(data)
-    colour, alpha = image_file.colours(image, turn)
-    image_file.require_filled(data, colour)
-    return Picture(colour, alpha, grey, profile, _exif(image))
+        image_file.check_png_rows(data, image)
+    pixels = image_file.orient(pixels, image_file.read_orientation(image))
+    colour = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2BGR)
+    if image.format in ("JPEG", "MPO"):
+        image_file.check_jpeg_rows(data, colour)
+    # The profile of other modes is of inks, not of the colours that they are converted to.
+    keeps_profile = image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+    return Picture(
+        colour,
+        pixels[..., 3].copy() if transparent else None,
+        grey=image.mode in ("1", "L", "LA"),
+        profile=image.info.get("icc_profile") if keeps_profile else None,
+        exif=_read_exif(image),
+    )
 
 
-def _exif(image: Image.Image) -> bytes | None:
-    """The EXIF data of an image without its orientation, where it can be written again."""
-    if image.format not in WITH_EXIF:  # of a TIFF it is all its tags
+def _read_exif(image: Image.Image) -> bytes | None:
+    """The EXIF data of an image without its orientation, if it can be written again."""
+    if image.format not in WITH_EXIF:  # that of a TIFF is all its tags
         return None
     try:
         exif = image.getexif()
-        exif.pop(_ORIENTATION, None)
+        exif.pop(image_file.ORIENTATION, None)
         data = exif.tobytes() if exif else b""
-    except Exception:  # it is often damaged, and seldom missed
+    except Exception:  # it is often damaged, and rarely missed
         return None
-    return data if 0 < len(data) < LONGEST_EXIF else None
+    return data if 0 < len(data) < MAX_EXIF_BYTES else None
 
 
-def _decode_deep(
-    data: bytes, image: Image.Image, turn: image_file.Turn, profile: bytes | None, path: Path
-) -> Picture:
+def _decode_16bit(data: bytes, image: Image.Image, name: str) -> Picture:
     tags = image.tag_v2 if image.format == "TIFF" else {}
-    whole = max(tags.get(_FORMAT, (1,))) == 1 and max(tags.get(_BITS, (16,))) == 16
-    if not whole or tags.get(_SAMPLES, 1) == 2 or tags.get(_PHOTOMETRIC, 2) > 2:
+    bits, channels = max(tags.get(BITS_PER_SAMPLE, (16,))), tags.get(SAMPLES_PER_PIXEL, 1)
+    integer, photometric = max(tags.get(SAMPLE_FORMAT, (1,))) == 1, tags.get(PHOTOMETRIC, 2)
+    if not integer or bits != 16 or channels == 2 or photometric > 2:
         raise UserError(
-            f"{path}: a TIFF of {tags.get(_SAMPLES, 1)} channels of {max(tags[_BITS])} bits of a "
-            "kind that is not read; expected 8 or 16 bits a channel, whole numbers, grey or RGB(A)"
+            f"{name}: a TIFF of {channels} channels of {bits} bits of a kind that is not read; "
+            "expected 8 or 16 bits a channel, whole numbers, grey or RGB(A)"
         )
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError("not decoded")
-    if tags:  # OpenCV has turned it
-        if tags.get(_PHOTOMETRIC) == 0:  # white is 0
-            pixels = 65535 - pixels
-    else:
-        pixels = np.ascontiguousarray(turn(pixels))
-    grey = pixels.ndim == 2 or (image.format == "PNG" and data[25] == PNG_GREY_ALPHA)
+    if photometric == 0:  # white is 0
+        pixels = 65535 - pixels
+    pixels = np.ascontiguousarray(image_file.orient(pixels, image_file.read_orientation(image)))
+    profile = image.info.get("icc_profile")
     if pixels.ndim == 2:
         return Picture(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), None, True, profile, None)
     colour = np.ascontiguousarray(pixels[..., :3])
     alpha = pixels[..., 3].copy() if pixels.shape[2] == 4 else None
-    if alpha is not None and 1 in tags.get(_EXTRA, ()):  # colours come multiplied by it
-        full = colour.astype(np.float32) * 65535 / np.maximum(alpha, 1)[..., None]
-        colour = np.rint(np.minimum(full, 65535)).astype(np.uint16)
+    if alpha is not None and ASSOCIATED_ALPHA in tags.get(EXTRA_SAMPLES, ()):
+        straight = colour.astype(np.float32) * 65535 / np.maximum(alpha, 1)[..., None]
+        colour = np.rint(np.minimum(straight, 65535)).astype(np.uint16)
+    grey = image.format == "PNG" and data[25] == PNG_GREY_ALPHA
     return Picture(colour, alpha, grey, profile, None)
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from media.pixels import luminance
+from media.pictures import to_uint8
 
 PROTOCOLS = ("released", "rgb", "y", "y_down", "y_round")
 DATA_RANGES = {"released": 2, "rgb": 1}  # of SSIM, where it is that of the colours
@@ -27,6 +27,7 @@ MEASURES = ("psnr", "ssim")
 GAUSSIAN = {
     "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255
 }  # fmt: skip
+BGR_TO_Y = np.array([24.966, 128.553, 65.481])  # BT.601, for channels in 0..1
 BYTES_A_PIXEL = 56  # that measuring takes at its peak, the images not counted
 BAND = 48 << 10  # pixels whose SSIM is computed at a time: what it takes then stays in the cache
 
@@ -90,6 +91,11 @@ def _of_colours(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[f
     psnr = _psnr(clean, output, data_range=1)
     options = {"win_size": 7, "channel_axis": -1, "data_range": DATA_RANGES[protocol]}
     return psnr, _ssim(clean, output, 7, **options)
+
+
+def luminance(image: np.ndarray) -> np.ndarray:
+    """BT.601 luminance (H,W), float64 in 16..235, of the 8-bit version of a BGR image in 0..1."""
+    return 16 + (to_uint8(image) / 255) @ BGR_TO_Y
 
 
 def _of_luminance(protocol: str, planes: list[np.ndarray]) -> tuple[float, float]:

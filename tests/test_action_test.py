@@ -16,7 +16,7 @@ from test_train import events
 
 from engine.derainer import Derainer
 from engine.training_run import TrainingRun
-from media.pixels import to_uint8
+from media.pictures import to_uint8
 from report.metrics import measure
 from report.table import Row, print_worst
 from settings import Settings

@@ -15,8 +15,7 @@ from test_videos import frames, write_video
 from actions import derain_pictures
 from actions.derain import plan_jobs
 from engine.derainer import Derainer
-from media.pictures import read_picture
-from media.pixels import to_uint8
+from media.pictures import read_picture, to_uint8
 from report import page
 from settings import UserError
 from system import machine, progress

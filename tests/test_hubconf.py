@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 import hubconf
-from media.pixels import to_uint8
+from media.pictures import to_uint8
 from settings import UserError
 
 PROGRAM = """

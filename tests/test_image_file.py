@@ -13,8 +13,8 @@ import tifffile
 from conftest import command
 from PIL import Image
 
-from media.lists import read_image
-from media.pictures import read_picture
+from media.image_file import FORMATS_TEXT
+from media.pictures import read_image, read_picture
 from settings import UserError
 
 RNG = np.random.default_rng(5)
@@ -172,6 +172,27 @@ def test_the_program_says_one_line_and_no_library_another(model):
     assert len(lines) == len(files)
     assert all("not an image that can be read, or damaged" in line for line in lines), lines
     assert Path("out/z.png").exists()
+
+
+def test_lists_and_derain_see_the_same_pixels():
+    """Of kinds that OpenCV decodes otherwise than Pillow: LAB, inks, 16 bits a pixel."""
+    x, y = np.meshgrid(np.arange(80), np.arange(64))
+    truth = np.stack([x * 3, y * 3, 240 - x * 2], -1).astype(np.uint8)  # RGB
+    truth[:8] = 255
+    Image.fromarray(truth).convert("LAB").save("lab.tif")
+    Image.fromarray(truth).convert("CMYK").save("cmyk.jpg", quality=100, subsampling=0)
+    fives = truth.astype(int) >> 3
+    pixels = (fives[..., 0] << 10 | fives[..., 1] << 5 | fives[..., 2]).astype("<u2")[::-1]
+    size = 54 + pixels.nbytes
+    head = struct.pack("<IHHIIiiHHIIiiII", size, 0, 0, 54, 40, 80, 64, 1, 16, 0, 0, 0, 0, 0, 0)
+    Path("bits555.bmp").write_bytes(b"BM" + head + pixels.tobytes())
+    for name, tolerance in (("lab.tif", 3), ("cmyk.jpg", 0), ("bits555.bmp", 4)):
+        listed = read_image(Path(name), "list:1")
+        assert np.array_equal(listed, read_picture(Path(name)).colour)
+        assert np.abs(listed[..., ::-1].astype(int) - truth).mean() <= tolerance, name
+        assert (listed[0, 0] >= 254).all()
+    Image.fromarray(truth).save("a.gif")
+    assert verdicts(Path("a.gif")) == {f"a.gif: is GIF; expected {FORMATS_TEXT}"}
 
 
 def test_a_jpeg_may_have_bytes_that_fill_before_a_mark():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from media import lists
+from media.pictures import read_image
 from settings import UserError
 
 
@@ -134,15 +135,15 @@ def test_training_needs_clean_images(tmp_path):
 def test_colours_are_bgr(tmp_path):
     image = colours()
     path = image_file(tmp_path / "a.png", image)
-    assert np.array_equal(lists.read_image(path, "x"), image)
+    assert np.array_equal(read_image(path, "x"), image)
 
 
 def test_greyscale_is_spread_and_opaque_alpha_dropped(tmp_path):
     grey = colours(channels=1)[..., 0]
-    found = lists.read_image(image_file(tmp_path / "grey.png", grey), "x")
+    found = read_image(image_file(tmp_path / "grey.png", grey), "x")
     assert np.array_equal(found, np.dstack([grey] * 3))
     opaque = np.dstack([colours(), np.full((9, 8), 255, np.uint8)])
-    found = lists.read_image(image_file(tmp_path / "opaque.png", opaque), "x")
+    found = read_image(image_file(tmp_path / "opaque.png", opaque), "x")
     assert np.array_equal(found, colours())
 
 
@@ -157,7 +158,7 @@ def test_greyscale_is_spread_and_opaque_alpha_dropped(tmp_path):
 def test_what_cannot_be_read_faithfully_is_refused(tmp_path, image, message):
     path = image_file(tmp_path / "odd.png", image)
     with pytest.raises(UserError, match=rf"list:3: .*odd\.png: .*{message}"):
-        lists.read_image(path, "list:3")
+        read_image(path, "list:3")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff"])
@@ -165,10 +166,10 @@ def test_what_cannot_be_read_faithfully_is_refused(tmp_path, image, message):
 def test_truncated_images_are_refused(tmp_path, capfd, suffix, share):
     path = image_file(tmp_path / f"whole.{suffix}", cv2.resize(colours(), (64, 64)))
     data = path.read_bytes()
-    assert lists.read_image(path, "x").shape == (64, 64, 3)
+    assert read_image(path, "x").shape == (64, 64, 3)
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(UserError, match=r"x: .*whole\..*: not an image that can be read"):
-        lists.read_image(path, "x")
+        read_image(path, "x")
     assert capfd.readouterr().err == ""
 
 
@@ -176,18 +177,18 @@ def test_a_damaged_png_is_one_line_and_a_longer_one_is_read(tmp_path, capfd):
     path = image_file(tmp_path / "a.png", cv2.resize(colours(), (64, 64)))
     data = path.read_bytes()
     path.write_bytes(data + bytes(100))
-    assert lists.read_image(path, "x").shape == (64, 64, 3)
+    assert read_image(path, "x").shape == (64, 64, 3)
     middle = len(data) // 2
     path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
     with pytest.raises(UserError, match="not an image that can be read, or damaged"):
-        lists.read_image(path, "x")
+        read_image(path, "x")
     assert capfd.readouterr().err == ""
 
 
 def test_text_is_no_image(tmp_path):
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(UserError, match=r"a\.png: not an image that can be read"):
-        lists.read_image(tmp_path / "a.png", "x")
+        read_image(tmp_path / "a.png", "x")
 
 
 def test_pair_of_different_sizes_is_refused(tmp_path):

@@ -13,8 +13,8 @@ from skimage.metrics import structural_similarity
 
 from cal_ssim import SSIM, gaussian_window
 from engine.training_step import compute_losses, train_one_step
-from media.pixels import luminance, to_uint8
-from report.metrics import GAUSSIAN, MEASURES, PROTOCOLS, measure
+from media.pictures import to_uint8
+from report.metrics import GAUSSIAN, MEASURES, PROTOCOLS, luminance, measure
 
 
 class Darker(torch.nn.Module):

@@ -13,6 +13,7 @@ from test_train import SMALL
 from engine import precheck
 from engine.training_run import changes
 from media import image_file, inspection, lists
+from media.pictures import read_image
 from settings import Settings, UserError
 
 
@@ -67,7 +68,7 @@ def test_a_header_tells_the_size_that_is_seen(suffix):
     path = Path(f"a{suffix}")
     Image.fromarray(np.zeros((5, 8, 3), np.uint8)).save(path, exif=exif)
     assert image_file.image_size(path) == (5, 8)
-    assert lists.read_image(path, "x").shape == (8, 5, 3)
+    assert read_image(path, "x").shape == (8, 5, 3)
 
 
 def test_a_header_that_promises_no_picture_of_8_bits_tells_nothing():

@@ -16,8 +16,8 @@ from conftest import ROOT, write_pairs
 
 from engine import checkpoint
 from engine.events import EventFile, forget_after
-from media.lists import read_image, read_list
-from media.pictures import read_picture
+from media.lists import read_list
+from media.pictures import read_image, read_picture
 from settings import UserError, one_line
 from system.files import lock_file
 from system.reading import open_regular, read_bytes

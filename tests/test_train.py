@@ -20,10 +20,10 @@ import dataset
 import model
 from actions import train
 from cal_ssim import SSIM
+from dataset import to_float
 from engine import training_step
 from engine.events import LAYOUT
 from engine.training_run import TrainingRun
-from media.tensors import to_float
 from model import SPANet
 from settings import Settings, UserError
 

@@ -17,7 +17,7 @@ from pages import read_copy
 from test_ranks import finish, torchrun
 
 from engine.derainer import Derainer
-from media.pixels import to_uint8
+from media.pictures import to_uint8
 from media.video_reader import VideoReader
 from settings import UserError
 
