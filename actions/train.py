@@ -10,7 +10,7 @@ from engine.checkpoint import checkpoint_path
 from engine.device import describe_device
 from engine.events import has_layout, new_run
 from engine.precheck import report_data, require_usable
-from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, charts, run_steps
+from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, run_steps
 from engine.training_run import TrainingRun
 from media.lists import read_list
 from media.pair_list import fingerprint
@@ -39,6 +39,7 @@ def _train(run: TrainingRun) -> int:
     apart = settings.val_list not in ("", settings.train_list)
     val_pairs = read_list(settings.val_list, True, *how) if apart else pairs
     run.data = fingerprint(pairs)
+    run.val_data = fingerprint(val_pairs) if settings.val_list else ""
     sizes = require_usable(settings.train_list, pairs, settings.seed, run.ranks)
     if apart:
         require_usable(settings.val_list, val_pairs, settings.seed, run.ranks)
@@ -152,7 +153,7 @@ def _begun(run: TrainingRun, new: bool) -> Iterator[None]:
                 run.events(EVENTS).hparams(_record(run.settings))
         # A run begun before there were groups of curves gets them too.
         if run.ranks.first and not has_layout(Path(run.settings.log_dir) / EVENTS, run.run):
-            run.events(EVENTS).layout(charts())
+            run.events(EVENTS).layout(list_charts())
         yield
     except BaseException:
         if new and run.step == start:

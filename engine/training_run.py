@@ -26,7 +26,7 @@ class TrainingRun:
         best: the best score of --val-list so far ("psnr" of "step"), the step of the last one
             ("scored") and a fingerprint of that list ("list"); or None.
         run: a name of this run, resumed or not, which its event files bear.
-        data: a fingerprint of the training list, kept with the checkpoint.
+        data, val_data: fingerprints of the training list and of --val-list.
 
     Raises:
         UserError: see device.prepare.
@@ -50,16 +50,16 @@ class TrainingRun:
         self.step = -1
         self.best: dict[str, Any] | None = None
         self.run = new_run()
-        self.data = ""
+        self.data = self.val_data = ""
         self._events: dict[str, EventFile] = {}
 
     @property
-    def runs_ahead(self) -> bool:
-        """Whether a step can be under way before the one before it has been read.
+    def max_pending_steps(self) -> int:
+        """Steps that may be launched and not yet collected while nothing is due: 1 on one GPU.
 
-        Not so with several ranks: their sums would queue behind it.
+        With several ranks it is 0: the sums over the ranks would queue behind the next step.
         """
-        return self.optimiser.defaults["fused"] and not self.ranks.is_distributed
+        return int(self.optimiser.defaults["fused"] and not self.ranks.is_distributed)
 
     def path(self, name: str) -> Path:
         """Where the run saves the checkpoint of that name."""

@@ -14,7 +14,7 @@ from cal_ssim import SSIM
 from model import CONSTANT_MASK
 from settings import Settings
 
-PATIENCE = 20  # steps in a row with a constant mask after which it is told
+DEAD_MASK_STEPS = 20  # steps in a row with a constant mask, after which a warning is printed
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -24,13 +24,13 @@ def learning_rate(settings: Settings, step: int) -> float:
 
 @dataclass
 class LossInputs:
-    """What the network made of a batch, and what it should have: what a term of the loss looks at.
+    """What a term of the loss compares: the network's outputs for a batch, and their targets.
 
     Attributes:
         mask: (N,1,H,W) float32 in 0..1; label: (N,H,W) of 0 and 1.
         output, clean: (N,3,H,W) float32; clean in 0..1.
         ssim: the similarity of two batches, as a module (its window is on the device).
-        off_mask: weight of what changes where no rain is labelled; 0 in the recipe.
+        off_mask: weight of the changes outside the labelled rain; 0 in the recipe.
     """
 
     mask: Tensor
@@ -41,37 +41,36 @@ class LossInputs:
     off_mask: float = 0.0
 
 
-def _l1(found: LossInputs) -> tuple[Tensor, Tensor]:
-    error = F.l1_loss(found.output, found.clean)
+def _l1(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    error = F.l1_loss(inputs.output, inputs.clean)
     return error, error
 
 
-def _ssim(found: LossInputs) -> tuple[Tensor, Tensor]:
-    similarity = found.ssim(found.output, found.clean)
+def _ssim(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    similarity = inputs.ssim(inputs.output, inputs.clean)
     return similarity, 1 - similarity
 
 
-def _mask(found: LossInputs) -> tuple[Tensor, Tensor]:
-    error = F.mse_loss(found.mask[:, 0], found.label)
+def _mask(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    error = F.mse_loss(inputs.mask[:, 0], inputs.label)
     return error, error
 
 
-def _off_mask(found: LossInputs) -> tuple[Tensor, Tensor]:
-    # Without a weight it is only shown: nothing is kept for a gradient.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and found.off_mask > 0):
-        error = ((found.output - found.clean).abs() * (1 - found.label[:, None])).mean()
-    return error, found.off_mask * error if found.off_mask else torch.zeros_like(error)
+def _off_mask(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    # Without a weight it is only reported, and nothing is kept for a gradient.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and inputs.off_mask > 0):
+        error = ((inputs.output - inputs.clean).abs() * (1 - inputs.label[:, None])).mean()
+    return error, inputs.off_mask * error if inputs.off_mask else torch.zeros_like(error)
 
 
-# The terms of the recipe's loss (paper section 4), means throughout, and one that is ours and of no
-# weight unless it is given one. Each gives the value that is shown under its name, and the value
-# that is added to the loss. A term that is put in here is trained on, shown as progress, written to
-# the events and validated.
+# The three terms of the recipe's loss (paper section 4), and `off_mask`, which is ours and has no
+# weight by default. All are means. Each returns the value to report under its name and the value to
+# add to the loss. A new term is trained on, shown as progress, written to the events and validated.
 TERMS = {"l1": _l1, "ssim": _ssim, "mask": _mask, "off_mask": _off_mask}
 
 
 def loss_names() -> list[str]:
-    """What is shown of a batch: the loss, then its terms."""
+    """What is reported of a batch: the loss, then its terms."""
     return ["loss", *TERMS]
 
 
@@ -102,53 +101,59 @@ def compute_losses(
     """
     with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
         mask, output = net(rainy)
-    found = LossInputs(mask.float(), label, output.float(), clean, ssim, off_mask)
-    terms = {name: term(found) for name, term in TERMS.items()}
-    loss = reduce(operator.add, (added for _, added in terms.values()))
-    losses = {"loss": loss} | {name: shown for name, (shown, _) in terms.items()}
-    return losses, found.mask, found.output
+    inputs = LossInputs(mask.float(), label, output.float(), clean, ssim, off_mask)
+    terms = {name: term(inputs) for name, term in TERMS.items()}
+    loss = reduce(operator.add, (addend for _, addend in terms.values()))
+    losses = {"loss": loss} | {name: value for name, (value, _) in terms.items()}
+    return losses, inputs.mask, inputs.output
 
 
 class StepMetrics:
-    """What a training step came to. On a GPU, reading it waits for the step, but for none after it.
+    """What a training step measured. On a GPU, `read` waits for this step, but for none after it.
 
     Args:
         names: of the values.
-        parts: of each part of the batch, (parts, names) float64.
-        norm: the norm of the gradient, a scalar.
+        rows: the values of each micro-batch, (micro-batches, names) float64.
+        grad_norm: the norm of the gradient, a scalar.
 
     Attributes:
         finite: whether loss and gradient are, as a scalar tensor on the device.
     """
 
-    def __init__(self, names: list[str], parts: Tensor, norm: Tensor) -> None:
+    def __init__(self, names: list[str], rows: Tensor, grad_norm: Tensor) -> None:
         self._names = names
-        self.finite = parts[:, names.index("loss")].isfinite().all() & norm.isfinite()
-        # On its way to the host at once: asked for later, it would queue behind the next step.
-        self._parts, self._norm = (each.to("cpu", non_blocking=True) for each in (parts, norm))
-        self._arrived = torch.cuda.Event() if norm.is_cuda else None
-        if self._arrived:
-            self._arrived.record()
+        self.finite = rows[:, names.index("loss")].isfinite().all() & grad_norm.isfinite()
+        # Copied to the host at once: a later copy would queue behind the next step.
+        self._rows, self._grad_norm = (
+            tensor.to("cpu", non_blocking=True) for tensor in (rows, grad_norm)
+        )
+        self._copied = torch.cuda.Event() if grad_norm.is_cuda else None
+        if self._copied:
+            self._copied.record()
 
     def read(self) -> dict[str, float]:
-        """The values as means over the parts, and "grad_norm", the norm of the gradient.
+        """The values as means over the micro-batches, and "grad_norm", the norm of the gradient.
 
         Raises:
-            NotFinite: the loss or its gradient is not.
+            NotFinite: the loss or its gradient is not finite.
         """
-        if self._arrived:
-            self._arrived.synchronize()
-        rows = self._parts.tolist()
+        if self._copied:
+            self._copied.synchronize()
+        rows = self._rows.tolist()
         values = dict.fromkeys(self._names, 0.0)
         for row in rows:
             for name, value in zip(self._names, row, strict=True):
                 values[name] += value / len(rows)
-        if not math.isfinite(values["loss"]):
-            raise NotFinite(f"the loss is {values['loss']}")
-        values["grad_norm"] = self._norm.item()
-        if not math.isfinite(values["grad_norm"]):
-            raise NotFinite(f"the norm of the gradient is {values['grad_norm']}")
+        values["grad_norm"] = self._grad_norm.item()
+        for name, words in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
+            if not math.isfinite(values[name]):
+                raise NotFinite(f"{words} is {values[name]}")
         return values
+
+
+def split_batch(tensors: tuple[Tensor, ...], micro_batches: int) -> list[tuple[Tensor, ...]]:
+    """A batch's tensors in that many equal micro-batches."""
+    return list(zip(*(tensor.chunk(micro_batches) for tensor in tensors), strict=True))
 
 
 def train_one_step(
@@ -157,67 +162,67 @@ def train_one_step(
     ssim: SSIM,
     tensors: tuple[Tensor, Tensor, Tensor],
     lr: float,
-    parts: int = 1,
+    micro_batches: int = 1,
     bf16: bool = False,
     off_mask: float = 0.0,
 ) -> StepMetrics:
-    """One step of the optimiser on (rainy, clean, label), in that many equal parts, one by one.
+    """One step of the optimiser on a batch: (rainy, clean, label), see compute_losses.
 
-    Where the loss or its gradient is not finite, network and moments stay as they are. A fused
-    optimiser (on a GPU) is not waited for: it takes no step any more from then on, and reading the
-    values says why. With any other, this function raises.
+    The gradient is accumulated over equal micro-batches. If the loss or the gradient is not finite,
+    network and moments stay as they are. A fused optimiser (on a GPU) then skips this step and all
+    later ones, and reading the metrics raises; with any other, this function raises.
 
     Returns:
         The losses, "mask_mean" and "mask_square" (means of the mask and of its square) and
         "grad_norm".
 
     Raises:
-        NotFinite: the loss or its gradient is not; neither network nor optimiser has changed.
+        NotFinite: the loss or its gradient is not finite.
     """
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
     rows = []
-    for index, part in enumerate(zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)):
-        # Ranks average their gradients once, in the last part.
-        wait = nullcontext() if index == parts - 1 else getattr(net, "no_sync", nullcontext)()
-        with wait:
-            losses, mask, _ = compute_losses(net, ssim, *part, bf16, off_mask)
-            (losses["loss"] / parts).backward()
-        exact = mask.detach().double()  # in single precision a small deviation would be rounding
-        losses |= {"mask_mean": exact.mean(), "mask_square": exact.square().mean()}
+    for index, micro_batch in enumerate(split_batch(tensors, micro_batches)):
+        # Ranks average their gradients once, in the last micro-batch.
+        is_last = index == micro_batches - 1
+        with nullcontext() if is_last else getattr(net, "no_sync", nullcontext)():
+            losses, mask, _ = compute_losses(net, ssim, *micro_batch, bf16, off_mask)
+            (losses["loss"] / micro_batches).backward()
+        mask = mask.detach().double()  # in single precision a small deviation would be rounding
+        losses |= {"mask_mean": mask.mean(), "mask_square": mask.square().mean()}
         rows.append(torch.stack([value.detach().double() for value in losses.values()]))
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    measured = StepMetrics(list(losses), torch.stack(rows), norm)
+    grad_norm = nn.utils.get_total_norm(gradients)
+    metrics = StepMetrics(list(losses), torch.stack(rows), grad_norm)
     if optimiser.defaults.get("fused"):
-        bad = (~measured.finite).float()
-        # As torch's own gradient scaler tells it. Once bad, always bad: the next step may be under
-        # way before this one has been read.
-        optimiser.found_inf = torch.maximum(getattr(optimiser, "found_inf", bad), bad)
+        # As torch's gradient scaler does it. Once set it stays set: the next step may be launched
+        # before this one is read.
+        skip = (~metrics.finite).float()
+        optimiser.found_inf = torch.maximum(getattr(optimiser, "found_inf", skip), skip)
     else:
-        measured.read()
+        metrics.read()
     optimiser.step()
-    return measured
+    return metrics
 
 
-class DeadMask:
-    """Watches for an attention map that no longer learns, which no loss would show.
+class DeadMaskDetector:
+    """Detects an attention map that no longer learns, which no loss would show.
 
-    It begins anew each time the program starts.
+    It counts anew each time the program starts.
     """
 
     def __init__(self) -> None:
         self.steps = 0  # in a row whose mask was constant
 
-    def found(self, deviation: float) -> bool:
-        """Take note of a step's deviation of the mask; True once, when the map is dead."""
+    def update(self, deviation: float) -> bool:
+        """Count a step's standard deviation of the mask; True once, when the map is dead."""
         if deviation < CONSTANT_MASK:
             self.steps += 1
-        elif self.steps < PATIENCE:
+        elif self.steps < DEAD_MASK_STEPS:
             self.steps = 0
-        return deviation < CONSTANT_MASK and self.steps == PATIENCE
+        return deviation < CONSTANT_MASK and self.steps == DEAD_MASK_STEPS
 
 
 class NotFinite(ArithmeticError):
-    """A loss or a gradient that is infinite or no number."""
+    """A loss or a gradient that is infinite or not a number."""

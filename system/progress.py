@@ -11,6 +11,7 @@ import progressbar
 from settings import one_line
 
 QUIET_SECONDS = 10.0
+FORECAST_STEPS = 5  # steps that are timed to forecast the rest, after as many to warm up
 SOON = 2.0  # seconds after which a user wants to know what is going on
 
 
@@ -42,6 +43,7 @@ class Progress:
         every: steps between plain lines; the last step has one always. None: a line in ten seconds.
         silent: show nothing, as on all ranks but one.
         after: seconds before anything is shown.
+        forecast: say once, when the first steps were timed, how long the remaining ones will take.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class Progress:
         every: int | None = None,
         silent: bool = False,
         after: float = 0.0,
+        forecast: bool = False,
     ) -> None:
         self.unit, self.first, self.last, self.names, self.every = unit, first, last, names, every
-        self.silent, self.after = silent, after
+        self.silent, self.after, self.forecast = silent, after, forecast and not silent
         self.bar = _bar(first, last, names) if sys.stdout.isatty() and not silent else None
 
     def __enter__(self) -> "Progress":
@@ -74,6 +77,12 @@ class Progress:
         """Tell that `step` is done, with the values of the names."""
         done = step + 1
         now = time.monotonic()
+        if self.forecast and step == self.first + FORECAST_STEPS:
+            self.warmed_up = now
+        elif self.forecast and step == self.first + 2 * FORECAST_STEPS < self.last - 1:
+            rate = FORECAST_STEPS / (now - self.warmed_up)
+            left = timedelta(seconds=round((self.last - done) / rate))
+            self.say(f"{rate:.3g} {self.unit}s a second: about {left} left")
         if now - self.start < self.after:
             return
         rate = (done - self.first) / max(now - self.start, 1e-9)

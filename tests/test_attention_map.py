@@ -11,7 +11,7 @@ from test_model import recipe_weights
 from test_train import events
 
 from cal_ssim import SSIM
-from engine.training_step import DeadMask, train_one_step
+from engine.training_step import DeadMaskDetector, train_one_step
 from model import SPANet
 
 SPARSE = {"sizes": [(48, 48)] * 5, "density": 1}  # rain on 5 % of the pixels
@@ -54,10 +54,10 @@ def test_mean_and_deviation_of_the_mask_are_those_of_the_whole_batch():
 
 
 def test_a_short_calm_of_the_mask_is_not_death():
-    watch = DeadMask()
-    assert not any(watch.found(value) for value in [0.0] * 19 + [1e-5] + [0.0] * 19 + [1.0])
-    assert [watch.found(0.0) for _ in range(40)].index(True) == 19
-    assert not any(watch.found(value) for value in [1.0] + [0.0] * 40)  # once a run
+    detector = DeadMaskDetector()
+    assert not any(detector.update(value) for value in [0.0] * 19 + [1e-5] + [0.0] * 19 + [1.0])
+    assert [detector.update(0.0) for _ in range(40)].index(True) == 19
+    assert not any(detector.update(value) for value in [1.0] + [0.0] * 40)  # once a run
 
 
 def test_the_benchmark_of_the_recipe_prints_its_table(tmp_path):

@@ -56,7 +56,7 @@ def test_what_changes_off_the_rain_can_weigh_more():
     assert all(weighed[name] == plain[name] for name in ("l1", "ssim", "mask", "off_mask"))
 
 
-def test_what_weighs_more_does_so_in_parts_too():
+def test_what_weighs_more_does_so_in_micro_batches_too():
     generator = torch.Generator().manual_seed(1)
     tensors = [torch.rand(4, 3, 24, 24, generator=generator) for _ in range(2)]
     tensors.append((torch.rand(4, 24, 24, generator=generator) < 0.3).float())
@@ -67,10 +67,12 @@ def test_what_weighs_more_does_so_in_parts_too():
         values = train_one_step(net, sgd, SSIM(), tensors, 0.1, **options).read()
         return values, net.by.grad.item()
 
-    (once, gradient), (twice, in_parts) = (step(off_mask=3, parts=parts) for parts in (1, 2))
+    (once, gradient), (twice, accumulated) = (
+        step(off_mask=3, micro_batches=count) for count in (1, 2)
+    )
     assert twice == pytest.approx(once, rel=1e-5)
-    assert in_parts == pytest.approx(gradient, rel=1e-4)
-    assert step(parts=2)[1] != pytest.approx(gradient, rel=0.1)
+    assert accumulated == pytest.approx(gradient, rel=1e-4)
+    assert step(micro_batches=2)[1] != pytest.approx(gradient, rel=0.1)
 
 
 def released_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -19,24 +19,24 @@ QUIET = ["--val-batch-every", 100, "--latest-every", 100, "--picture-every", 100
 
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every run's optimiser is fused; what happened, in order: "start 0", "read 0", ..."""
+    """Every run's optimiser is fused; what happened, in order: "launch 0", "read 0", ..."""
     plain, happened, steps = torch.optim.Adam, [], {}
-    start, read = training_loop._start, training_step.StepMetrics.read
+    launch, read = training_loop.launch_step, training_step.StepMetrics.read
 
-    def noted_start(run, net, ssim, step, batch):
-        happened.append(f"start {step}")
-        started = start(run, net, ssim, step, batch)
-        steps[id(started.measured)] = step
-        return started
+    def record_launch(run, net, ssim, step, batch):
+        happened.append(f"launch {step}")
+        pending = launch(run, net, ssim, step, batch)
+        steps[id(pending.metrics)] = step
+        return pending
 
-    def noted_read(measured):
+    def record_read(measured):
         if id(measured) in steps:
             happened.append(f"read {steps[id(measured)]}")
         return read(measured)
 
     monkeypatch.setattr(torch.optim, "Adam", lambda *a, **b: plain(*a, **(b | {"fused": True})))
-    monkeypatch.setattr(training_loop, "_start", noted_start)
-    monkeypatch.setattr(training_step.StepMetrics, "read", noted_read)
+    monkeypatch.setattr(training_loop, "launch_step", record_launch)
+    monkeypatch.setattr(training_step.StepMetrics, "read", record_read)
     return happened
 
 
@@ -45,8 +45,8 @@ def test_a_step_is_read_when_the_next_is_under_way(run, pairs, fused):
     status, out, err = run(*words, "--num-steps", 5)
     assert (status, err) == (0, "")
     # Step 0 has cadences of its own and the last step ends the run: both are read at once.
-    expected = ["start 0", "read 0", "start 1", "start 2", "read 1", "start 3", "read 2"]
-    assert fused == [*expected, "start 4", "read 3", "read 4"]
+    expected = ["launch 0", "read 0", "launch 1", "launch 2", "read 1", "launch 3", "read 2"]
+    assert fused == [*expected, "launch 4", "read 3", "read 4"]
     assert clock("model/latest") == 4
     assert list(events("logdir/train_derain")["loss/total"]) == [0, 1, 2, 3, 4]
     assert re.findall(r"^(\d)/5 steps", out, re.MULTILINE) == ["1", "2", "3", "4", "5"]
@@ -55,7 +55,16 @@ def test_a_step_is_read_when_the_next_is_under_way(run, pairs, fused):
 def test_where_something_is_due_a_step_is_read_at_once(run, pairs, fused):
     words = ["-a", "train", "--train-list", pairs, *SMALL, *QUIET, "--latest-every", 2]
     assert run(*words, "--num-steps", 4)[0] == 0
-    expected = ["start 0", "read 0", "start 1", "start 2", "read 1", "read 2", "start 3", "read 3"]
+    expected = [
+        "launch 0",
+        "read 0",
+        "launch 1",
+        "launch 2",
+        "read 1",
+        "read 2",
+        "launch 3",
+        "read 3",
+    ]
     assert fused == expected
 
 
@@ -71,19 +80,19 @@ def test_the_results_are_those_of_reading_at_once(run, pairs, fused):
 
 def test_a_signal_ends_with_the_step_that_is_under_way(run, pairs, fused, monkeypatch):
     base = ["-a", "train", "--train-list", pairs, *SMALL, *QUIET]
-    start = training_loop._start
+    launch = training_loop.launch_step
 
     def interrupted(run, net, ssim, step, batch):
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
-        return start(run, net, ssim, step, batch)
+        return launch(run, net, ssim, step, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "_start", interrupted)
+        patch.setattr(training_loop, "launch_step", interrupted)
         status, out, _ = run(*base, "--num-steps", 8)
     assert status == 128 + signal.SIGTERM
     assert "holds step 3: 4 of 8 steps are done" in out
-    assert fused[-4:] == ["read 1", "start 3", "read 2", "read 3"]
+    assert fused[-4:] == ["read 1", "launch 3", "read 2", "read 3"]
     assert run(*base, "--num-steps", 8)[0] == 0
     assert run(*base, "--num-steps", 8, "--model-dir", "whole", "--log-dir", "lw")[0] == 0
     for a, b in zip(weights("model/latest"), weights("whole/latest"), strict=True):
@@ -104,13 +113,13 @@ def test_a_loss_that_is_not_finite_names_its_own_step(run, pairs, fused, monkeyp
         return losses, mask, output
 
     batches = {}
-    start = training_loop._start
+    launch = training_loop.launch_step
 
     def noted(run, net, ssim, step, batch):
         batches[step] = batch.files
-        return start(run, net, ssim, step, batch)
+        return launch(run, net, ssim, step, batch)
 
-    monkeypatch.setattr(training_loop, "_start", noted)
+    monkeypatch.setattr(training_loop, "launch_step", noted)
     monkeypatch.setattr(training_step, "compute_losses", broken)
     status, _, err = run(*base, "--num-steps", 9)
     assert status == 2
