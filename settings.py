@@ -14,16 +14,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def one_line(text: str, longest: int = 300) -> str:
-    """text in printable characters (names of files hold any), its middle cut out if it is long."""
+    """Text in printable characters, as names of files hold any; a long one loses its middle."""
     ends = text[:longest] + text[longest:][-longest:]
-    told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in ends)
-    if len(told) <= longest:
-        return told
-    return f"{told[: longest * 2 // 3 - 5]} ... {told[-longest // 3 :]}"
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in ends)
+    if len(line) <= longest:
+        return line
+    return f"{line[: longest * 2 // 3 - 5]} ... {line[-longest // 3 :]}"
 
 
 class UserError(Exception):
-    """What a user can mend, told in one line; main.py prints it and exits with status 2."""
+    """What a user can mend, in one line; main.py prints it and exits with status 2."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
@@ -47,6 +47,68 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True)
+class Action:
+    """What the help says of an action."""
+
+    purpose: str
+    required: str  # the options that its usage line must show
+    example: str
+
+
+# What -a takes: the function NAME of actions/NAME.py.
+ACTIONS = {
+    "train": Action(
+        "train a network, or resume a run that was interrupted",
+        "",
+        "--train-list own/real_world.txt",
+    ),
+    "test": Action(
+        "derain a list of images and, where the clean images are known, measure PSNR and SSIM",
+        "",
+        "-m demo --test-list own/real_test.txt",
+    ),
+    "score": Action(
+        "score results of other programs by the clean images, and make the tables of a paper",
+        "-i RESULTS -o FOLDER",
+        "-i results --test-list Rain100L -o scores",
+    ),
+    "derain": Action(
+        "remove the rain from a picture, a video or a folder of them",
+        "-i INPUT -o OUTPUT",
+        "-m published -i photo.jpg -o derained.jpg",
+    ),
+    "web": Action(
+        "derain pictures and short videos on a page in the browser",
+        "",
+        "-m published",
+    ),
+    "export": Action(
+        "write the network as an ONNX file, which runs without PyTorch",
+        "-o FILE.onnx",
+        "-m demo -o spanet.onnx",
+    ),
+    "clean": Action(
+        "make one clean image from a rain video of a camera that stands still",
+        "-i VIDEO -o FILE.png",
+        "-i rain.mp4 -o clean.png",
+    ),
+    "pairs": Action(
+        "make a training set of rainy and clean patches from rain videos",
+        "-i VIDEO|FOLDER -o FOLDER",
+        "-i videos -o own",
+    ),
+    "check": Action(
+        "look at every pair of a training list, and say what to mend before training",
+        "",
+        "--train-list own/real_world.txt --fix own/good.txt",
+    ),
+    "lists": Action(
+        "write down the pairs of a folder as a list, and show three of them",
+        "-i FOLDER -o LIST.txt",
+        "-i Rain100L -o Rain100L.txt",
+    ),
+}
 # The actions that an option serves.
 TRAIN, TEST, SCORE, DERAIN, WEB = ("train",), ("test",), ("score",), ("derain",), ("web",)
 EXPORT = ("export",)
@@ -65,9 +127,7 @@ class Settings:
     """All settings of one run. Raises UserError for a value of the wrong type or range."""
 
     # What to do
-    action: Literal[
-        "train", "test", "score", "derain", "web", "export", "clean", "pairs", "check", "lists"
-    ] = option(MISSING, EVERY, "what to do, one of the actions named below")
+    action: str = option(MISSING, EVERY, "what to do, one of the actions named below")
     model: str = option(
         "latest",
         NETWORK,
@@ -332,8 +392,8 @@ def nearest(word: str, known: list[str]) -> str:
 def _check(f: Any, kind: Any, value: Any) -> None:
     """Raise UserError unless value is of the field's type and within its range."""
     name = flag(f.name)
-    if get_origin(kind) is Literal:
-        known = list(get_args(kind))
+    if f.name == "action" or get_origin(kind) is Literal:
+        known = list(get_args(kind) or ACTIONS)
         if value not in known:
             hint = nearest(str(value), known)
             raise UserError(f"{name}: {value!r} is not one of {', '.join(known)}{hint}")

@@ -6,8 +6,7 @@ The plain port is naive.py; on a GPU the IRNN is held against the published sche
 are those of the convolutions, three times a forward pass for a step. In the group onnx, which is
 for a CPU alone, ONNX Runtime takes the baseline's place; tiles holds blended tiles against the
 whole image, by the weights of --weights. Memory is the peak over the start, in a process for each
-case. The groups lists (list_size.py) and score (scoring.py) run only if named; the work of the
-others is done by cases.py.
+case. cases.py does the work of the groups.
 """
 
 import argparse
@@ -47,24 +46,6 @@ def run(group: str, *options: str) -> list[dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def list_sizes(options: argparse.Namespace) -> list[dict]:
-    words = ["--lines", *options.lines] if options.lines else []
-    words += ["--steps", options.steps] if options.steps else []
-    words += ["--folder", options.folder] if options.folder else []
-    return shown_as_it_comes("list_size.py", words)
-
-
-def shown_as_it_comes(program: str, words: list[str]) -> list[dict]:
-    """The rows of a program that shows each as it comes."""
-    command = [sys.executable, str(Path(__file__).with_name(program)), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith("["):
-                return json.loads(line)
-            print(line, end="", flush=True)
-    sys.exit(f"bench.py: {program} failed")
-
-
 def describe(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
@@ -99,12 +80,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--weights", help="checkpoint of the cases; model/demo if not given")
     parser.add_argument("--json", help="write the figures to this file too")
-    parser.add_argument(
-        "--groups", nargs="+", choices=[*GROUPS, "tiles", "memory", "lists", "score"]
-    )
-    parser.add_argument("--lines", nargs="+", help="of the lists of the group lists")
-    parser.add_argument("--steps", help="of a training run in the group lists")
-    parser.add_argument("--folder", help="where the group lists makes its sets for the time")
+    parser.add_argument("--groups", nargs="+", choices=[*GROUPS, "tiles", "memory"])
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("bench.py: --device: cuda asked for, but torch finds no GPU", file=sys.stderr)
@@ -115,8 +91,6 @@ def main() -> int:
     name = describe(options.device)
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     times, blended, peaks = [], [], []
-    sizes = list_sizes(options) if "lists" in chosen else []
-    scoring = shown_as_it_comes("scoring.py", []) if "score" in chosen else []
     for group in GROUPS:
         if group in chosen and not (group == "onnx" and options.device == "cuda"):
             found = run(group, *common, "--seconds", str(options.seconds))
@@ -138,8 +112,6 @@ def main() -> int:
             "times": times,
             "tiles": blended,
             "memory": peaks,
-            "lists": sizes,
-            "score": scoring,
         }
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
     return 0

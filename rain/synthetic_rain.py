@@ -23,7 +23,7 @@ from rain.streaks import Rain, add_rain, log_uniform, rain_frames
 from settings import UserError
 from system.commandline import Parser
 from system.files import create_temp_beside, format_path, require_writable, write_atomically
-from system.streams import make_lasting
+from system.program import report_errors, run_program
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
 
@@ -259,23 +259,17 @@ def _write_list(path: Path, lines: list[str]) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        arguments = _parser().parse_args(argv)
-        for path in _write(arguments, Path(arguments.output)):
+    """Write a set, and print the paths of what to use. Returns the exit status."""
+
+    def write() -> None:
+        arguments = build_parser().parse_args(argv)
+        for path in write_set(arguments, Path(arguments.output)):
             print(format_path(path), flush=True)
-    except (UserError, OSError) as error:
-        told = str(error)
-        if isinstance(error, OSError):
-            told = f"{error.filename or 'input/output'}: {error.strerror or error}"
-        print(f"synthetic_rain: {told}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return report_errors("synthetic_rain", write)
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
     parser = Parser(
         prog="python -m rain.synthetic_rain",
         description="Write synthetic rain: pairs and their list, or videos.",
@@ -323,7 +317,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return checked
 
 
-def _write(arguments: argparse.Namespace, folder: Path) -> list[Path]:
+def write_set(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     """Write the set that is asked for; the paths of what to use."""
     name, seed, photographs = arguments.set, arguments.seed, []
     if name in ("train", "sheet"):
@@ -346,5 +340,4 @@ def _write(arguments: argparse.Namespace, folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    make_lasting()
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -1,23 +1,21 @@
-"""Signals that ask the program to end, and what each part of it does with them: all in one place.
+"""Signals that ask the program to end, and what each part of it does with them.
 
-SIGINT is Ctrl-C, SIGTERM the word of schedulers and of torchrun, and SIGHUP that of a terminal that
-was closed or a connection that was lost. The program as a whole raises Stopped, so that whatever is
-in hand is finished or removed on the way out; training takes note and finishes its step; what must
-not be cut short defers them; and processes that load data leave them to their parent.
+SIGINT is Ctrl-C; schedulers and torchrun send SIGTERM; a closed terminal or a lost connection sends
+SIGHUP. The program as a whole raises Stopped (system/program.py), so that what is in hand is
+finished or removed on the way out. Training finishes its step first. Work that must not be cut
+short defers signals. Processes that load data leave them to their parent.
 """
 
 import contextlib
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-HUP = getattr(signal, "SIGHUP", None)  # Windows has none
-ENDING = [number for number in (signal.SIGINT, signal.SIGTERM, HUP) if number]
-SAME = 10.0  # seconds within which another SIGTERM or SIGHUP is part of the first request
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+STOP_SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, SIGHUP) if number]
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,44 +26,18 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def run_program(main: Callable[[], int]) -> int:
-    """main() as the whole of a program, in which signals raise Stopped. Returns its exit status.
-
-    Once that is known, no signal changes it any more.
-    """
-    stopped = -SAME
-
-    def stop(number: int, _: FrameType | None) -> None:
-        nonlocal stopped
-        # torchrun passes on what its ranks received already, and others ask several times: what is
-        # finished on the way out is not cut short for that. A person who insists is heard.
-        now = time.monotonic()
-        if number == signal.SIGINT or now - stopped >= SAME:
-            stopped = now
-            raise Stopped(number)
-
-    _handle(stop)
-    try:
-        return main()
-    finally:
-        _handle(signal.SIG_IGN)
-
-
 class Interrupt:
-    """Within it, the first signal only sets `signal`; a second SIGINT acts at once.
-
-    A second one of the others is none of a person's: see program.
-    """
+    """Within it, the first signal only sets `signal`, and a second SIGINT acts at once."""
 
     def __init__(self) -> None:
         self.signal = 0
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
-        self._former = _handle(self._note)
+        self._former = set_handlers(self._record)
         return self
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self.signal = self.signal or number
         signal.signal(signal.SIGINT, self._former[signal.SIGINT])
 
@@ -76,7 +48,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Have a signal act after what is done within, which it would otherwise cut short."""
+    """Let the work within finish before a signal acts."""
     interrupt = Interrupt()
     try:
         with interrupt:
@@ -87,32 +59,35 @@ def defer_signals() -> Iterator[None]:
 
 
 def leave_signals_to_parent() -> None:
-    """Have this process, which multiprocessing started, end by its parent's word or end alone.
+    """Let this process of multiprocessing ignore signals, and end when its parent ends.
 
-    A signal to the whole process group, however often it comes, is for the parent, which may still
-    need what this process loads. However the parent ends, even killed, this process does too: what
-    it waits for would never come.
+    A signal to the whole process group is for the parent, which may still need what this process
+    loads. If the parent is killed, what this process waits for would never come.
     """
-    import multiprocessing  # here, as this module is part of every start, -h among them
+    import multiprocessing  # slow, and -h imports this module
 
-    _handle(signal.SIG_IGN)
+    set_handlers(signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def wait() -> None:
-        parent.join()
-        os._exit(1)  # without a word to pipes that nobody reads
+    def exit_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)  # without flushing into pipes that nobody reads
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _handle(handler: Any) -> dict[int, Any]:
-    """Set the handler of all signals in question; returns the former ones."""
+def set_handlers(handler: Any) -> dict[int, Any]:
+    """Set the handler of all these signals; returns the former ones.
+
+    SIGHUP stays ignored if it is, as under nohup. Outside the main thread nothing is done: Python
+    handles signals in that thread alone.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return {}  # Python handles signals in the main thread alone
-    numbers = [number for number in ENDING if number != HUP or not _ignored(number)]
-    return {number: signal.signal(number, handler) for number in numbers}
-
-
-def _ignored(number: int) -> bool:
-    """Whether nobody wants to hear of a signal: nohup's way, from before the start."""
-    return signal.getsignal(number) is signal.SIG_IGN
+        return {}
+    former = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    if SIGHUP and former[SIGHUP] is signal.SIG_IGN:
+        del former[SIGHUP]
+    for number in former:
+        signal.signal(number, handler)
+    return former

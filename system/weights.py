@@ -6,24 +6,24 @@
 import hashlib
 import http.client
 import sys
-import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 from settings import UserError
 from system.files import require_writable, write_atomically
+from system.program import report_errors, run_program
 from system.reading import read_bytes
 
 URL = "https://github.com/stevewongv/SPANet/raw/master/model/latest"
 SIZE = 3_450_077
 DIGEST = "3b5d58d0f4569004a0d2dc6f4373463bd60991fc8a04c061361357cf012e5eb0"
 TARGET = Path("model") / "published"
-TIMEOUT = 30.0
-CHUNK = 1 << 16
+TIMEOUT_SECONDS = 30.0
 
 
 def fetch(
-    url: str, path: Path, size: int = SIZE, digest: str = DIGEST, timeout: float = TIMEOUT
+    url: str, path: Path, size: int = SIZE, digest: str = DIGEST, timeout: float = TIMEOUT_SECONDS
 ) -> None:
     """Put the file of that size and SHA-256 at path, from url, unless it is there already.
 
@@ -37,89 +37,41 @@ def fetch(
             written. What was at path is as it was, and nothing else is left.
     """
     expected = f"expected {size} bytes with SHA-256 {digest}"
-    if _is_there(path, size, digest):
-        print(f"{path} is there already, with the expected SHA-256: nothing to download")
-        return
-    if not url.isprintable():
-        raise UserError(f"{url!r}: not an address; {expected}")
+    try:
+        if path.exists() and hashlib.sha256(read_bytes(path)).hexdigest() == digest:
+            print(f"{path} is there already, with the expected SHA-256: nothing to download")
+            return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if path.exists():
+        raise UserError(
+            f"{path}: another file is there already, and was left as it is; {expected}; move it "
+            "away to download the published weights"
+        )
     require_writable(path.parent)
     print(f"Downloading {url} to {path}", flush=True)
-    # Kept in memory, as it is small: whatever ends the process meanwhile, no file is left behind.
+    # It is small enough to be kept in memory: an interrupted download leaves no file.
     try:
-        data = _download(url, size, timeout)
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            data = response.read(size + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(error).strip("<>")
         raise UserError(
-            f"{url}: {_reason(error)}; {expected}; without a network, copy that file to {path}, or "
+            f"{url}: {reason}; {expected}; without a network, copy that file to {path}, or "
             "`make weights WEIGHTS_URL=...`"
         ) from None
-    if len(data) > size:
-        raise UserError(f"{url}: sends too much: stopped after {size} bytes; {expected}")
-    if len(data) < size:
-        raise UserError(f"{url}: ended after {len(data)} bytes; {expected}")
-    found = _sha256(data)
-    if found != digest:
-        raise UserError(f"{url}: another file, with SHA-256 {found}; {expected}")
-    write_atomically(path, bytes(data))
+    if hashlib.sha256(data).hexdigest() != digest:
+        count = f"{size} bytes or more" if len(data) > size else f"{len(data)} bytes"
+        raise UserError(f"{url}: gives another file, of {count}; {expected}")
+    write_atomically(path, data)
     print(f"{path}: {size} bytes with the expected SHA-256")
 
 
-def _is_there(path: Path, size: int, digest: str) -> bool:
-    """Whether path is the expected file. Raises UserError where something else is in its place."""
-    try:
-        if path.stat().st_size == size and _sha256(read_bytes(path)) == digest:
-            return True
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    raise UserError(
-        f"{path}: another file is there already, and was left as it is; expected {size} bytes with "
-        f"SHA-256 {digest}, or no file; move it away to download the published weights"
-    )
-
-
-def _sha256(data: bytes | bytearray) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _download(url: str, size: int, timeout: float) -> bytearray:
-    """What url gives, but not more than one byte over size. Raises what urllib raises."""
-    data = bytearray()
-    bar = sys.stdout.isatty()
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            while part := answer.read(min(CHUNK, size + 1 - len(data))):
-                data += part
-                if bar:
-                    done = min(len(data), size)
-                    print(f"\r{done / 1e6:.1f} of {size / 1e6:.1f} MB", end="", flush=True)
-    finally:
-        if bar and data:
-            print()
-    return data
-
-
-def _reason(error: Exception) -> str:
-    """Why urllib failed, in one line."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return " ".join(str(text).split())
-
-
-def main(argv: list[str]) -> int:
-    """Fetch the published weights. Returns the exit status."""
-    try:
-        fetch(argv[0] if argv else URL, TARGET)
-    except UserError as error:
-        print(f"weights: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+def main() -> int:
+    """Fetch the published weights. Returns the exit status, see report_errors."""
+    url = sys.argv[1] if len(sys.argv) > 1 else URL
+    return report_errors("weights", partial(fetch, url, TARGET))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -14,14 +14,15 @@ from test_resume import start, until
 from test_train import clock
 from test_videos import DERAIN, frames, write_video
 
-from system.interrupt import Interrupt, Stopped, defer_signals, run_program
+from system.interrupt import Interrupt, Stopped, defer_signals
+from system.program import run_program
 
 # The program with an action that waits, tells how it was ended and takes its time to end.
 WAITING = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import main
-from system import interrupt
+from system import program
 
 def wait(settings):
     try:
@@ -32,8 +33,8 @@ def wait(settings):
         time.sleep(0.3)
         print("ended", flush=True)
 
-main.ACTIONS["clean"] = wait
-sys.exit(interrupt.run_program(lambda: main.main(["-a", "clean"])))
+main.run = wait
+sys.exit(program.run_program(lambda: main.main(["-a", "clean"])))
 """
 
 
@@ -124,7 +125,7 @@ import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import main
 from engine import checkpoint
-from system import interrupt
+from system import program
 
 save = checkpoint.write_atomically
 
@@ -134,7 +135,7 @@ def slowly(*arguments):
     save(*arguments)
 
 checkpoint.write_atomically = slowly
-sys.exit(interrupt.run_program(main.main))
+sys.exit(program.run_program(main.main))
 """
 
 

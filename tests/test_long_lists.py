@@ -1,15 +1,12 @@
 """Lists at the size that is published: what they weigh, and how missing files are told."""
 
-import json
 import os
 import pickle
-import re
 from pathlib import Path
 
 import pytest
 
 from actions import train
-from benchmarks import former_lists, list_size
 from media import lists, pair_list
 from settings import UserError
 from system import progress
@@ -46,14 +43,12 @@ def test_the_fingerprint_is_that_of_older_checkpoints(odd, monkeypatch, at_once)
     for path in (str(odd), str(odd.resolve()), "./set/../set/list.txt"):
         pairs = lists.read_list(path, need_clean=True)
         assert pair_list.fingerprint(pairs) == ODD_PRINT
-    former = former_lists.read_list(str(odd))
-    assert former_lists.fingerprint(former, odd.parent) == ODD_PRINT
 
 
-def test_a_list_gives_the_pairs_that_it_gave_as_objects(odd):
-    pairs, former = lists.read_list(str(odd)), former_lists.read_list(str(odd))
-    assert [(p.rainy, p.clean, p.where) for p in pairs] == [tuple(p) for p in former]
-    assert [p.where for p in pairs[1::2]] == [former[1].where, former[3].where]
+def test_a_list_gives_pairs(odd):
+    pairs = lists.read_list(str(odd))
+    lines = [pair.where for pair in pairs]
+    assert [p.where for p in pairs[1::2]] == lines[1::2]
     assert list(pickle.loads(pickle.dumps(pairs[:2]))) == list(pairs)[:2]
     assert pairs[-1] == pairs[3]
     with pytest.raises(IndexError):
@@ -191,25 +186,3 @@ def test_a_folder_with_the_name_of_an_image_stands_for_the_one_in_it():
     write(["clean/1.png two/1.png"])
     with pytest.raises(UserError, match=r":1: no such image: two/1.png"):
         lists.read_list("list.txt")
-
-
-# The benchmark
-
-
-def test_the_benchmark_prints_seconds_and_memory_of_both_ways(tmp_path, monkeypatch, capsys):
-    taken = {"first": 3.0, "peak": 500.0, "worker": 30.0}
-    monkeypatch.setattr(list_size, "trained", lambda *_: taken)
-    assert list_size.main(["--lines", "60", "--folder", str(tmp_path)]) == 0
-    *_, line, figures = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r" +60( +\d+\.\d\d){2}( +\d+){2} +3\.0 +500 +30", line)
-    (row,) = json.loads(figures)
-    assert row["ours"]["fingerprint"] == row["former"]["fingerprint"]
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_benchmarks_sets_have_the_names_and_the_size_that_are_asked_for():
-    path = list_size.make(Path("set"), 4000)
-    assert len(lists.read_list(str(path), need_clean=True)) == 4000
-    assert path.read_text().splitlines()[-1] == (
-        "./real_world/001/001-11/001-11_224_0.png ./real_world_gt/001/001_224_0.png"
-    )

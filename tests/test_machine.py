@@ -116,10 +116,7 @@ def test_a_program_says_how_threads_wait_before_it_loads_them(path):
     said = [i for i, node in enumerate(body) if ast.unparse(node) == "machine.share_cores()"]
     light = sys.stdlib_module_names | {"settings", "system"}
     heavy = [i for i, node in enumerate(body) if named(node) - light]
-    if path.name == "neighbours.py":  # which starts processes with each way of waiting
-        assert not heavy
-    else:
-        assert said[0] < min(heavy, default=len(body))
+    assert said[0] < min(heavy, default=len(body))
 
 
 def test_how_threads_wait_is_the_users_to_say(monkeypatch):

@@ -14,8 +14,8 @@ from conftest import ROOT, command
 
 import main
 from engine.checkpoint import checkpoint_path
-from settings import Settings, UserError
-from system.commandline import GUIDES, parse, short_help
+from settings import ACTIONS, Settings, UserError
+from system.commandline import parse, short_help
 
 # Run where help is asked for: what was imported to give it.
 IMPORTED = """
@@ -47,17 +47,18 @@ def test_every_setting_is_an_option_with_help(capsys):
         assert flag(f) in text
         assert f.metadata["help"]
         assert f.metadata["serves"]
-        assert set(f.metadata["serves"]) <= set(main.ACTIONS)
-    assert set(GUIDES) == set(main.ACTIONS)
+        assert set(f.metadata["serves"]) <= set(ACTIONS)
+    modules = {path.stem for path in (ROOT / "actions").glob("*.py")}
+    assert set(ACTIONS) <= modules
 
 
 def test_help_groups_options_by_action(capsys):
     parts = help_of(capsys).split("\n-a ")
     common, own = parts[0], {part.split(":")[0]: part for part in parts[1:]}
     assert "several actions" in common
-    assert list(own) == list(main.ACTIONS)
+    assert list(own) == list(ACTIONS)
     for action, part in own.items():
-        assert GUIDES[action].purpose in part
+        assert ACTIONS[action].purpose in part
     for f in dataclasses.fields(Settings):
         serves, shown = f.metadata["serves"], f"\n  {flag(f)} "
         if f.name in ("action", "model", "input", "output"):
@@ -69,7 +70,7 @@ def test_help_groups_options_by_action(capsys):
             assert shown.rstrip() in own[serves[0]]
 
 
-@pytest.mark.parametrize("action", main.ACTIONS)
+@pytest.mark.parametrize("action", ACTIONS)
 def test_help_of_an_action_shows_its_options_alone(capsys, action):
     text = help_of(capsys, "-a", action)
     listed = {
@@ -79,7 +80,7 @@ def test_help_of_an_action_shows_its_options_alone(capsys, action):
     served = {f.name for f in dataclasses.fields(Settings) if action in f.metadata["serves"]}
     assert shown == served
     assert text.startswith(f"usage: python main.py -a {action} ")
-    example = f"python main.py -a {action} {GUIDES[action].example}"
+    example = f"python main.py -a {action} {ACTIONS[action].example}"
     assert text.endswith(f"example:\n  {example}\n")
     assert parse(example.split()[2:]).action == action
 
@@ -100,7 +101,7 @@ def test_no_word_at_all_gets_the_short_help(run):
     assert (status, err) == (2, "")
     assert out == short_help() + "\n"
     assert len(out.splitlines()) < 30
-    for action, guide in GUIDES.items():
+    for action, guide in ACTIONS.items():
         assert f"  {action:8}{guide.purpose}\n" in out
     examples = [line for line in out.splitlines() if line.startswith("  python main.py -a")]
     assert len(examples) == 5  # and the one that shows an action's options
@@ -209,7 +210,7 @@ def test_every_option_is_taken_by_the_actions_it_serves():
     values["--side-by-side"] = "rainy-left"
     for f in dataclasses.fields(Settings)[1:]:
         words = [flag(f)] if isinstance(f.default, bool) else [flag(f), values.get(flag(f), "1")]
-        for action in main.ACTIONS:
+        for action in ACTIONS:
             if action in f.metadata["serves"]:
                 assert parse(["-a", action, *words]).action == action
             else:

@@ -71,9 +71,9 @@ def test_help_test_and_derain_without_what_linux_has():
 
 MACHINE = """
 from system import machine
-print(machine.cores(), machine.free_memory(), machine.peak_memory(), machine.processor())
+print(machine.count_cores(), machine.free_memory(), machine.peak_memory(), machine.processor_name())
 machine.prepare_inference()
-machine.return_memory()
+machine.trim_memory()
 """
 
 
@@ -138,7 +138,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from system import files
 
-file = files.lock(Path("lock"), "taken")
+file = files.lock_file(Path("lock"), "taken")
 child = os.fork()
 if not child:  # as a process that loads data: it has the open file, and outlives its parent
     os.fstat(file.fileno())

@@ -20,7 +20,7 @@ import json, sys, threading, time
 sys.path.insert(0, sys.argv.pop(1))
 import main
 from actions import web
-from system import interrupt
+from system import program
 record, lock, running, most = open("record.txt", "a", buffering=1), threading.Lock(), 0, 0
 def watch(event, arguments):
     if event == "socket.connect":
@@ -41,7 +41,7 @@ def counted(*arguments):
         with lock:
             running -= 1
 web.Bench.derain = counted
-sys.exit(interrupt.program(main.main))
+sys.exit(program.run_program(main.main))
 """
 DEVICE = ["--device", "cpu"]
 
