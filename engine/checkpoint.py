@@ -21,6 +21,7 @@ import torch
 from model import SPANet
 from settings import Settings, UserError
 from system.files import write_atomically
+from system.program import report_errors, run_program
 from system.reading import open_regular
 
 FORMAT = 1
@@ -276,25 +277,23 @@ def mean_of(paths: list[Path]) -> dict[str, Any]:
     return {key: value for key, value in last.items() if key not in state} | {"net": means}
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) < 2 or arguments[0].startswith("-"):
+def main(argv: list[str] | None = None) -> int:
+    """Write the mean of checkpoints. Returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) < 2 or argv[0].startswith("-"):
         print("usage: python -m engine.checkpoint FROM [FROM ...] TO", file=sys.stderr)
         return 2
-    *sources, target = map(Path, arguments)
-    try:
+
+    def write_mean() -> None:
+        *sources, target = map(Path, argv)
         if not target.name:
-            raise UserError(f"{arguments[-1]!r}: expected a file to write to")
+            raise UserError(f"{argv[-1]!r}: expected a file to write to")
         if target.exists():
             raise UserError(f"{target}: is there already; expected a new file to write to")
         save(target, mean_of(sources))
-    except UserError as error:
-        print(f"engine.checkpoint: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return report_errors("engine.checkpoint", write_mean)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_program(main))
