@@ -22,7 +22,7 @@ from report.table import Row
 from settings import Settings, UserError
 from system.interrupt import defer_signals
 from system.overlap import map_threads, prefetch
-from system.progress import SOON, Progress, warn
+from system.progress import SLOW_SECONDS, Progress, warn
 
 Tell = Callable[[str], object]
 PACE = 3  # frames after which it is told how long all will take; the first takes longer
@@ -205,7 +205,7 @@ class _Pace:
             return ""
         self.told = True
         whole = self.count * (now - self.first[1]) / frames
-        if whole < SOON:
+        if whole < SLOW_SECONDS:
             return ""
         return f"{self.name}: {self.count} frames take about {timedelta(seconds=round(whole))}"
 

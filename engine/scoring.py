@@ -14,7 +14,7 @@ from media.pair_list import Pair
 from report.metrics import BYTES_A_PIXEL, MEASURES, measure
 from settings import UserError
 from system.overlap import count_threads, map_threads
-from system.progress import QUIET_SECONDS
+from system.progress import LINE_SECONDS
 
 T, U = TypeVar("T"), TypeVar("U")
 BYTES_OF_IMAGES = 54  # a pixel: rainy, derained and clean, as floats and as they were read
@@ -53,7 +53,7 @@ def score(
         for index, values in enumerate(scores):
             if isinstance(values, str):
                 raise UserError(values)
-            if ranks.first and time.monotonic() - told >= QUIET_SECONDS:
+            if ranks.first and time.monotonic() - told >= LINE_SECONDS:
                 told = time.monotonic()
                 say(f"scoring: {index + 1} of {len(pairs)} images")
             own = (values[f"released_{m}"] for m in MEASURES)

@@ -103,7 +103,7 @@ def read_folder(
     Raises:
         UserError: no reading fits, or several do; the folder cannot be read.
     """
-    path, passed_over, tell = str(Path(path)), Counter(), SlowNotice(say).tell
+    path, passed_over, tell = str(Path(path)), Counter(), SlowNotice(say).update
     tree = _tree(path, passed_over, tell)
     tell(f"{path}: pairing {sum(len(folder.images) for folder in tree.values())} images")
     found = _chosen(path, [reading for reading in _readings(path, tree) if reading.pairs], layout)

@@ -49,7 +49,7 @@ def read_list(
     halves = side_by_side.removeprefix("no")
     if Path(path).is_dir():
         return read_folder(path, layout, halves, say, alone)
-    tell = SlowNotice(say).tell
+    tell = SlowNotice(say).update
     pairs = _parsed(path, _text(path), tell)
     if layout:
         say(f"{path}: --layout is not for it: it is a list, not a folder")

@@ -10,37 +10,38 @@ import progressbar
 
 from settings import one_line
 
-QUIET_SECONDS = 10.0
+LINE_SECONDS = 10.0  # between plain lines
+SLOW_SECONDS = 2.0  # after which work counts as slow
 FORECAST_STEPS = 5  # steps that are timed to forecast the rest, after as many to warm up
-SOON = 2.0  # seconds after which a user wants to know what is going on
 
 
 def warn(message: str) -> None:
-    """Tell a user what is not as it should be, and does not end the program."""
+    """Print a warning that does not end the program."""
     print(f"main.py: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 class SlowNotice:
-    """Tells how far some work is when it has taken two seconds, and every ten from then on."""
+    """Says how far some work is once it has taken two seconds, and then every ten seconds."""
 
     def __init__(self, say: Callable[[str], object]) -> None:
-        self.say, self.due = say, time.monotonic() + SOON
+        self.say, self.due_time = say, time.monotonic() + SLOW_SECONDS
 
-    def tell(self, line: str) -> None:
+    def update(self, line: str) -> None:
+        """Say the line, if it is time."""
         now = time.monotonic()
-        if now >= self.due:
-            self.due = now + QUIET_SECONDS
+        if now >= self.due_time:
+            self.due_time = now + LINE_SECONDS
             self.say(line)
 
 
 class Progress:
-    """A context manager round a loop over steps first..last-1, shown with values, rate and ETA.
+    """A context manager around a loop over steps first..last-1: their values, rate and ETA.
 
     Args:
         unit: what a step is called in plain lines, "step" or "image".
         first, last: the range of steps; a resumed run does not begin at 0.
         names: names of the values shown.
-        every: steps between plain lines; the last step has one always. None: a line in ten seconds.
+        every: steps between plain lines, the last one apart; None: a line every ten seconds.
         silent: show nothing, as on all ranks but one.
         after: seconds before anything is shown.
         forecast: say once, when the first steps were timed, how long the remaining ones will take.
@@ -59,22 +60,22 @@ class Progress:
     ) -> None:
         self.unit, self.first, self.last, self.names, self.every = unit, first, last, names, every
         self.silent, self.after, self.forecast = silent, after, forecast and not silent
-        self.bar = _bar(first, last, names) if sys.stdout.isatty() and not silent else None
+        self.bar = build_bar(first, last, names) if sys.stdout.isatty() and not silent else None
 
     def __enter__(self) -> "Progress":
-        self.start = self.told = time.monotonic()
+        self.start = self.line_time = time.monotonic()
         self.done = self.first
         if self.bar and not self.after:
             self.bar.start()
         return self
 
     def advance(self, count: int) -> None:
-        """Tell that as many more steps are done, where there are no values to show."""
+        """Count so many more steps as done, if there are no values to show."""
         self.done += count
         self.update(self.done - 1, {})
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Tell that `step` is done, with the values of the names."""
+        """Count `step` as done, and show the values of the names."""
         done = step + 1
         now = time.monotonic()
         if self.forecast and step == self.first + FORECAST_STEPS:
@@ -92,9 +93,9 @@ class Progress:
             self.bar.update(done, rate=rate, **{name: values[name] for name in self.names})
         elif self._is_due(step, now):
             left = timedelta(seconds=round((self.last - done) / rate))
-            shown = "".join(f"  {name} {values[name]:.4g}" for name in self.names)
+            figures = "".join(f"  {name} {values[name]:.4g}" for name in self.names)
             counter = f"{done}/{self.last} {self.unit}s"
-            print(f"{counter}{shown}  {rate:.3g} {self.unit}s/s  ETA {left}", flush=True)
+            print(f"{counter}{figures}  {rate:.3g} {self.unit}s/s  ETA {left}", flush=True)
 
     def say(self, line: str, file: TextIO | None = None) -> None:
         """Print a line, to standard output if not to file, and not into the bar."""
@@ -107,18 +108,21 @@ class Progress:
             return False
         if self.every is not None:
             return step % self.every == 0 or step + 1 == self.last
-        due = now - self.told >= QUIET_SECONDS
-        self.told = now if due else self.told
-        return due
+        if now - self.line_time < LINE_SECONDS:
+            return False
+        self.line_time = now
+        return True
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self.bar and self.bar.start_time is not None:
             self.bar.finish(dirty=kind is not None)
 
 
-def _bar(first: int, last: int, names: list[str]) -> progressbar.ProgressBar:
-    def value(name: str, form: str) -> progressbar.Variable:
-        return progressbar.Variable(name, format=form, width=5, precision=3)
+def build_bar(first: int, last: int, names: list[str]) -> progressbar.ProgressBar:
+    """The bar of a terminal, with the values of the names and the rate."""
+
+    def value(name: str, template: str) -> progressbar.Variable:
+        return progressbar.Variable(name, format=template, width=5, precision=3)
 
     widgets: list = [progressbar.SimpleProgress(format="%(value_s)s/%(max_value_s)s"), " "]
     for name in names:

@@ -53,7 +53,7 @@ def test_a_single_picture_shows_progress_where_it_takes_long(
     run, model, rainy, monkeypatch, options, parts
 ):
     monkeypatch.setattr(derain_pictures, "SOON", 0.0)
-    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     cv2.imwrite("a.png", rainy)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     counts = [f"{n}/{parts} parts" for n in range(1, parts + 1)]

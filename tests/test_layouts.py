@@ -281,8 +281,8 @@ def test_links_are_followed_and_never_in_circles(said):
 
 
 def test_how_far_it_is_is_told_where_that_takes_long(said, monkeypatch):
-    monkeypatch.setattr(progress, "SOON", 0.0)
-    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     write(Path("set"), [("rain/1.png", "norain/1.png")])
     lists.read_list("set", say=said.append)
     told = [f"set: looked into {n} folders" for n in (1, 2, 3)]

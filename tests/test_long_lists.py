@@ -117,8 +117,8 @@ def test_what_takes_long_is_told(monkeypatch):
     said = []
     assert len(lists.read_list("list.txt", say=said.append)) == 20_000
     assert said == []
-    monkeypatch.setattr(progress, "SOON", 0.0)
-    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     lists.read_list("list.txt", say=said.append)
     assert said == [
         "list.txt: read 10000 lines",
