@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from media.lists import read_pair
-from media.pair_list import Pair
+from media.lists import Pair, read_pair
 from settings import Settings, UserError
 from system.interrupt import defer_signals, leave_signals_to_parent
 

@@ -25,8 +25,7 @@ from media.inspection import (
     shrink_advice,
     some,
 )
-from media.lists import BLANKS, read_list, read_pair
-from media.pair_list import Pair
+from media.lists import BLANKS, Pair, read_list, read_pair
 from report.table import escape_csv_formula
 from settings import Settings, UserError
 from system import machine
@@ -153,7 +152,7 @@ def _looked_at(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Row]:
         known.get(key) or _rows([pair], threshold)[0] for pair, key in zip(pairs, keys, strict=True)
     )
     return _with_findings(
-        [row._replace(line=pair.where) for pair, row in zip(pairs, rows, strict=True)]
+        [row._replace(line=pair.location) for pair, row in zip(pairs, rows, strict=True)]
     )
 
 
@@ -181,7 +180,13 @@ def _row(pair: Pair, threshold: int, seen: PixelInspection | None = None, troubl
     # Where one file holds both, the half that is rainy stands in the clean one's place.
     names = (escape_csv_formula(str(name)) for name in (pair.rainy, pair.halves or pair.clean))
     return Row(
-        pair.where, *names, *values, str(threshold), _state(pair), escape_csv_formula(trouble), ""
+        pair.location,
+        *names,
+        *values,
+        str(threshold),
+        _state(pair),
+        escape_csv_formula(trouble),
+        "",
     )
 
 
@@ -204,7 +209,9 @@ def _rows(pairs: Sequence[Pair], threshold: int) -> list[Row]:
         try:
             rows.append(_row(pair, threshold, inspect_pixels(*read_pair(pair), threshold)))
         except UserError as error:
-            rows.append(_row(pair, threshold, trouble=str(error).removeprefix(f"{pair.where}: ")))
+            rows.append(
+                _row(pair, threshold, trouble=str(error).removeprefix(f"{pair.location}: "))
+            )
     return rows
 
 

@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-from media.lists import read_list
-from media.pair_list import PairList
+from media.lists import PairList, read_list
 from settings import Settings, UserError, one_line
 from system.files import write_atomically
 

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from actions.score_pairs import Done, Task, score_pair
+from media.folders import describe_skipped
 from media.inspection import inspect_headers
-from media.lists import read_list
-from media.pair_list import PairList
+from media.lists import PairList, read_list
 from media.results import Match, Method, find_methods, match_results, result_names
 from report import comparison, page
 from report.comparison import INPUT
@@ -51,7 +51,7 @@ def score(settings: Settings) -> int:
                 "expected another name"
             )
     how = settings.layout, settings.side_by_side
-    pairs = read_list(settings.test_list, False, print, *how, alone=True)
+    pairs = read_list(settings.test_list, False, print, *how, allow_unpaired=True)
     if not pairs.paired:
         print(f"{settings.test_list}: taken as the clean images; there is no row of the {INPUT}")
     names = result_names([pair.rainy for pair in pairs])
@@ -99,8 +99,7 @@ def _tell_match(method: Method, found: Match, pairs: PairList) -> None:
     how = f"; {found.how}" if found.how else ""
     print(f"{name}: {count} of {len(pairs)} pictures have a result{how}")
     if method.others:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(method.others.items()))
-        print(f"{name}: passed over, as no pictures: {kinds}")
+        print(f"{name}: {describe_skipped(method.others)}")
     for text in found.doubts[:TOLD]:
         warn(f"{name}: {text}; not scored")
     if found.doubts[TOLD:]:

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 
 from media.image_file import JPEG
-from media.lists import read_pair
-from media.pair_list import Pair
+from media.lists import Pair, read_pair
 from media.pictures import read_image
 from report import page
 from report.comparison import Score
@@ -74,7 +73,7 @@ def score_pair(task: Task, names: list[str], folder: Path, crop: bool) -> Done:
         add(0, "before", pair.rainy, rainy)
     for number, path in task.results.items():
         try:
-            image = read_image(path, f"{names[number]}, for {pair.where}")
+            image = read_image(path, f"{names[number]}, for {pair.location}")
         except UserError as error:
             done.complaints.append(str(error))
             continue

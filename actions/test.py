@@ -23,8 +23,7 @@ from engine.events import EventFile, new_run
 from engine.ranks import Ranks
 from engine.scoring import map_images_over_ranks
 from media.inspection import inspect_headers
-from media.lists import read_list
-from media.pair_list import Pair
+from media.lists import Pair, read_list
 from media.results import DERAINED, result_names
 from model import CONSTANT_MASK
 from report import page
@@ -149,7 +148,7 @@ def _derain_list(
 
     def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> _Worked:
         start = time.monotonic()
-        found = derainer.derained(rainy, f"{pairs[index].where}: {pairs[index].rainy}")
+        found = derainer.derained(rainy, f"{pairs[index].location}: {pairs[index].rainy}")
         output = found.float_image if scored else None
         derained, mask = found.uint8_image, found.mask
         seconds = time.monotonic() - start

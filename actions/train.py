@@ -12,8 +12,7 @@ from engine.events import has_layout, new_run
 from engine.precheck import report_data, require_usable
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, run_steps
 from engine.training_run import TrainingRun
-from media.lists import read_list
-from media.pair_list import fingerprint
+from media.lists import fingerprint, read_list
 from settings import Settings, UserError
 from system.files import check_no_overlap, lock_file, remove_unfinished, require_writable
 

@@ -37,7 +37,7 @@ from benchmarks.timing import SIDE, Call, agree, alternate, matrix_product, resi
 from cal_ssim import SSIM
 from engine import checkpoint, tiles
 from engine.training_step import train_one_step
-from media.pair_list import Pair
+from media.lists import Pair
 from model import STAGES, SPANet
 from rain import backgrounds, streaks, synthetic_rain
 from settings import Settings
@@ -200,7 +200,7 @@ def data(options: argparse.Namespace) -> list[dict]:
             rainy = streaks.add_rain(clean, rain, np.random.default_rng(index))
             synthetic_rain.write_pair(Path(folder), name, rainy, clean)
             files = (Path(folder) / kind / f"{name}.png" for kind in ("rain", "clean"))
-            pairs.append(Pair(*files, where=name))
+            pairs.append(Pair(*files, location=name))
         stream = dataset.CropStream(pairs, settings, dataset.TRAINING)
         count = iter(range(10**9))
 

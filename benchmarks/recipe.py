@@ -27,8 +27,7 @@ import torch
 from dataset import mask_label, to_float
 from engine import checkpoint
 from engine.events import read_scalars
-from media.lists import read_list, read_pair
-from media.pair_list import Pair
+from media.lists import Pair, read_list, read_pair
 from model import CHANNELS, SPANet
 from settings import Settings
 

@@ -18,7 +18,7 @@ from media.inspection import (
     shrink_advice,
     some,
 )
-from media.pair_list import Pair
+from media.lists import Pair
 from settings import Settings, UserError
 from system.progress import Progress, warn
 
@@ -66,7 +66,7 @@ def report_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[int
     print(f"share of mask pixels: {share:.1%} over {len(sample)} pairs", flush=True)
     if share > MASKED:
         warn(f"warning: {share:.0%} mask pixels: {mask_advice(settings.mask_threshold)}")
-    swapped = [pair.where for pair, seen in zip(sample, looks, strict=True) if seen.swapped]
+    swapped = [pair.location for pair, seen in zip(sample, looks, strict=True) if seen.swapped]
     if swapped:
         warn(
             f"warning: {len(swapped)} of {len(sample)} pairs look swapped, as clean is the "

@@ -10,7 +10,7 @@ import numpy as np
 import dataset
 from engine.derainer import Derainer
 from engine.ranks import Ranks
-from media.pair_list import Pair
+from media.lists import Pair
 from report.metrics import BYTES_A_PIXEL, MEASURES, measure
 from settings import UserError
 from system.overlap import count_threads, map_threads

@@ -32,7 +32,7 @@ from engine.training_step import (
     split_batch,
     train_one_step,
 )
-from media.pair_list import PairList
+from media.lists import PairList
 from report.visualize import contact_sheet, heat_map
 from settings import Settings, UserError
 from system.interrupt import Interrupt

@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 
 from media import image_file
-from media.lists import read_pair
-from media.pair_list import Pair
+from media.lists import Pair, read_pair
 from settings import UserError
 from system.overlap import map_threads
 from system.progress import Progress

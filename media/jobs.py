@@ -3,22 +3,21 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from media.folders import describe_skipped, walk_folder
 from media.pictures import FORMATS
 from media.video_writer import ENCODERS
-from settings import UserError, one_line
+from settings import UserError
 from system.files import check_no_overlap, format_path
 
 OTHER_VIDEOS = {
     ".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".h264", ".hevc", ".m2ts", ".mjpeg", ".mpeg",
     ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".wmv", ".y4m",
 }  # fmt: skip
-VIDEOS = set(ENCODERS) | OTHER_VIDEOS  # those of the second kind are written as Matroska
-KNOWN = VIDEOS | set(FORMATS)
-MOST_SUFFIXES = 8  # of files passed over that are named
+VIDEOS = set(ENCODERS) | OTHER_VIDEOS  # the latter are written as Matroska
+SUPPORTED = VIDEOS | set(FORMATS)
 # What makes a name that of a file: a letter, and one to four more letters or digits, after the last
 # dot. `results-1.5` and `rain.d` are names of folders.
 FILE_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,4}")
@@ -40,9 +39,9 @@ class Job:
 def plan_jobs(
     source_name: str, target_name: str, skip: str = ""
 ) -> tuple[list[Job], Path | None, str, list[str]]:
-    """The files to derain, the folder of results, if there is one, a note and complaints.
+    """The files to derain, the folder of results if there is one, a note and error messages.
 
-    Folders called `skip` are passed over: they hold what an earlier run made for its page.
+    Folders called `skip` are skipped: they hold the pictures of an earlier run's page.
 
     Raises:
         UserError: nothing to derain, or a result would overwrite what one is made from.
@@ -54,24 +53,33 @@ def plan_jobs(
     source, target = Path(source_name), Path(target_name)
     is_file = _names_file(target_name)
     if source.is_dir():
-        jobs, note, complaints = _plan_folder(source, target, is_file, skip)
+        _check_target_folder(source, target, is_file)
+        jobs, note, errors = _plan_folder(source, target, skip)
         folder = target
     else:
-        jobs, note, complaints = [_plan_file(source, target, is_file)], "", []
+        jobs, note, errors = [_plan_file(source, target, is_file)], "", []
         folder = None if jobs[0].target == target else target
     check_no_overlap((job.source for job in jobs), (job.target for job in jobs), "-o")
-    seen: dict[str, Job] = {}
+    by_target: dict[str, Job] = {}
     for job in jobs:
-        real = os.path.realpath(job.target)
-        if real in seen:
-            raise UserError(f"-o: {job.target} would come from {seen[real].name} and {job.name}")
-        seen[real] = job
-    return jobs, folder, note, complaints
+        other = by_target.setdefault(os.path.realpath(job.target), job)
+        if other is not job:
+            raise UserError(f"-o: {job.target} would come from {other.name} and {job.name}")
+    return jobs, folder, note, errors
 
 
-def _plan_folder(
-    source: Path, target: Path, is_file: bool, skip: str
-) -> tuple[list[Job], str, list[str]]:
+def _names_file(name: str) -> bool:
+    """Whether `-o` names a file: not an existing folder, and no separator at the end."""
+    suffix = Path(name).suffix.lower()
+    return (
+        (suffix in SUPPORTED or FILE_SUFFIX.fullmatch(suffix) is not None)
+        and name[-1] not in (os.sep, os.altsep)
+        and not Path(name).is_dir()
+    )
+
+
+def _check_target_folder(source: Path, target: Path, is_file: bool) -> None:
+    """Raise UserError unless the results of a folder can be written to target."""
     if target.exists() and not target.is_dir():
         raise UserError(f"-o: {target} is a file; expected a folder, as {source} is one")
     if target.exists() and target.samefile(source):
@@ -81,48 +89,51 @@ def _plan_folder(
             f"-o: {target} is the name of a file; expected a folder, as {source} is one "
             f"({target}{os.sep} makes a folder of that name)"
         )
-    unread: list[OSError] = []
-    files = list(_walk(source, target, skip, unread))
-    found = [file for file in files if file.suffix.lower() in KNOWN and file.is_file()]
-    complaints = [f"{error.filename}: cannot be read: {error.strerror}" for error in unread]
-    if complaints and not found:
-        raise UserError(complaints[0])
-    if not found:
+
+
+def _plan_folder(source: Path, target: Path, skip: str) -> tuple[list[Job], str, list[str]]:
+    """The files in a folder, but for hidden ones and those in the target, a note and errors."""
+    jobs: list[Job] = []
+    skipped: Counter[str] = Counter()
+    errors: list[OSError] = []
+    for inner, folders, files in walk_folder(source, errors.append):
+        folders[:] = [
+            folder
+            for folder in folders
+            if not folder.name.startswith(".")
+            and folder.name != skip
+            and not (target.exists() and target.samefile(folder.path))
+        ]
+        for file in files:
+            name = Path(inner, file.name)
+            if file.name.startswith("."):
+                continue
+            if name.suffix.lower() in SUPPORTED and file.is_file():
+                jobs.append(Job(source / name, target / _result_name(name), format_path(name)))
+            else:
+                skipped[name.suffix.lower()] += 1
+    messages = [f"{error.filename}: cannot be read: {error.strerror}" for error in errors]
+    if messages and not jobs:
+        raise UserError(messages[0])
+    if not jobs:
         raise UserError(
-            f"{source}: none of its {len(files)} files is a picture or a video; expected "
-            f"{', '.join(sorted(KNOWN))}"
+            f"{source}: none of its {skipped.total()} files is a picture or a video; expected "
+            f"{', '.join(sorted(SUPPORTED))}"
         )
-    others = Counter(file.suffix.lower() for file in files) - Counter(
-        file.suffix.lower() for file in found
-    )
-    note = f"passed over, as of other kinds: {_counted(others)}" if others else ""
-    names = [file.relative_to(source) for file in found]
-    jobs = [
-        Job(file, target / _video_name(name), format_path(name))
-        for file, name in zip(found, names, strict=True)
-    ]
-    return jobs, note, complaints
-
-
-def _counted(suffixes: Counter[str]) -> str:
-    """How many files have each suffix, the most frequent first: `3 .txt, 1 .pdf`."""
-    most = suffixes.most_common(MOST_SUFFIXES)
-    told = [f"{count} {suffix or 'without a suffix'}" for suffix, count in most]
-    rest = suffixes.total() - sum(count for _, count in most)
-    return one_line(", ".join(told + [f"{rest} more"] * (rest > 0)))
+    return jobs, describe_skipped(skipped) if skipped else "", messages
 
 
 def _plan_file(source: Path, target: Path, is_file: bool) -> Job:
     if not source.is_file():
-        there = "not a regular file" if source.exists() else "no such file or folder"
-        raise UserError(f"-i: {source}: {there}")
+        reason = "not a regular file" if source.exists() else "no such file or folder"
+        raise UserError(f"-i: {source}: {reason}")
     suffix = source.suffix.lower()
-    if suffix not in KNOWN:
-        raise UserError(f"-i: {source}: expected one of {', '.join(sorted(KNOWN))}")
+    if suffix not in SUPPORTED:
+        raise UserError(f"-i: {source}: expected one of {', '.join(sorted(SUPPORTED))}")
     writable = ENCODERS if suffix in VIDEOS else FORMATS
     if not is_file:
-        target = target / _video_name(Path(source.name))
-    elif target.suffix.lower() not in KNOWN:
+        target = target / _result_name(Path(source.name))
+    elif target.suffix.lower() not in SUPPORTED:
         raise UserError(
             f"-o: {target}: cannot write {target.suffix} files; expected one of "
             f"{', '.join(writable)}, or a folder ({target}{os.sep} makes one of that name)"
@@ -132,28 +143,5 @@ def _plan_file(source: Path, target: Path, is_file: bool) -> Job:
     return Job(source, target, format_path(Path(source.name)))
 
 
-def _walk(source: Path, target: Path, skip: str, unread: list[OSError]) -> Iterator[Path]:
-    """Files under source in order, without hidden ones, those under target and those of a page."""
-    for here, folders, files in os.walk(source, onerror=unread.append):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and name != skip
-            and not (target.exists() and (Path(here) / name).samefile(target))
-        )
-        yield from (Path(here) / name for name in sorted(files) if not name.startswith("."))
-
-
-def _names_file(name: str) -> bool:
-    """Whether `-o` names a file: no folder that is there, and no separator at the end."""
-    suffix = Path(name).suffix.lower()
-    return (
-        (suffix in KNOWN or FILE_SUFFIX.fullmatch(suffix) is not None)
-        and name[-1] not in (os.sep, os.altsep)
-        and not Path(name).is_dir()
-    )
-
-
-def _video_name(path: Path) -> Path:
+def _result_name(path: Path) -> Path:
     return path.with_name(path.name + ".mkv") if path.suffix.lower() in OTHER_VIDEOS else path

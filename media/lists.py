@@ -1,22 +1,119 @@
-"""From a list file to images: what a line names, read and checked."""
+"""Lists of pairs: read from a text file or a folder, checked, written, and identified.
+
+A list may name a million files. It is held as text and the places of the names in it, not as
+objects, and files are looked up folder by folder, not name by name.
+"""
 
 import codecs
+import hashlib
 import io
+import os
+import re
 from array import array
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from media.layouts import read_folder
-from media.pair_list import Pair, PairList, Way
+from media.layouts import read_folder, sole_image
 from media.pictures import read_image
-from media.presence import Tell, is_file, require_images, require_no_drive, sole_image
 from settings import UserError
-from system.progress import SlowNotice
+from system.files import format_path, write_atomically
+from system.progress import SlowNotice, warn
 from system.reading import read_bytes
+from system.text import format_count
 
-BLANKS = b" \t"  # what separates names; other white space, such as U+3000, belongs to a name
+BLANKS = b" \t"  # between names; other white space, such as U+3000, belongs to a name
+UNLISTABLE = re.compile(r"[\t\n\r\ud800-\udfff]|[ ]$")  # in names that no list can hold
+WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+CHUNK_NAMES = 1 << 16  # whose places are Python's numbers at a time
+NOTICE_LINES = 10_000  # read between two notices
+MAX_MISSING = 5  # missing files that are named
+
+Notify = Callable[[str], object]  # shows the user a line of progress, if reading takes long
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a list; clean is None if the list names rainy images alone.
+
+    halves is "rainy-left" or "rainy-right" if one file, named twice, holds both side by side.
+    """
+
+    rainy: Path
+    clean: Path | None
+    location: str  # "list file:line number", for messages
+    halves: str = ""
+
+
+@dataclass(frozen=True)
+class NameResolver:
+    """From a name to its file: in the folder, if there is one, without `./` or `/` if so told."""
+
+    folder: Path | None = None
+    strip_prefix: bool = False
+
+    def __call__(self, name: str) -> Path:
+        if self.strip_prefix and name.startswith(("./", "/")):
+            name = name.removeprefix(".").lstrip("/")
+        return Path(name) if self.folder is None else self.folder / name
+
+
+@dataclass
+class PairList(Sequence[Pair]):
+    """The pairs of a list, created when accessed; a slice is such a list too.
+
+    A million objects would take a gigabyte, and a forked process that only looked at them would
+    soon hold it again: counting references writes to them.
+
+    Attributes:
+        source: the list, or the folder, that the pairs are from.
+        text: the names, in UTF-8.
+        spans: (N, 1 or 2, 2) int64: where each pair's names begin and end in text.
+        numbers: (N,) int64: their lines in the list, or their places in the folder.
+        halves: as in Pair; the one name of each pair is then of both images.
+        is_file: whether the source is a list, not a folder.
+    """
+
+    source: str
+    text: bytes
+    spans: np.ndarray
+    numbers: np.ndarray
+    resolver: NameResolver
+    halves: str = ""
+    is_file: bool = True
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, index: int | slice) -> "Pair | PairList":
+        if isinstance(index, slice):
+            return replace(self, spans=self.spans[index], numbers=self.numbers[index])
+        files = [
+            self.resolver(self.text[start:end].decode())
+            for start, end in self.spans[index].tolist()
+        ]
+        clean = files[-1] if self.halves or len(files) == 2 else None
+        return Pair(files[0], clean, self.location(index), self.halves)
+
+    @property
+    def paired(self) -> bool:
+        """Whether there are clean images."""
+        return bool(self.halves) or self.spans.shape[1] == 2
+
+    def location(self, index: int) -> str:
+        """What begins a message about a pair."""
+        return f"{self.source}{':' if self.is_file else ', pair '}{self.numbers[index]}"
+
+    def iterate_names(self, indices: np.ndarray | None = None) -> Iterator[bytes]:
+        """Every name in turn, as it stands in the list, or those of the indices."""
+        spans = self.spans.reshape(-1, 2)
+        spans = spans if indices is None else spans[indices]
+        for first in range(0, len(spans), CHUNK_NAMES):
+            for start, end in spans[first : first + CHUNK_NAMES].tolist():
+                yield self.text[start:end]
 
 
 def read_list(
@@ -25,21 +122,21 @@ def read_list(
     say: Callable[[str], object] = print,
     layout: str = "",
     side_by_side: str = "no",
-    alone: bool = False,
+    allow_unpaired: bool = False,
 ) -> PairList:
     """The pairs of a list file, every file checked to exist, or of a folder: see read_folder.
 
-    A line holds `rainy clean`, or `rainy` alone; TABs separate where a name holds spaces.
-    Names are tried as given, against the list's folder, and without a leading `./` or `/`
-    against both; what finds the first image is used for the whole list. See require_images for
-    the names that are mended.
+    A line holds `rainy clean`, or `rainy` alone; TABs separate names that hold spaces. Names are
+    tried as given, against the list's folder, and without a leading `./` or `/` against both; what
+    finds the first image is used for the whole list. See _check_images for the names that are
+    corrected.
 
     Args:
-        say: tells a user what was recognised, and how far the reading is if it takes more than two
-            seconds.
+        say: receives lines for the user: what was recognised, and progress if reading takes more
+            than two seconds.
         layout: for folders.
-        side_by_side: "rainy-left" or "rainy-right" where files may hold both images; or "no".
-        alone: of a folder without pairs, take the images themselves.
+        side_by_side: "rainy-left" or "rainy-right" if files may hold both images; or "no".
+        allow_unpaired: of a folder without pairs, take the images themselves.
 
     Raises:
         UserError: the list or an image is missing, the list is empty, not UTF-8 or UTF-16, or a
@@ -48,9 +145,16 @@ def read_list(
     """
     halves = side_by_side.removeprefix("no")
     if Path(path).is_dir():
-        return read_folder(path, layout, halves, say, alone)
-    tell = SlowNotice(say).update
-    pairs = _parsed(path, _text(path), tell)
+        rows, halves = read_folder(path, layout, halves, say, allow_unpaired)
+        path = str(Path(path))
+        numbered = ((n, [_encode(path, str(f)) for f in files]) for n, files in enumerate(rows, 1))
+        resolver = NameResolver(Path(path))
+        return PairList(path, *_pack_names(numbered), resolver, halves, is_file=False)
+    notify = SlowNotice(say).update
+    lines = _iterate_lines(path, _read_text(path), notify)
+    pairs = PairList(path, *_pack_names(lines), NameResolver())
+    if not len(pairs):
+        raise UserError(f"{path}: the list is empty; expected a line `rainy clean` for each pair")
     if layout:
         say(f"{path}: --layout is not for it: it is a list, not a folder")
     if halves and pairs.paired:
@@ -58,15 +162,22 @@ def read_list(
     elif halves:
         pairs.halves = halves
     if need_clean and not pairs.paired:
-        name = next(pairs.names()).decode()
-        raise UserError(f"{pairs.where(0)}: expected `rainy clean`, got one name: {name}")
-    pairs.way = _way(pairs)
-    if note := require_images(pairs, tell):
-        say(f"{path}: {note}")
+        name = next(pairs.iterate_names()).decode()
+        raise UserError(f"{pairs.location(0)}: expected `rainy clean`, got one name: {name}")
+    pairs.resolver = _find_resolver(pairs)
+    if replaced := _check_images(pairs, notify):
+        say(f"{path}: names of folders, for which the one image in each is taken: {replaced}")
     return pairs
 
 
-def _text(path: str) -> bytes:
+def _encode(path: str, name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: {format_path(name)}: expected a name in UTF-8") from None
+
+
+def _read_text(path: str) -> bytes:
     """A list as UTF-8 with LF at the end of lines. Raises UserError."""
     try:
         data = read_bytes(path)
@@ -89,87 +200,236 @@ def _text(path: str) -> bytes:
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _parsed(path: str, data: bytes, tell: Tell) -> PairList:
-    """The names of a list, whose way to their files is not yet known. Raises UserError."""
-    text, spans, numbers = bytearray(), array("q"), array("q")
+def _iterate_lines(path: str, data: bytes, notify: Notify) -> Iterator[tuple[int, list[bytes]]]:
+    """Number and names of each line that is not blank or a comment. Raises UserError."""
     width = 0
     for number, line in enumerate(io.BytesIO(data), 1):
-        names = _names(line, path, number)
-        if not names:
+        if number % NOTICE_LINES == 0:
+            notify(f"{path}: read {number} lines")
+        separator = b"\t" if b"\t" in line else b" "
+        line = line.removesuffix(b"\n").strip(BLANKS)
+        if not line or line.startswith(b"#"):
             continue
+        names = [name for part in line.split(separator) if (name := part.strip(BLANKS))]
+        count = format_count(len(names), "name")
+        if len(names) > 2 or b"\0" in line:
+            raise UserError(
+                f"{path}:{number}: {count}; expected `rainy clean` "
+                "(separate the two by a TAB where a name holds spaces)"
+            )
         width = width or len(names)
         if len(names) != width:
             raise UserError(
-                f"{path}:{number}: {_count(names)}, where the first line has {width}; "
+                f"{path}:{number}: {count}, where the first line has {width}; "
                 "a list holds pairs or rainy images, not both"
             )
+        yield number, names
+
+
+def _pack_names(
+    lines: Iterable[tuple[int, list[bytes]]],
+) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """text, spans and numbers of a PairList, from the number and the names of each line."""
+    text, spans, numbers, width = bytearray(), array("q"), array("q"), 1
+    for number, names in lines:
         for name in names:
             spans.append(len(text))
             text += name
             spans.append(len(text))
         numbers.append(number)
-        if number % 10_000 == 0:
-            tell(f"{path}: read {number} lines")
-    if not numbers:
-        raise UserError(f"{path}: the list is empty; expected a line `rainy clean` for each pair")
+        width = len(names)
     places = np.frombuffer(spans, np.int64).reshape(-1, width, 2)
-    return PairList(path, bytes(text), places, np.frombuffer(numbers, np.int64), Way())
+    return bytes(text), places, np.frombuffer(numbers, np.int64)
 
 
-def _count(names: list[bytes]) -> str:
-    return f"{len(names)} name{'s' if len(names) > 1 else ''}"
-
-
-def _names(line: bytes, path: str, number: int) -> list[bytes]:
-    """The names of a line; none where it is blank or a comment."""
-    separator = b"\t" if b"\t" in line else b" "
-    line = line.removesuffix(b"\n").strip(BLANKS)
-    if not line or line.startswith(b"#"):
-        return []
-    names = [name for part in line.split(separator) if (name := part.strip(BLANKS))]
-    if len(names) > 2 or b"\0" in line:
-        raise UserError(
-            f"{path}:{number}: {_count(names)}; expected `rainy clean` "
-            "(separate the two by a TAB where a name holds spaces)"
-        )
-    return names
-
-
-def _way(pairs: PairList) -> Way:
-    """The way from name to file that finds the first image of a list. Raises UserError."""
+def _find_resolver(pairs: PairList) -> NameResolver:
+    """The resolver that finds the first image of a list. Raises UserError."""
     folder = Path(pairs.source).parent
-    ways = [Way(), Way(folder), Way(bare=True), Way(folder, bare=True)]
-    name = next(pairs.names()).decode()
+    resolvers = [
+        NameResolver(base, strip_prefix)
+        for strip_prefix in (False, True)
+        for base in (None, folder)
+    ]
+    name = next(pairs.iterate_names()).decode()
     for spelling in (name, name.replace("\\", "/")):
-        for way in ways:
-            if is_file(way(spelling)) or sole_image(way(spelling)):
-                return way
-    require_no_drive(pairs.where(0), name)
-    tried = ", ".join(dict.fromkeys(str(way(name)) for way in ways))
-    raise UserError(f"{pairs.where(0)}: no such image: {name} (looked for {tried})")
+        for resolver in resolvers:
+            if _is_file(resolver(spelling)) or sole_image(resolver(spelling)):
+                return resolver
+    _require_no_drive(pairs.location(0), name)
+    tried = ", ".join(dict.fromkeys(str(resolver(name)) for resolver in resolvers))
+    raise UserError(f"{pairs.location(0)}: no such image: {name} (looked for {tried})")
+
+
+def _check_images(pairs: PairList, notify: Notify) -> int:
+    """Check that every name is that of a file, and correct those that can be.
+
+    A name with backslashes that is no file stands for the one with slashes, and a folder with the
+    name of an image for the one image in it; the list then holds what was found.
+
+    Returns:
+        How many names of folders were replaced.
+
+    Raises:
+        UserError: files are missing; the first five are named.
+    """
+    listed, text, unresolved = pairs.text, bytearray(pairs.text), []
+    spans = pairs.spans.reshape(-1, 2)  # a view: what is written to it is written to the list
+    missing = _find_unlisted(pairs, np.arange(len(spans)), notify)
+    if missing and b"\\" in listed:
+        for start, end in spans[missing].tolist():
+            text[start:end] = listed[start:end].replace(b"\\", b"/")
+        pairs.text = bytes(text)
+        missing = _find_unlisted(pairs, np.array(missing), notify)
+    replaced = 0
+    for i in missing:
+        start, end = spans[i]
+        name = pairs.text[start:end].decode()
+        if _is_file(pairs.resolver(name)):  # in a folder that cannot be listed, or spelt otherwise
+            continue
+        if image := sole_image(pairs.resolver(name)):
+            spans[i] = len(text), len(text) + len(f"{name}/{image}".encode())
+            text += f"{name}/{image}".encode()
+            replaced += 1
+        else:
+            unresolved.append((i, listed[start:end].decode()))
+    pairs.text = bytes(text)
+    if unresolved:
+        _report_missing(pairs, unresolved)
+    return replaced
+
+
+def _report_missing(pairs: PairList, missing: list[tuple[int, str]]) -> None:
+    """Raise UserError for missing files, (index, name); of several, warn of the first."""
+    messages = []
+    for i, name in missing[:MAX_MISSING]:
+        location = pairs.location(i // pairs.spans.shape[1])
+        _require_no_drive(location, name)
+        messages.append(f"{location}: no such image: {name} (looked for {pairs.resolver(name)})")
+    if len(missing) == 1:
+        raise UserError(messages[0])
+    for message in messages:
+        warn(message)
+    named = f", of which the first {MAX_MISSING} are named above"
+    raise UserError(
+        f"{pairs.source}: {len(missing)} images are missing{named * (len(missing) > MAX_MISSING)}"
+    )
+
+
+def _find_unlisted(pairs: PairList, indices: np.ndarray, notify: Notify) -> list[int]:
+    """Those of the names that the listings of their folders lack, in order."""
+    by_folder: dict[bytes, array] = defaultdict(lambda: array("q"))
+    for i, name in zip(indices.tolist(), pairs.iterate_names(indices), strict=True):
+        by_folder[name[: name.rfind(b"/") + 1]].append(i)
+    missing: list[int] = []
+    for number, (folder, inside) in enumerate(by_folder.items(), 1):
+        try:
+            with os.scandir(pairs.resolver(folder.decode())) as entries:
+                files = {os.fsencode(entry.name) for entry in entries if entry.is_file()}
+        except OSError:  # such as a folder that cannot be listed
+            files = set()
+        names = pairs.iterate_names(np.frombuffer(inside, np.int64))
+        cut = len(folder)
+        missing += [i for i, name in zip(inside, names, strict=True) if name[cut:] not in files]
+        notify(f"{pairs.source}: looked into {number} of {len(by_folder)} folders")
+    return sorted(missing)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether path is a file; not if its name is too long or its folder is closed."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _require_no_drive(location: str, name: str) -> None:
+    """Raise UserError if the name of a missing file begins with a drive of Windows."""
+    if os.name != "nt" and WINDOWS_DRIVE.match(name):
+        raise UserError(
+            f"{location}: {name} is on drive {name[:2]} of a Windows computer; expected names "
+            "relative to the folder of the list"
+        )
+
+
+def fingerprint(pairs: PairList) -> str:
+    """What a list of pairs names, wherever its folder is and whatever its comments say.
+
+    It is the SHA-256 of the names, as os.path.relpath has them from that folder, a line each.
+    """
+    home = Path(pairs.source).parent if pairs.is_file else Path(pairs.source)
+
+    def make_relative(name: bytes) -> bytes:
+        path = os.path.relpath(pairs.resolver(name.decode()), home)
+        return path.encode("utf-8", "surrogateescape")
+
+    repeats = 2 if pairs.halves else 1
+    relative_folders: dict[bytes, bytes] = {}
+    digest, chunk, separator = hashlib.sha256(), [], b""
+    for name in pairs.iterate_names():
+        folder, slash, base = name.rpartition(b"/")
+        folder += slash
+        if base in (b"", b".", b".."):
+            relative = make_relative(name)
+        else:
+            if folder not in relative_folders:
+                path = make_relative(folder)
+                relative_folders[folder] = b"" if path == b"." else path + os.sep.encode()
+            relative = relative_folders[folder] + base
+        chunk += [relative] * repeats
+        if len(chunk) >= CHUNK_NAMES:
+            digest.update(separator + b"\n".join(chunk))
+            chunk, separator = [], b"\n"
+    if chunk:
+        digest.update(separator + b"\n".join(chunk))
+    return digest.hexdigest()
+
+
+def format_pair(pair: Pair, folder: Path | None = None) -> str:
+    """The line of a list that names a pair: from that folder, or by absolute paths.
+
+    Raises:
+        UserError: no list can hold a name.
+    """
+    names = []
+    for file in [pair.rainy] if pair.halves or pair.clean is None else [pair.rainy, pair.clean]:
+        name = os.path.abspath(file) if folder is None else os.path.relpath(file, folder)
+        if UNLISTABLE.search(name):
+            raise UserError(
+                f"{name!r}: no list can hold it; expected a name in UTF-8, without TAB, end of "
+                "line or a space at its end"
+            )
+        # ./ so that none begins as a comment does.
+        names.append(name if folder is None else f"./{Path(name).as_posix()}")
+    # A TAB, so that names may hold spaces.
+    return "\t".join(names) + "\t" * (len(names) == 1) + "\n"
+
+
+def write_list(path: Path, lines: Iterable[str]) -> None:
+    """Write a list, of lines that end in a newline. Raises UserError."""
+    write_atomically(path, "".join(lines).encode())
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
-    """Both images of a pair, (H,W,3) uint8 BGR. Raises UserError, also where their sizes differ."""
-    rainy = read_image(pair.rainy, pair.where)
+    """Both images of a pair, (H,W,3) uint8 BGR. Raises UserError, also if their sizes differ."""
+    rainy = read_image(pair.rainy, pair.location)
     if pair.halves:
-        return _halves(rainy, pair)
+        return _split_halves(rainy, pair)
     if pair.clean is None:
         return rainy, None
-    clean = read_image(pair.clean, pair.where)
+    clean = read_image(pair.clean, pair.location)
     if rainy.shape != clean.shape:
         raise UserError(
-            f"{pair.where}: the images of a pair differ in size: {pair.rainy} is "
+            f"{pair.location}: the images of a pair differ in size: {pair.rainy} is "
             f"{rainy.shape[1]}x{rainy.shape[0]}, {pair.clean} is {clean.shape[1]}x{clean.shape[0]}"
         )
     return rainy, clean
 
 
-def _halves(image: np.ndarray, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+def _split_halves(image: np.ndarray, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     width = image.shape[1]
     if width % 2:
         raise UserError(
-            f"{pair.where}: {pair.rainy} is {width} pixels wide; expected an even number, as it "
+            f"{pair.location}: {pair.rainy} is {width} pixels wide; expected an even number, as it "
             "holds two images side by side"
         )
     left, right = (np.ascontiguousarray(half) for half in np.split(image, 2, axis=1))

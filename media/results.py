@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from media.pair_list import PairList
+from media.lists import PairList
 from media.pictures import FORMATS
 from settings import UserError, one_line
 from system.files import format_path
@@ -151,7 +151,7 @@ def _home(folder: Path, besides: Path) -> Path:
 def _method(folder: Path, home: Path, besides: Path) -> Method:
     _, files = _listed(home, besides)
     pictures = _pictures(files)
-    others = Counter(f.suffix.lower() or "no suffix" for f in files if f not in set(pictures))
+    others = Counter(f.suffix.lower() for f in files if f not in set(pictures))
     return Method(one_line(folder.name), pictures, others)
 
 
@@ -300,7 +300,7 @@ def _sorted_out(method: Method, pairs: PairList, found: list[set[int]], how: str
         if len(places) == 1:
             takers[next(iter(places))].append(file)
         elif places:
-            of = _some([pairs[place].where for place in sorted(places)])
+            of = _some([pairs[place].location for place in sorted(places)])
             result.doubts.append(f"{file.name} may be of {of}")
         else:
             result.strangers.append(file)
@@ -310,7 +310,7 @@ def _sorted_out(method: Method, pairs: PairList, found: list[set[int]], how: str
             result.files[place] = files[0]
         elif files:
             rivals = _some([file.name for file in files])
-            result.doubts.append(f"{pairs[place].where} has several: {rivals}")
+            result.doubts.append(f"{pairs[place].location} has several: {rivals}")
         else:
             result.missing.append(place)
     return result

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_layouts import LAYOUTS, write, write_halves
 
-from media import lists, pair_list
+from media import lists
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -21,7 +21,7 @@ def test_the_list_of_a_folder_is_as_good_as_the_folder(layout, run):
     folder = lists.read_list("a set", say=lambda _: None)
     listed = lists.read_list("a set/pairs.txt", need_clean=True)
     assert [(p.rainy, p.clean) for p in listed] == [(p.rainy, p.clean) for p in folder]
-    assert pair_list.fingerprint(listed) == pair_list.fingerprint(folder)
+    assert lists.fingerprint(listed) == lists.fingerprint(folder)
 
 
 def test_the_list_of_halves_needs_the_option_too(run):

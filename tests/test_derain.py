@@ -110,13 +110,13 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
         Image.fromarray(rainy).save(name)
     data = Path("in/x/y/cut.png").read_bytes()
     Path("in/x/y/cut.png").write_bytes(data[:200])
-    Path("in/notes.txt").write_text("passed over")
+    Path("in/notes.txt").write_text("skipped")
     status, out, err = run(*DERAIN, "-i", "in", "-o", "in/out")
     assert status == 2
     assert err.startswith("main.py: in/x/y/cut.png: not an image that can be read, or damaged (200")
     assert err.count("\n") == 1
     assert "3 of 4 derained" in out
-    assert "passed over, as of other kinds: 1 .txt\n" in out
+    assert "skipped 1 unsupported file (.txt)\n" in out
     found = sorted(str(p.relative_to("in/out")) for p in Path("in/out").rglob("*") if p.is_file())
     pictures = [name for name in found if not name.startswith("index")]
     assert pictures == ["b.png", "x/c d.JPG", "x/y/a.png"]

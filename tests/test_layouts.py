@@ -100,7 +100,7 @@ def test_every_layout_is_read_as_training_and_testing_read_it(layout, said):
     for pair in pairs:
         rainy, clean = map(np.int64, lists.read_pair(pair))
         assert (rainy - clean == RAIN).all()
-    assert pairs[1].where == "set, pair 2"
+    assert pairs[1].location == "set, pair 2"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -262,10 +262,10 @@ def test_what_is_left_over_is_counted_and_the_first_five_named(said):
     names = ", ".join(f"input/{n}.png" for n in range(10, 15))
     assert said == [
         "set: 1 pair, input/ and gt/ by name",
-        f"set: left over: 7 rainy without a clean image: {names}, ...",
+        f"set: left over: 7 rainy without a clean image: {names}, and 2 more",
         "set: left over: 1 clean without a rainy image: gt/lonely.png",
         "set: left over: 1 on neither side: mask/1.png",
-        "set: passed over, as no images: 1 .txt, 1 hidden",
+        "set: skipped 2 unsupported files (1 hidden, 1 .txt)",
     ]
 
 
@@ -316,7 +316,7 @@ def test_folders_without_pairs_are_refused(run):
     status, _, err = run("-a", "test", "-m", ROOT / "model/demo", "--test-list", "set")
     assert status == 2
     assert err == (
-        "main.py: set: 1 images, no pairs among them; expected a layout of "
+        "main.py: set: 1 image, no pairs among them; expected a layout of "
         "Train_Dataset_README.md, or --side-by-side if each file holds both images, or for rainy "
         "images alone -a derain -i\n"
     )

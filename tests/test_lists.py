@@ -34,7 +34,7 @@ def test_list_is_parsed_whatever_its_line_ends(tmp_path, ending, mark):
     (tmp_path / "list.txt").write_bytes(mark + text.encode())
     pairs = lists.read_list(str(tmp_path / "list.txt"))
     assert [(p.rainy.name, p.clean.name) for p in pairs] == [("a.png", "b.png"), ("c.png", "d.png")]
-    assert [p.where.rsplit(":", 1)[1] for p in pairs] == ["3", "5"]
+    assert [p.location.rsplit(":", 1)[1] for p in pairs] == ["3", "5"]
 
 
 def test_tab_separates_names_that_hold_spaces(tmp_path):
@@ -59,7 +59,7 @@ def test_only_line_feeds_and_returns_end_a_line_and_only_blanks_separate(tmp_pat
     (tmp_path / "list.txt").write_bytes(text.encode())
     found = lists.read_list("list.txt")
     assert [(p.rainy.name, p.clean.name) for p in found] == [tuple(names)] * 3
-    assert [p.where for p in found] == ["list.txt:1", "list.txt:2", "list.txt:5"]
+    assert [p.location for p in found] == ["list.txt:1", "list.txt:2", "list.txt:5"]
 
 
 @pytest.mark.parametrize("name", ["x/a.png", "./x/a.png", "/x/a.png"])

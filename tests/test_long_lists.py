@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actions import train
-from media import lists, pair_list
+from media import lists
 from settings import UserError
 from system import progress
 
@@ -39,16 +39,16 @@ def odd() -> Path:
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 1 << 16])
 def test_the_fingerprint_is_that_of_older_checkpoints(odd, monkeypatch, at_once):
-    monkeypatch.setattr(pair_list, "AT_ONCE", at_once)
+    monkeypatch.setattr(lists, "CHUNK_NAMES", at_once)
     for path in (str(odd), str(odd.resolve()), "./set/../set/list.txt"):
         pairs = lists.read_list(path, need_clean=True)
-        assert pair_list.fingerprint(pairs) == ODD_PRINT
+        assert lists.fingerprint(pairs) == ODD_PRINT
 
 
 def test_a_list_gives_pairs(odd):
     pairs = lists.read_list(str(odd))
-    lines = [pair.where for pair in pairs]
-    assert [p.where for p in pairs[1::2]] == lines[1::2]
+    lines = [pair.location for pair in pairs]
+    assert [p.location for p in pairs[1::2]] == lines[1::2]
     assert list(pickle.loads(pickle.dumps(pairs[:2]))) == list(pairs)[:2]
     assert pairs[-1] == pairs[3]
     with pytest.raises(IndexError):

@@ -148,10 +148,21 @@ def test_a_folder_names_by_suffix_what_it_passes_over():
         Path("in", name).touch()
     jobs, _, note, _ = plan_jobs("in", "out")
     assert sorted(job.name for job in jobs) == ["x.HEIC", "x.avif", "x.jfif"]
-    assert note == "passed over, as of other kinds: 2 .txt, 1 without a suffix, 1 .pdf"
+    assert note == "skipped 4 unsupported files (2 .txt, 1 without a suffix, 1 .pdf)"
     for number in range(20):
         Path("in", f"a.{number:02}").touch()
-    assert plan_jobs("in", "out")[2].endswith(", 15 more")
+    assert plan_jobs("in", "out")[2].endswith(", and 15 more)")
+
+
+def test_links_to_folders_are_followed_and_never_in_circles():
+    Path("elsewhere").mkdir()
+    Path("in").mkdir()
+    for name in ("elsewhere/a.png", "in/b.png"):
+        Path(name).touch()
+    Path("in/linked").symlink_to(Path("elsewhere").resolve())
+    Path("in/back").symlink_to(Path("in").resolve())
+    jobs, *_ = plan_jobs("in", "out")
+    assert [job.name for job in jobs] == ["b.png", "linked/a.png"]
 
 
 def test_photos_of_a_phone(run, shared):
@@ -160,7 +171,7 @@ def test_photos_of_a_phone(run, shared):
     status, out, _ = run("-a", "derain", "-i", shared / "cases" / "11_phone_photos", *words)
     assert status == 0
     assert "5 of 5 derained" in out
-    assert "passed over" not in out
+    assert "skipped" not in out
     kinds = {path.name: Image.open(path).format for path in Path("out").glob("IMG*")}
     assert kinds == {
         "IMG_1.jpg": "JPEG", "IMG_2.avif": "AVIF", "IMG_3.HEIC": "HEIF", "IMG_4.jfif": "JPEG",
