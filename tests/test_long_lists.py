@@ -47,8 +47,12 @@ def test_the_fingerprint_is_that_of_older_checkpoints(odd, monkeypatch, at_once)
 
 def test_a_list_gives_pairs(odd):
     pairs = lists.read_list(str(odd))
-    lines = [pair.location for pair in pairs]
-    assert [p.location for p in pairs[1::2]] == lines[1::2]
+    names = [("x/a.png", "x/y/b b.png"), ("x/y/../y/é.png", "c.png"), ("x/a.png", "c.png")]
+    names.append(("x/-\u3000d.png", "x/e\u2028.png"))
+    assert [(p.rainy, p.clean) for p in pairs] == [
+        (odd.parent / r, odd.parent / c) for r, c in names
+    ]
+    assert [p.location for p in pairs[1::2]] == [f"{odd}:4", f"{odd}:6"]
     assert list(pickle.loads(pickle.dumps(pairs[:2]))) == list(pairs)[:2]
     assert pairs[-1] == pairs[3]
     with pytest.raises(IndexError):
