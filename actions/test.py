@@ -19,7 +19,7 @@ import torch
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
 from engine.device import describe_device
-from engine.events import EventFile, new_run
+from engine.events import EventFile
 from engine.ranks import Ranks
 from engine.scoring import map_images_over_ranks
 from media.inspection import inspect_headers
@@ -177,7 +177,7 @@ def _derain_list(
     done = map_images_over_ranks(
         ranks, pairs, settings.num_workers, work, finish, lambda done: done.rainy.size // 3
     )
-    log = EventFile(Path(settings.log_dir) / EVENTS, new_run()) if told else None
+    log = EventFile(Path(settings.log_dir) / EVENTS) if told else None
     with (
         _told_what_is_done(rows, len(pairs), ranks),
         closing(done),

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 import torch
 
-from engine.events import read_scalars
+from benchmarks.curves import read_scalars
 from rain import backgrounds, streaks, synthetic_rain
 
 GROUPS = ("irnn", "forward", "step", "loss")

@@ -24,9 +24,9 @@ machine.share_cores()
 import numpy as np
 import torch
 
+from benchmarks.curves import read_scalars
 from dataset import mask_label, to_float
 from engine import checkpoint
-from engine.events import read_scalars
 from media.lists import Pair, read_list, read_pair
 from model import CHANNELS, SPANet
 from settings import Settings

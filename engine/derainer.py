@@ -96,10 +96,9 @@ class Derainer:
             UserError: the file is bad (see checkpoint.load), or is not of this network.
         """
         content = checkpoint.load(path)
-        attention = checkpoint.direction_attention(content)
+        attention = checkpoint.has_direction_attention(content)
         net = SPANet(attention)
-        checkpoint.check_tensors(path, content["net"], net.state_dict())
-        net.load_state_dict(content["net"])
+        checkpoint.load_weights(net, path, content)
         derainer = cls(net.to(device).eval(), device, **ways)
         derainer.path, derainer.step = path, content["clock"]
         derainer.direction_attention = attention

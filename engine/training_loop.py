@@ -185,7 +185,7 @@ def collect_step(
             "speed/images_per_second": run.settings.batch_size / (time.monotonic() - start),
             "speed/memory_MiB": peak_memory(run.device),
         }
-        run.events(EVENTS).scalars(curves, run.step)
+        run.events[EVENTS].scalars(curves, run.step)
     # Ranks may have received different signals, or one of them several.
     signal_number = (interrupt.signal or signal.SIGTERM) if signals else 0
     return {**losses, "lr": pending.lr, "mask/std": deviation}, signal_number
@@ -255,7 +255,7 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
         count = settings.accumulate_steps
         means = [value / count / ranks.world_size for value in totals]
         losses = dict(zip(sums, means, strict=True))
-        run.events(VAL_EVENTS).scalars(loss_curves(losses), run.step)
+        run.events[VAL_EVENTS].scalars(loss_curves(losses), run.step)
 
 
 def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Progress) -> None:
@@ -264,7 +264,7 @@ def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Prog
     former = run.best["psnr"] if run.best and run.best["list"] == run.val_data else math.nan
     is_best = math.isnan(former) or psnr > former
     if run.ranks.first:
-        run.events(VAL_EVENTS).scalars({"score/psnr": psnr, "score/ssim": ssim}, run.step)
+        run.events[VAL_EVENTS].scalars({"score/psnr": psnr, "score/ssim": ssim}, run.step)
         remark = ", the best so far" if is_best else ""
         progress.say(
             f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
@@ -284,7 +284,7 @@ def _write_pictures(run: TrainingRun, derainer: Derainer, preview: Batch) -> Non
         images = [preview.rainy[index], derained.uint8_image, preview.clean[index]]
         images += [heat_map(derained.mask), heat_map(labels[index].numpy())]
         sheet = contact_sheet(images, CAPTIONS, columns=len(images))
-        run.events(VAL_EVENTS).image(f"pictures/{index + 1}", sheet, run.step)
+        run.events[VAL_EVENTS].image(f"pictures/{index + 1}", sheet, run.step)
 
 
 def list_charts() -> dict[str, list[str]]:

@@ -11,25 +11,24 @@ from torch.nn.parallel import DistributedDataParallel
 from engine import checkpoint
 from engine.derainer import Derainer
 from engine.device import prepare_device
-from engine.events import EventFile, forget_after, new_run
+from engine.events import EventFile
 from engine.ranks import Ranks
-from engine.resuming import best_score, optimiser_state, require_random_state, run_name
 from model import SPANet
 from settings import Settings, UserError, flag
 
 
 class TrainingRun:
-    """A run in training, the same on every rank: network, optimiser, clock, best score, events.
+    """A run in training, the same on every rank: network, optimiser, step, best score, events.
 
     Attributes:
-        clock: index of the last completed step, -1 before the first.
+        step: index of the last completed step, -1 before the first ("clock" in checkpoints).
         best: the best score of --val-list so far ("psnr" of "step"), the step of the last one
             ("scored") and a fingerprint of that list ("list"); or None.
-        run: a name of this run, resumed or not, which its event files bear.
         data, val_data: fingerprints of the training list and of --val-list.
+        events: the event files by name, on the first rank; see open_events.
 
     Raises:
-        UserError: see device.prepare.
+        UserError: see device.prepare_device.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -37,21 +36,20 @@ class TrainingRun:
         self.ranks = Ranks()
         self.device = prepare_device(settings, self.ranks)
         torch.manual_seed(settings.seed)
-        # Crops have one size: cuDNN may try its ways and keep the quickest. Some of them give the
-        # gradient of a convolution's weights other last bits from run to run.
+        # Crops have one size: cuDNN may time its algorithms and keep the fastest. Some of them
+        # change the last bits of the gradient of a convolution's weights from run to run.
         torch.backends.cudnn.benchmark = not settings.deterministic
         torch.backends.cudnn.deterministic = settings.deterministic
         self.net = SPANet(settings.direction_attention, settings.checkpoint_activations)
         self.net.to(self.device)
-        # Every parameter, in the network's order, used or not: as in a published checkpoint. The
-        # fused kernels of a GPU need not be waited for.
+        # All parameters in the network's order, used or not: as in a published checkpoint. The
+        # fused kernels of a GPU need no synchronisation.
         fused = self.device.type == "cuda"
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr, fused=fused)
         self.step = -1
         self.best: dict[str, Any] | None = None
-        self.run = new_run()
         self.data = self.val_data = ""
-        self._events: dict[str, EventFile] = {}
+        self.events: dict[str, EventFile] = {}
 
     @property
     def max_pending_steps(self) -> int:
@@ -79,67 +77,8 @@ class TrainingRun:
                 net = DistributedDataParallel(net)
         return net
 
-    def save(self, name: str) -> None:
-        """Save the run as it stands, on the first rank.
-
-        Events written before outlast a power failure as the file does. Raises UserError; the file
-        of that name is then untouched.
-        """
-        if not self.ranks.first:
-            return
-        for file in self._events.values():
-            file.sync()
-        rng: dict[str, Any] = {"torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        content = {
-            "net": self.net.state_dict(),
-            "clock": self.step,
-            "opt": self.optimiser.state_dict(),
-            "settings": dataclasses.asdict(self.settings),
-            "rng": rng,
-            "best": self.best,
-            "data": self.data,
-            "run": self.run,
-        }
-        checkpoint.save(self.path(name), content)
-
-    def resume(self, path: Path) -> None:
-        """Load all that training needs to go on where a checkpoint stands.
-
-        Raises:
-            UserError: the file is bad (see checkpoint.load), is not of this network, or was
-                trained with another recipe or list.
-        """
-        content = self.load_weights(path)
-        self.step = content["clock"]
-        self._check_recipe(path, content)
-        self.optimiser.load_state_dict(optimiser_state(path, content.get("opt"), self.optimiser))
-        self._load_rng(path, content.get("rng", {}))
-        self.best = best_score(path, content.get("best"))
-        self.run = run_name(path, content.get("run"), self.run)
-
-    def take_name_of_start(self, path: Path) -> bool:
-        """Whether a checkpoint holds no step, but only the start of a run, whose name is taken.
-
-        Raises UserError as checkpoint.load.
-        """
-        content = checkpoint.load(path)
-        if content["clock"] >= 0:
-            return False
-        self.run = run_name(path, content.get("run"), self.run)
-        return True
-
-    def load_weights(self, path: Path) -> dict[str, Any]:
-        """Load the weights of a checkpoint alone; returns its content. Raises as resume."""
-        content = checkpoint.load(path)
-        _check_attention(path, content, self.settings.direction_attention)
-        checkpoint.check_tensors(path, content["net"], self.net.state_dict())
-        self.net.load_state_dict(content["net"])
-        return content
-
     def derainer(self) -> Derainer:
-        """The network as it stands, at work."""
+        """A derainer with the network as it stands."""
         settings = self.settings
         return Derainer(
             self.net,
@@ -150,74 +89,110 @@ class TrainingRun:
             sharing=self.ranks.local_size,
         )
 
-    def _check_recipe(self, path: Path, content: dict[str, Any]) -> None:
-        found = changes(content.get("settings") or {}, self.settings)
-        if content.get("data") not in (None, "", self.data):
-            found.append("the training list names other pairs")
-        if found and self.settings.allow_changed_settings:
-            if self.ranks.first:
-                print(f"{path}: going on with changes: {'; '.join(found)}")
-        elif found:
+    def save(self, name: str) -> None:
+        """Save the run as it stands, on the first rank. Its events are on the disk by then.
+
+        Raises UserError; the file of that name is then untouched.
+        """
+        if self.ranks.first:
+            content = {
+                "net": self.net.state_dict(),
+                "clock": self.step,
+                "opt": self.optimiser.state_dict(),
+                "settings": dataclasses.asdict(self.settings),
+                "best": self.best,
+                "data": self.data,
+            }
+            checkpoint.save(self.path(name), content)
+
+    def load_weights(self, path: Path) -> dict[str, Any]:
+        """Load the weights of a checkpoint alone; returns its content. Raises as resume."""
+        content = checkpoint.load(path)
+        saved = checkpoint.has_direction_attention(content)
+        wanted = self.settings.direction_attention
+        if saved != wanted:
+            words = ("without", "with")
+            option = "--direction-attention" if saved else "--no-direction-attention"
             raise UserError(
-                f"{path}: was trained with other settings: {'; '.join(found)}; expected the same, "
-                "or --allow-changed-settings"
+                f"{path}: trained {words[saved]} direction attention, this run is {words[wanted]}; "
+                f"expected {option}"
             )
+        checkpoint.load_weights(self.net, path, content)
+        return content
 
-    def _load_rng(self, path: Path, state: Any) -> None:
-        require_random_state(path, state)
-        try:
-            if "torch" in state:
-                torch.set_rng_state(state["torch"])
-            if "cuda" in state and self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda"], self.device)
-        except (TypeError, RuntimeError) as error:
-            raise UserError(f"{path}: its random state is damaged: {error}") from None
+    def resume(self, path: Path) -> None:
+        """Load all that training needs to continue after the step of a checkpoint.
 
-    def events(self, name: str) -> EventFile:
-        """The event file of that name under the log folder, made when first asked for."""
-        if name not in self._events:
-            self._events[name] = EventFile(Path(self.settings.log_dir) / name, self.run)
-        return self._events[name]
+        Raises:
+            UserError: the file is bad (see checkpoint.load), is not of this network, or was
+                trained with another recipe or list.
+        """
+        content = self.load_weights(path)
+        if "opt" not in content:
+            raise UserError(
+                f"{path}: holds only weights, and no optimiser state to resume training from"
+            )
+        self._check_recipe(path, content)
+        with checkpoint.translate_load_errors(path):
+            self.step, self.best = content["clock"], content.get("best")
+            self._load_moments(content["opt"])
 
-    def forget_later_events(self, *names: str) -> None:
-        """Cut off this run's events of steps after the clock, which a resume writes anew."""
-        if self.ranks.first:
-            for name in names:
-                forget_after(Path(self.settings.log_dir) / name, self.run, self.step)
+    def _check_recipe(self, path: Path, content: dict[str, Any]) -> None:
+        changes = find_changes(content.get("settings") or {}, self.settings)
+        if content.get("data") not in (None, "", self.data):
+            changes.append("the training list names other pairs")
+        if changes and not self.settings.allow_changed_settings:
+            raise UserError(
+                f"{path}: was trained with other settings: {'; '.join(changes)}; expected the "
+                "same, or --allow-changed-settings"
+            )
+        if changes:
+            self.ranks.say(f"{path}: going on with changes: {'; '.join(changes)}")
 
-    def discard(self, name: str) -> None:
-        """Remove the checkpoint of that name and this process's events, on the first rank."""
-        if self.ranks.first:
-            self.path(name).unlink(missing_ok=True)
-            for file in self._events.values():
-                file.discard()
+    def _load_moments(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of a saved optimiser, but not its options, which are this run's."""
+        (saved,) = state_dict["param_groups"]
+        (group,) = self.optimiser.state_dict()["param_groups"]
+        group["params"] = saved["params"]
+        self.optimiser.load_state_dict({"state": state_dict["state"], "param_groups": [group]})
+        for weight, state in self.optimiser.state.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                moment = state[key]
+                if moment.shape != weight.shape or not moment.isfinite().all():
+                    raise ValueError(f"{key} of the optimiser is not finite or of another shape")
+                # In the layout of the weight: that of a published checkpoint is another.
+                state[key] = torch.empty_like(weight).copy_(moment)
+
+    def open_events(self, *names: str) -> None:
+        """Begin event files of those names under the log folder, on the first rank.
+
+        A run that was killed has written events of steps that its last checkpoint does not hold:
+        readers drop them.
+        """
+        for name in names if self.ranks.first else ():
+            folder = Path(self.settings.log_dir) / name
+            self.events[name] = EventFile(folder, purge_step=self.step + 1)
+
+    def discard_events(self) -> None:
+        """Remove the event files of this process."""
+        for file in self.events.values():
+            file.discard()
 
     def close(self) -> None:
-        for file in self._events.values():
+        for file in self.events.values():
             file.close()
         self.ranks.leave()
 
 
-def _check_attention(path: Path, content: dict[str, Any], wanted: bool) -> None:
-    found = checkpoint.direction_attention(content)
-    if found != wanted:
-        words = ("without", "with")
-        option = "--direction-attention" if found else "--no-direction-attention"
-        raise UserError(
-            f"{path}: trained {words[found]} direction attention, this run is {words[wanted]}; "
-            f"expected {option}"
-        )
-
-
-def changes(saved: dict[str, Any], settings: Settings) -> list[str]:
+def find_changes(saved: dict[str, Any], settings: Settings) -> list[str]:
     """What of the recipe differs from saved settings, as `--lr is 0.1, was 0.2`.
 
     A published checkpoint saved none: nothing differs. A setting that an older one lacks counts as
     today's default.
     """
-    found = []
-    for f in dataclasses.fields(Settings) if saved else ():
-        value, former = getattr(settings, f.name), saved.get(f.name, f.default)
-        if f.metadata["recipe"] and former != value:
-            found.append(f"{flag(f.name)} is {value}, was {former}")
-    return found
+    changes = []
+    for field in dataclasses.fields(Settings) if saved else ():
+        value, former = getattr(settings, field.name), saved.get(field.name, field.default)
+        if field.metadata["recipe"] and former != value:
+            changes.append(f"{flag(field.name)} is {value}, was {former}")
+    return changes

@@ -23,14 +23,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import psutil
 import torch
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from benchmarks.curves import read_scalars
 from engine import checkpoint
+from engine.events import LAYOUT
 
 
-def steps_of_events(folder: Path) -> dict[str, list[int]]:
-    """The steps of each tag, in the order of the files."""
-    found: dict[str, list[int]] = defaultdict(list)
+def read_events(folder: Path) -> dict[str, list[tuple[int, object]]]:
+    """What readers show of each tag: (step, value or bytes of an image), in the order of files."""
+    found: dict[str, list[tuple[int, object]]] = defaultdict(list)
     for path in sorted(folder.glob("events*")):
         data = path.read_bytes()
         while len(data) >= 12:
@@ -39,9 +41,22 @@ def steps_of_events(folder: Path) -> dict[str, list[int]]:
                 break  # killed within a write
             event = Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
+            if event.session_log.status == SessionLog.START:
+                for tag, items in found.items():
+                    found[tag] = [item for item in items if item[0] < event.step]
             for value in event.summary.value:
-                found[value.tag].append(event.step)
+                is_image = value.HasField("image")
+                content = value.image.encoded_image_string if is_image else value.simple_value
+                found[value.tag].append((event.step, content))
     return found
+
+
+def steps_of_events(folder: Path) -> dict[str, list[int]]:
+    """The steps of each tag that readers show."""
+    found = {tag: [step for step, _ in items] for tag, items in read_events(folder).items()}
+    for tag, curve in read_scalars(folder).items():  # TensorBoard's own reader
+        assert list(curve) == found[tag]
+    return {tag: steps for tag, steps in found.items() if steps}
 
 
 def left_of(session: int, patience: float = 4.0) -> list[str]:
@@ -115,6 +130,8 @@ def soak(
     assert max(lost) <= every
     for kind in ("train_derain", "val_derain"):
         found = [steps_of_events(place / "log" / kind) for place in (alone, killed)]
+        for shown in found:
+            shown.pop(LAYOUT, None)  # written at each start
         assert found[0] == found[1], kind
     assert found[1]
     assert steps_of_events(log)["loss/total"] == list(range(steps))

@@ -1,24 +1,28 @@
-"""Event files: cut at a resume, made anew where they vanish, told where they cannot be written."""
+"""Event files: what readers show after a resume, and files that vanish or cannot be written."""
 
 import re
 import resource
 import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import command, started
 from soak import steps_of_events
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboardX import SummaryWriter
 from test_resume import has_a_step, start, until
 from test_train import clock, events
 
-from engine.events import EventFile, forget_after
+from engine.events import EventFile
 from settings import UserError
 
 
 def test_events_that_cannot_be_written_are_one_line():
-    file = EventFile(Path("log/a"), "run")
+    file = EventFile(Path("log/a"))
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, former[1]))  # as on a full disk
     try:
@@ -30,27 +34,33 @@ def test_events_that_cannot_be_written_are_one_line():
     file.close()
 
 
-def test_events_after_the_clock_are_forgotten():
-    folder = Path("log")
-    for first, name in ((0, "mine"), (3, "mine"), (3, "other")):  # a resume, another run
-        file = EventFile(folder, name)
-        for step in range(first, first + 3):
-            file.scalars({"loss": step}, step)
+def test_readers_drop_what_a_killed_run_wrote_after_its_checkpoint(monkeypatch):
+    """Even where the clock was set back between the starts."""
+    folder, size = Path("log"), {"scalars": 0, "images": 0}
+    image = np.zeros((2, 2, 3), np.uint8)
+    with SummaryWriter(str(folder)) as writer:  # an older program's file, in the same folder
+        for step in range(3):
+            writer.add_scalar("loss", -1.0, step)
+    for first, last, now in ((0, 5, 2e9), (3, 7, 1e9), (6, 9, 100.0), (6, 8, 3e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        file = EventFile(folder, purge_step=first)
+        for step in range(first, last + 1):
+            file.scalars({"loss": first + step / 10}, step)
+            file.image("picture", image, step)
         file.close()
-    steps = lambda: steps_of_events(folder)["loss"]  # noqa: E731
-    forget_after(folder, "mine", 5)
-    assert steps() == [0, 1, 2, 3, 4, 5, 3, 4, 5]
-    last = sorted(folder.glob("*.mine"))[-1]
-    last.write_bytes(last.read_bytes()[:-5])  # killed within a write
-    forget_after(folder, "mine", 5)
-    assert steps() == [0, 1, 2, 3, 4, 3, 4, 5]
-    forget_after(folder, "mine", 1)
-    assert steps() == [0, 1, 3, 4, 5]
-    forget_after(Path("nowhere"), "mine", 1)
+        file.path.write_bytes(file.path.read_bytes()[:-5])  # killed within a write
+        reader = EventAccumulator(str(folder), size_guidance=size)
+        reader.Reload()
+        shown = [(event.step, round(event.value, 1)) for event in reader.Scalars("loss")]
+        assert [step for step, _ in shown] == list(range(last + 1))
+        assert [event.step for event in reader.Images("picture")] == list(range(last))
+        assert [value for _, value in shown[first:]] == pytest.approx(
+            [first + step / 10 for step in range(first, last + 1)]
+        )
 
 
 def test_an_event_folder_that_is_removed_is_made_anew(capsys):
-    file = EventFile(Path("log/a"), "run")
+    file = EventFile(Path("log/a"))
     file.scalars({"loss": 1.0}, 0)
     file.path.unlink()
     file.path.parent.rmdir()
@@ -75,16 +85,14 @@ def test_the_record_of_a_run_and_what_is_watched(run, pairs):
 
 def test_runs_that_begin_at_once_in_one_log_folder_have_a_file_each():
     def begin(number: int) -> Path:
-        file = EventFile(Path("log/a"), f"run{number}")
+        file = EventFile(Path("log/a"))
         file.scalars({"loss": number}, 0)
         file.close()
         return file.path
 
     with ThreadPoolExecutor(16) as pool:
         paths = list(pool.map(begin, range(160)))
-    for number, path in enumerate(paths):
-        assert path.suffix == f".run{number}"
-        assert path.stat().st_size > 60
+    assert all(path.stat().st_size > 60 for path in paths)
     assert sorted(paths) == sorted(Path("log/a").glob("events*"))
 
 

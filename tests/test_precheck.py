@@ -11,7 +11,7 @@ from PIL import Image
 from test_train import SMALL
 
 from engine import precheck
-from engine.training_run import changes
+from engine.training_run import find_changes
 from media import image_file, inspection, lists
 from media.pictures import read_image
 from settings import Settings, UserError
@@ -126,6 +126,6 @@ def test_64_pairs_are_looked_at_whole(run, tmp_path, capsys):
 def test_crops_and_mirroring_are_of_the_recipe_and_older_checkpoints_had_the_defaults():
     old = dataclasses.asdict(Settings("train"))
     del old["crop"], old["flip"]
-    assert changes(old, Settings("train")) == []
-    found = changes(old, Settings("train", crop="native", flip=True))
+    assert find_changes(old, Settings("train")) == []
+    found = find_changes(old, Settings("train", crop="native", flip=True))
     assert found == ["--crop is native, was recipe", "--flip is True, was False"]

@@ -15,7 +15,6 @@ import pytest
 from conftest import ROOT, write_pairs
 
 from engine import checkpoint
-from engine.events import EventFile, forget_after
 from media.lists import read_list
 from media.pictures import read_image, read_picture
 from settings import UserError, one_line
@@ -69,7 +68,6 @@ def test_what_is_no_regular_file_is_refused(pipe):
         read_picture,
         lambda path: read_list(str(path)),
         lambda path: lock_file(path, "taken"),
-        lambda path: forget_after(path.parent, "run", 3),
     ],
 )
 def test_readers_tell_of_a_pipe(read, pipe):
@@ -77,13 +75,6 @@ def test_readers_tell_of_a_pipe(read, pipe):
     pipe.rename(path)
     with pytest.raises(UserError, match=rf"{path}.*not a regular file"):
         read(path)
-
-
-def test_an_event_file_that_becomes_a_pipe_holds_nothing_up(pipe):
-    file = EventFile(Path("log"), "run")
-    pipe.replace(file.path)
-    file.sync()
-    file.close()
 
 
 @pytest.mark.parametrize(

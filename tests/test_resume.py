@@ -13,7 +13,7 @@ from soak import soak, steps_of_events
 from test_train import SMALL, clock, events, weights
 
 from engine import training_loop
-from engine.training_run import TrainingRun, changes
+from engine.training_run import TrainingRun, find_changes
 from settings import Settings, UserError
 from system import files
 
@@ -137,7 +137,7 @@ def test_what_of_the_settings_is_the_recipe():
         "patch_size": 8, "crop_area_min": 0.5, "crop_aspect_max": 1.5, "precision": "bf16",
         "direction_attention": True, "mask_threshold": 9,
     }  # fmt: skip
-    found = changes(vars(Settings("train")), Settings("train", **changed))
+    found = find_changes(vars(Settings("train")), Settings("train", **changed))
     assert len(found) == len(changed)
     free = {
         "num_workers": 5,
@@ -146,13 +146,13 @@ def test_what_of_the_settings_is_the_recipe():
         "accumulate_steps": 4,
         "compile": True,
     }
-    assert changes(vars(Settings("train")), Settings("train", **free)) == []
-    assert changes({}, Settings("train", **changed)) == []
+    assert find_changes(vars(Settings("train")), Settings("train", **free)) == []
+    assert find_changes({}, Settings("train", **changed)) == []
     # An older checkpoint lacks a setting: it was trained as the default does.
     older = vars(Settings("train")) | {}
     del older["mask_threshold"]
-    assert changes(older, Settings("train")) == []
-    found = changes(older, Settings("train", mask_threshold=9))
+    assert find_changes(older, Settings("train")) == []
+    found = find_changes(older, Settings("train", mask_threshold=9))
     assert found == ["--mask-threshold is 9, was 0"]
 
 
@@ -258,15 +258,6 @@ def test_a_signal_from_the_scheduler_needs_no_more_than_a_step(pairs):
         assert "(SIGTERM)" in out
 
 
-def test_damaged_best_is_named(run, pairs):
-    run(*start(pairs, "--num-steps", 1))
-    content = torch.load("model/latest", weights_only=True)
-    torch.save({**content, "best": 3}, "model/latest")
-    status, _, err = run(*start(pairs, "--num-steps", 2))
-    assert status == 2
-    assert "model/latest: 'best' is 3; expected a score" in err
-
-
 def test_a_file_in_the_way_of_the_lock_is_named(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         files.lock_file(tmp_path / "nowhere" / "x", "taken")
@@ -277,10 +268,9 @@ def test_a_clock_moved_back_and_a_crowded_folder_change_nothing(run, pairs, monk
     for number in range(10_000):
         (Path("model") / f"step_{number:05}").touch()
     monkeypatch.setattr(time, "time", lambda: 1e9)
-    monkeypatch.setattr(time, "time_ns", lambda: 10**18)
     assert run(*start(pairs, "--num-steps", 4))[0] == 0
     found = steps_of_events(Path("logdir/train_derain"))["loss/total"]
-    assert sorted(found) == [0, 1, 2, 3]
+    assert found == [0, 1, 2, 3]
     assert clock("model/latest") == 3
     status, _, err = run("-a", "test", "-m", "nothing", "--test-list", pairs)
     assert status == 2

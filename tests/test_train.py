@@ -3,17 +3,15 @@
 import math
 import os
 import signal
-import struct
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, command, golden, started, write_pairs
-from tensorboardX.proto.event_pb2 import Event
+from soak import read_events
 from test_model import recipe_weights
 
 import dataset
@@ -89,19 +87,8 @@ def test_learning_rate_is_a_function_of_the_step_alone():
 
 
 def events(folder: str) -> dict[str, dict[int, object]]:
-    """Tag -> step -> value (scalars) or image bytes, of every event file in a folder."""
-    found: dict[str, dict[int, object]] = defaultdict(dict)
-    for path in sorted(Path(folder).glob("events*")):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-            for value in event.summary.value:
-                is_image = value.HasField("image")
-                content = value.image.encoded_image_string if is_image else value.simple_value
-                found[value.tag][event.step] = content
-    return found
+    """Tag -> step -> value (scalars) or image bytes, as readers show the files of a folder."""
+    return {tag: dict(items) for tag, items in read_events(Path(folder)).items() if items}
 
 
 def weights(path: str) -> list[torch.Tensor]:
