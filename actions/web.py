@@ -193,7 +193,7 @@ class Bench:
         shown = {"before": before, "after": after, "attention": heat_map(mask)}
         places = {name: folder / "shown" / f"{name}.png" for name in shown}
         for name, image in shown.items():
-            write_atomically(places[name], encode_png(image, name), lasting=False)
+            write_atomically(places[name], encode_png(image, name), durable=False)
         size, seconds = f"{before.shape[1]}x{before.shape[0]}", time.monotonic() - start
         by = f"{model}, {views} views," if views > 1 else model
         notes.insert(0, f"{source.name}: {size} pixels, by {by} in {seconds:.1f} s")
@@ -218,7 +218,7 @@ class Bench:
         found = derainer.derained(picture.colour, str(job.source), tick)
         after = finished(picture, found)
         note = derainer.tile_note(picture.colour)
-        write_atomically(job.target, encode_picture(job.target, after), lasting=False)
+        write_atomically(job.target, encode_picture(job.target, after), durable=False)
         return (picture.preview(), after.preview(), found.mask), [note] * bool(note)
 
     def _derain_video(

@@ -75,7 +75,7 @@ def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
     """
     base = rng.uniform(30, 220) + rng.normal(0, 20, 3)  # colours of one scene keep together
     spread = rng.uniform(10, 70)
-    canvas = np.empty((height, width, 3), np.float32)
+    canvas: np.ndarray = np.empty((height, width, 3), np.float32)
     canvas[:] = base
     smallest, largest = rng.uniform(2, 12), float(max(height, width))
     for _ in range(LEAVES):
@@ -265,7 +265,9 @@ def fibres(canvas: np.ndarray, rng: Rng) -> None:
     """Wood, bark, cloth, stained walls: noise that is drawn out, mostly upright."""
     side = canvas.shape[0]
     thin, long = log_uniform(rng, 0.5, 4), log_uniform(rng, 3, 40)
-    noise = cv2.GaussianBlur(rng.normal(0, 1, (side, side)), (0, 0), sigmaX=thin, sigmaY=long)
+    noise: np.ndarray = cv2.GaussianBlur(
+        rng.normal(0, 1, (side, side)), (0, 0), sigmaX=thin, sigmaY=long
+    )
     noise /= noise.std() + 1e-6
     if rng.random() < 0.15:  # a few bright lines rather than as many dark ones
         noise = np.maximum(noise, 0) ** 2

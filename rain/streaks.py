@@ -154,7 +154,7 @@ def streaks(height: int, width: int, rain: Rain, rng: np.random.Generator) -> np
             start, end = subpixels([x - dx, y - dy]), subpixels([x + dx, y + dy])
             cv2.line(layer, start.tolist(), end.tolist(), strength, rain.width, cv2.LINE_AA,
                      SUBPIXEL)  # fmt: skip
-    added = layer.astype(np.float32)
+    added: np.ndarray = layer.astype(np.float32)
     if rain.blur > 0:
         added = cv2.GaussianBlur(added, (0, 0), rain.blur)
     if rain.uneven > 0:
@@ -171,9 +171,10 @@ def add_rain(clean: np.ndarray, rain: list[Rain], rng: np.random.Generator) -> n
     """
     if clean.dtype != np.uint8 or clean.ndim != 3 or clean.shape[2] != 3:
         raise ValueError(f"add_rain: expected (H,W,3) uint8, got {clean.shape} {clean.dtype}")
+    height, width = clean.shape[:2]
     added = np.zeros(clean.shape, np.float32)
     for look in rain:
-        light = streaks(*clean.shape[:2], look, rng)[..., None]
+        light = streaks(height, width, look, rng)[..., None]
         added += light * (1 - look.cover / 255 * clean)
     return np.minimum(clean + np.rint(added).astype(np.int32), 255).astype(np.uint8)
 

@@ -190,7 +190,7 @@ def _random_patch(photographs: list[np.ndarray], side: int, rng: np.random.Gener
     top, left = (rng.integers(length - reach + 1) for length in image.shape[:2])
     patch = _scaled(image[top : top + reach, left : left + reach], scale)[:side, :side]
     if rng.random() < 0.5:
-        patch = np.rot90(patch, rng.integers(1, 4))
+        patch = np.rot90(patch, int(rng.integers(1, 4)))
     if rng.random() < 0.5:
         patch = patch[:, ::-1]
     if rng.random() < 0.25:
@@ -205,7 +205,8 @@ def _compressed(
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(55, 96))]
 
     def traces(image: np.ndarray) -> np.ndarray:
-        return cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        decoded = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        return np.asarray(decoded)
 
     rained = (rainy != clean).any(2, keepdims=True)
     target = traces(clean)
@@ -249,7 +250,7 @@ def _rounded(image: np.ndarray) -> np.ndarray:
 
 def _write_picture(path: Path, image: np.ndarray) -> Path:
     # Not by OpenCV, which knows no names but UTF-8.
-    write_atomically(path, cv2.imencode(".png", image)[1].tobytes(), lasting=False)
+    write_atomically(path, cv2.imencode(".png", image)[1].tobytes(), durable=False)
     return path
 
 

@@ -63,7 +63,7 @@ def _write_copy(folder: Path, index: int, kind: str, image: np.ndarray, exact: b
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:
-    write_atomically(folder / FOLDER / name, data, lasting=False)
+    write_atomically(folder / FOLDER / name, data, durable=False)
 
 
 def _reduced(image: np.ndarray, side: int) -> np.ndarray:

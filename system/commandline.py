@@ -124,11 +124,11 @@ def build_parser(action: str | None) -> Parser:
         serves = f.metadata["serves"]
         if f.name == "action":
             add_option(common, f, "")
-        elif action in serves:
-            add_option(groups[action], f, action)
         elif action is None:
             group = serves[0] if len(serves) == 1 else ""
             add_option(groups[group], f, group)
+        elif action in serves:
+            add_option(groups[action], f, action)
     return parser
 
 

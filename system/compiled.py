@@ -1,38 +1,43 @@
-"""Numba, with the compiled code kept on disk wherever that can be written.
+"""Numba, with the compiled code kept on disk if that can be written.
 
-OpenMP's pool stays awake for a moment after a launch, as torch's does, and so loses less between
-two scans than Numba's own, which sleeps at once. It must then have no more threads than there are
-cores for it, idle ones included: see limit_pool.
+OpenMP's pool stays awake for a moment after a launch, as torch's does, and so loses less time
+between two scans than Numba's own, which sleeps at once. It must then have no more threads, idle
+ones included, than there are cores for it: see limit_pool.
 """
 
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable)
 
 
 def limit_pool(count: int) -> None:
-    """Let Numba's pool have that many threads, where it is not made yet and nobody has said."""
+    """Limit the threads of Numba's pool, if Numba is not imported yet and no user has set it."""
     if "numba" not in sys.modules:
         os.environ.setdefault("NUMBA_NUM_THREADS", str(count))
 
 
 def use_threads(count: int) -> None:
-    """Let compiled code run on that many threads, or on as many as there are in its pool."""
+    """Let compiled code run on that many threads, or on as many as its pool has."""
     import numba
 
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    config: Any = numba.config  # which its types do not know
+    numba.set_num_threads(min(count, config.NUMBA_NUM_THREADS))
 
 
-def compiled(**options: bool) -> Callable[[Callable], Callable]:
+def compiled(**options: Any) -> Callable[[F], F]:
     """A decorator: numba.njit without the interpreter's lock, kept on disk between runs."""
     import numba
 
-    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
+    config: Any = numba.config
+    config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: F) -> F:
         try:
             return numba.njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # no folder to keep the compiled code in can be written
+        except RuntimeError:  # no folder for the compiled code can be written
             return numba.njit(nogil=True, **options)(function)
 
     return decorate

@@ -10,61 +10,61 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from settings import UserError
 from system.reading import open_regular
+from system.text import first_few
 
-UNFINISHED = ".writing-"  # how the name of an unfinished file begins
+TEMP_PREFIX = ".writing-"  # of unfinished files
 
 
-def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     """Put data into path, which holds either its old content or all of the new at any instant.
 
     Args:
-        lasting: outlast a power failure, which takes a moment a file.
+        durable: survive a power failure, which takes a moment for each file.
 
     Raises:
         UserError: the file cannot be written; path is as it was, and nothing unfinished is left.
     """
-    unfinished = None
+    temporary = None
     try:
-        unfinished = create_temp_beside(path)
-        with open(unfinished, "wb") as file:
+        temporary = create_temp_beside(path)
+        with open(temporary, "wb") as file:
             file.write(data)
-            if lasting:
+            if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        os.replace(temporary, path)
     except OSError as error:
-        if unfinished is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    except BaseException:
-        if unfinished is not None:
+    finally:
+        if temporary is not None:
             with contextlib.suppress(OSError):
-                os.unlink(unfinished)
-        raise
-    if lasting:
-        _sync_folder(path.parent)
+                os.unlink(temporary)
+    if durable:
+        with contextlib.suppress(OSError):  # as on Windows, where a folder cannot be opened
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def create_temp_beside(path: Path, suffix: str = "") -> Path:
-    """Make an empty file beside path, in which its content can be written before it is renamed.
-
-    Its name is its own: no other process comes upon it, nor is anything there overwritten.
+    """Create an empty file of a new name beside path, to be written and then renamed to it.
 
     Args:
         suffix: how the name must end.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        # Not the whole of a long name: with more to it, it could be too long.
-        name = f"{UNFINISHED}{path.name[:40]}-{secrets.token_hex(8)}{suffix}"
+        # The whole of a long name could be too long with what is added to it.
+        name = f"{TEMP_PREFIX}{path.name[:40]}-{secrets.token_hex(8)}{suffix}"
         with contextlib.suppress(FileExistsError), open(path.with_name(name), "xb"):
             return path.with_name(name)
 
@@ -75,7 +75,7 @@ def format_path(path: Path) -> str:
 
 
 def require_writable(folder: Path) -> None:
-    """Make folder where it is missing, and try a file in it. Raises UserError."""
+    """Create folder if it is missing, and try to write a file in it. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -85,89 +85,92 @@ def require_writable(folder: Path) -> None:
 
 
 def check_no_overlap(read: Iterable[Path], written: Iterable[Path], option: str) -> None:
-    """Refuse to write, or to remove, what is read, also where a link or another spelling names it.
+    """Check that no file to be written is one that is read, under any name or link.
 
     Args:
-        option: which one names what is written, for the message.
+        option: the option that names what is written, for the message.
 
     Raises:
-        UserError: one of `written` is there and is one of `read`.
+        UserError: a file of `written` exists and is one of `read`.
     """
-    files: dict[tuple[int, int], Path] = {}
+    sources: dict[tuple[int, int], Path] = {}
     for path in read:
-        with contextlib.suppress(OSError, ValueError):  # what is not there is told by its reader
-            found = path.stat()
-            files.setdefault((found.st_dev, found.st_ino), path)
+        with contextlib.suppress(OSError, ValueError):  # its reader reports a missing file
+            status = path.stat()
+            sources.setdefault((status.st_dev, status.st_ino), path)
     for path in written:
         with contextlib.suppress(OSError):
-            found = path.stat()
-            if source := files.get((found.st_dev, found.st_ino)):
-                same = "" if path == source else f", as {format_path(source)}"
+            status = path.stat()
+            if source := sources.get((status.st_dev, status.st_ino)):
+                alias = "" if path == source else f", as {format_path(source)}"
                 raise UserError(
-                    f"{option}: {format_path(path)} is an input{same}; expected another folder "
+                    f"{option}: {format_path(path)} is an input{alias}; expected another folder "
                     "or name"
                 )
 
 
 def check_still_there(written: list[Path], what: str, cure: str = "") -> None:
-    """Raise UserError where files that were written are gone: what is told as done is there.
+    """Raise UserError if files that were written have been removed meanwhile.
 
     Args:
-        what: what they are, and how to mend it, for the message.
+        what: what the files are, for the message.
+        cure: what to do about it, for the message.
     """
-    gone = [path for path in written if not path.exists()]
-    if gone:
-        names = ", ".join(map(format_path, gone[:3])) + (", ..." if len(gone) > 3 else "")
-        raise UserError(f"{len(gone)} of {len(written)} {what} were removed since: {names}{cure}")
+    missing = [path for path in written if not path.exists()]
+    if missing:
+        names = first_few(map(format_path, missing), 3)
+        raise UserError(
+            f"{len(missing)} of {len(written)} {what} were removed since: {names}{cure}"
+        )
 
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Be the only run that writes path, a file or a folder that is there, while this process lives.
+    """Let no other run write to path, a file or an existing folder, until this is left.
 
     Raises:
-        UserError: another one writes it.
+        UserError: another run writes to it.
     """
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    place = path / ".claimed" if path.is_dir() else path.with_name(f".claimed-{digest}")
+    lock_path = path / ".claimed" if path.is_dir() else path.with_name(f".claimed-{digest}")
     for _ in range(100):
-        file = lock_file(place, f"{format_path(path)}: another run is writing there")
-        # Whoever had it before may have removed it between its being opened and being locked.
+        file = lock_file(lock_path, f"{format_path(path)}: another run is writing there")
+        # The former owner may have removed the file after this process opened it.
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(file.fileno()), place.stat()):
+            if os.path.samestat(os.fstat(file.fileno()), lock_path.stat()):
                 break
         file.close()
     else:
-        raise UserError(f"{format_path(place)}: cannot be locked: it is removed again and again")
+        raise UserError(f"{format_path(lock_path)}: cannot be locked: it is removed repeatedly")
     try:
         yield
     finally:
         with contextlib.suppress(OSError):  # Windows removes no open file
-            place.unlink()
+            lock_path.unlink()
         file.close()
 
 
-def lock_file(path: Path, taken: str) -> BinaryIO:
-    """Lock path for this process, until the returned file is closed or the process ends, somehow.
+def lock_file(path: Path, taken: str) -> IO:
+    """Lock path for this process, until the returned file is closed or the process ends.
 
     Args:
-        taken: what a message says where another process holds it.
+        taken: the message if another process holds the lock.
 
     Raises:
-        UserError: another process holds it, or it cannot be made.
+        UserError: another process holds the lock, or the file cannot be created.
     """
     try:
         file = open_regular(path, "a+b")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    import portalocker  # here, as all else in this file needs Python alone
+    import portalocker  # the rest of this file needs Python alone
     from portalocker import portalocker as lockers
 
-    # Not its default, flock, where there is a choice: the processes that load data would inherit
-    # that lock, and can outlive their parent. lockf's, and that of Windows, are a process's own.
-    take = lockers.LockfLocker().lock if hasattr(lockers, "LockfLocker") else portalocker.lock
+    # The default is flock, which the processes that load data would inherit, and they can outlive
+    # their parent. Locks of lockf and of Windows belong to one process.
+    lock = lockers.LockfLocker().lock if hasattr(lockers, "LockfLocker") else portalocker.lock
     try:
-        take(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
     except portalocker.LockException as error:
         file.close()
         if isinstance(error, portalocker.AlreadyLocked):
@@ -178,29 +181,19 @@ def lock_file(path: Path, taken: str) -> BinaryIO:
 
 
 def remove_unfinished_of(targets: Iterable[Path]) -> None:
-    """Remove what a killed process left unfinished of files that are written now."""
+    """Remove what a killed process left unfinished of these files."""
     names: dict[Path, set[str]] = {}
     for target in targets:
         names.setdefault(target.parent, set()).add(target.name[:40])
-    for folder, own in names.items():
-        for unfinished in folder.glob(f"{UNFINISHED}*-*"):
-            if unfinished.name[len(UNFINISHED) :].rpartition("-")[0] in own:
+    for folder, prefixes in names.items():
+        for temporary in folder.glob(f"{TEMP_PREFIX}*-*"):
+            if temporary.name[len(TEMP_PREFIX) :].rpartition("-")[0] in prefixes:
                 with contextlib.suppress(OSError):
-                    unfinished.unlink()
+                    temporary.unlink()
 
 
-def remove_unfinished(folder: Path, names: str) -> None:
-    """Remove what a killed process left unfinished in folder, of files whose name fits `names`."""
-    for unfinished in folder.glob(f"{UNFINISHED}{names}-*"):
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Remove what a killed process left unfinished in folder, of names that match a pattern."""
+    for temporary in folder.glob(f"{TEMP_PREFIX}{pattern}-*"):
         with contextlib.suppress(OSError):
-            unfinished.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in folder last through a power loss, where the system can."""
-    with contextlib.suppress(OSError):  # as on Windows, where a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            temporary.unlink()

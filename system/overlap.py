@@ -1,42 +1,42 @@
-"""Work before and behind a loop: what feeds it and what finishes its results.
+"""Work beside a loop: loading its next items and finishing its results, in threads or processes.
 
-It is done in threads, or where Python has to do much of it, in processes. The loop itself stays in
-its own thread, and all is in order. What is held is bounded.
+The order of the items is kept, and the number of those that wait is bounded.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
-from typing import TypeVar
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 from settings import UserError
 from system import machine
 from system.interrupt import defer_signals, leave_signals_to_parent
 
-T, U = TypeVar("T"), TypeVar("U")
-SHARE = 1 / 8  # of the free memory
-MOST_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
+T = TypeVar("T")
+U = TypeVar("U")
+MEMORY_SHARE = 1 / 8  # of the free memory, for items that are finished at the same time
+MAX_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The items, of which one is made in a thread while the one before it is used.
+    """The items; a thread loads the next one while one is used.
 
-    What making an item raises, asking for that item raises. Close it to end the thread; the items'
-    own `close`, where there is one, is called too.
+    An exception of an item is raised when that item is asked for. Closing this iterator ends the
+    thread and closes the items, if they can be closed.
     """
-    done = object()
-    with _closing(items), _pool(1) as pool:
-        coming = pool.submit(next, items, done)
-        while (item := coming.result()) is not done:
-            coming = pool.submit(next, items, done)
+    end: Any = object()
+    with _close_at_end(items), _thread_pool(1) as pool:
+        future = pool.submit(next, items, end)
+        while (item := future.result()) is not end:
+            future = pool.submit(next, items, end)
             yield item
 
 
 def count_threads(sharing: int = 1) -> int:
-    """Threads for `behind`, where as many processes of this machine do the same."""
-    return max(1, min(MOST_THREADS, machine.count_cores() // sharing))
+    """Threads for map_threads, if `sharing` processes of this machine do the same."""
+    return max(1, min(MAX_THREADS, machine.count_cores() // sharing))
 
 
 def map_threads(
@@ -45,34 +45,32 @@ def map_threads(
     threads: int,
     needed: Callable[[T], int] = lambda _: 0,
 ) -> Iterator[U]:
-    """finish(item) of each item in turn, in threads, while the next items are made.
+    """finish(item) of each item in order, in threads, while the next items are loaded.
 
-    Where making an item or finishing one raises, the results of those before it come first.
+    If an item or finish raises, the results before it come first.
 
     Args:
-        threads: how many, and so how many items wait at most. With one, items are finished one
-            after the other, in order.
-        needed: bytes that finishing an item takes. Where several would take more than a SHARE of
-            what is free, the next item is made when all are finished.
+        threads: the number of threads, and of items that wait at most.
+        needed: bytes that finishing an item takes. If that of all threads is more than MEMORY_SHARE
+            of what is free, the next item is loaded when the others are finished.
     """
     source = iter(items)
-    with _closing(source), _pool(threads) as pool:
-        yield from _finished(source, finish, pool, threads, needed)
+    with _close_at_end(source), _thread_pool(threads) as pool:
+        yield from _map_pool(source, finish, pool, threads, needed)
 
 
 def map_processes(items: Iterable[T], work: Callable[[T], U], processes: int) -> Iterator[U]:
-    """work(item) of each item in turn, in that many processes.
+    """work(item) of each item in order, in that many processes.
 
     Args:
-        work: a function of a module. What it takes and returns goes through pipes: let an item be
-            worth the way.
+        work: a function of a module. Items are pickled: batch small ones.
 
     Raises:
         UserError: a process was killed.
     """
     pool = ProcessPoolExecutor(processes, initializer=leave_signals_to_parent)
     try:
-        yield from _finished(iter(items), work, pool, 2 * processes)
+        yield from _map_pool(iter(items), work, pool, 2 * processes)
     except BrokenProcessPool:
         raise UserError(
             "a process that reads images was killed; was there enough memory?"
@@ -81,15 +79,15 @@ def map_processes(items: Iterable[T], work: Callable[[T], U], processes: int) ->
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(
+def _map_pool(
     source: Iterator[T],
     finish: Callable[[T], U],
     pool: Executor,
-    most: int,
+    limit: int,
     needed: Callable[[T], int] = lambda _: 0,
 ) -> Iterator[U]:
-    """finish(item) of each item in turn, in the pool, in which at most that many wait."""
-    waiting: deque[Future[U]] = deque()
+    """finish(item) of each item in order, in a pool in which at most `limit` items wait."""
+    pending: deque[Future[U]] = deque()
     failure = None
     while True:
         try:
@@ -99,34 +97,29 @@ def _finished(
         except Exception as error:
             failure = error
             break
-        waiting.append(pool.submit(finish, item))
-        alone = needed(item) * most > machine.free_memory() * SHARE
+        pending.append(pool.submit(finish, item))
+        is_large = needed(item) * limit > machine.free_memory() * MEMORY_SHARE
         del item
-        while waiting and (alone or len(waiting) > most or waiting[0].done()):
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        while pending and (is_large or len(pending) > limit or pending[0].done()):
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
     if failure:
         raise failure
 
 
-@contextmanager
-def _closing(items: Iterator) -> Iterator[None]:
-    close = getattr(items, "close", None)
-    if close is None:
-        yield
-        return
-    with closing(items):
-        yield
+def _close_at_end(items: Any) -> AbstractContextManager:
+    """A context that closes the items when it is left, if they can be closed."""
+    return closing(items) if hasattr(items, "close") else nullcontext()
 
 
 @contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are ended when it is left; what has not begun by then never does."""
+def _thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end when it is left; work that has not begun by then is dropped."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="overlap")
     try:
         yield pool
     finally:
-        # What is under way must not go on beside what its owner does next, such as closing a file.
+        # Work in progress must end before the caller goes on, for example to close a file.
         with defer_signals():
             pool.shutdown(wait=True, cancel_futures=True)

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TextIO
+from typing import Any, TextIO
 
 import progressbar
 
@@ -90,7 +90,8 @@ class Progress:
         if self.bar:
             if self.bar.start_time is None:
                 self.bar.start()
-            self.bar.update(done, rate=rate, **{name: values[name] for name in self.names})
+            figures: dict[str, Any] = {name: values[name] for name in self.names}
+            self.bar.update(done, rate=rate, **figures)
         elif self._is_due(step, now):
             left = timedelta(seconds=round((self.last - done) / rate))
             figures = "".join(f"  {name} {values[name]:.4g}" for name in self.names)

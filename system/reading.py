@@ -1,4 +1,4 @@
-"""The one way in for files that are read: regular ones alone.
+"""Opening files to read: regular ones alone.
 
 A pipe would keep its reader waiting for ever, and a device may have no end. Needs Python alone, as
 files.py does.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 NOT_REGULAR = "not a regular file"
-AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # without it, opening a pipe waits for its other end
+NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a pipe waits for its other end
 
 
 def open_regular(path: str | Path, mode: str = "rb", encoding: str | None = None) -> IO:
@@ -20,7 +20,7 @@ def open_regular(path: str | Path, mode: str = "rb", encoding: str | None = None
     Raises:
         OSError: as `open` does, or path is a pipe, a device or a socket; strerror says so.
     """
-    return open(path, mode, encoding=encoding, opener=_open_at_once)
+    return open(path, mode, encoding=encoding, opener=_open_without_waiting)
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -29,9 +29,9 @@ def read_bytes(path: str | Path) -> bytes:
         return file.read()
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_without_waiting(path: str, flags: int) -> int:
     try:
-        handle = os.open(path, flags | AT_ONCE, 0o666)
+        handle = os.open(path, flags | NONBLOCK, 0o666)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket, or a pipe that nobody reads
             raise OSError(errno.EINVAL, NOT_REGULAR, path) from None

@@ -10,6 +10,6 @@ def format_count(number: int, noun: str) -> str:
 
 def first_few(names: Iterable[object], limit: int = 5) -> str:
     """The first names, and how many more there are: "a, b, and 7 more"."""
-    names = list(map(str, names))
-    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
-    return ", ".join(names[:limit] + more)
+    texts = list(map(str, names))
+    more = [f"and {len(texts) - limit} more"] if len(texts) > limit else []
+    return ", ".join(texts[:limit] + more)

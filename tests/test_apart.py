@@ -209,7 +209,7 @@ def test_a_list_of_patches_that_are_gone_is_not_written():
     files.check_still_there([Path("a.png")], "patches")
     with pytest.raises(UserError) as caught:
         files.check_still_there([Path(name) for name in ("a.png", "b", "c", "d", "e")], "patches")
-    assert str(caught.value) == "4 of 5 patches were removed since: b, c, d, ..."
+    assert str(caught.value) == "4 of 5 patches were removed since: b, c, d, and 1 more"
 
 
 # An output that is none
