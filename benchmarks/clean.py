@@ -87,8 +87,8 @@ def compare(turns: int) -> None:
           f"{slow / best:.0f} times faster")  # fmt: skip
 
 
-class OpenCvSource:
-    """What Video needs of a Source, by OpenCV's own reader of videos."""
+class OpenCvReader:
+    """What Video needs of a VideoReader, by OpenCV's own reader of videos."""
 
     notes, incomplete = (), False
 
@@ -112,8 +112,8 @@ class OpenCvSource:
 
 
 class OpenCvVideo(Video):
-    def _source(self, frames: int) -> OpenCvSource:
-        return OpenCvSource(self.path, self.start, frames)
+    def _open_reader(self, frames: int) -> OpenCvReader:
+        return OpenCvReader(self.path, self.start, frames)
 
 
 READERS = {"ours": Video, "OpenCV": OpenCvVideo}

@@ -3,45 +3,42 @@
 Rain covers a pixel in a few frames only, and brightens it. The value that a pixel shows most often,
 the mode of its luminance over time, is therefore free of rain, and it lies somewhere in the sorted
 values. Each pixel votes for the percentiles at which its own mode lies; the clean image takes the
-winning percentile of every pixel and channel. Frames are (T,H,W,3) uint8 RGB throughout.
+winning percentile of every pixel and channel. The method in four steps, each a function below:
+luminance, percentile_votes, mode_percentile, clean_image. Frames are (T,H,W,3) uint8 RGB.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
+import cv2
 import numpy as np
 
 from rain.frames import Tick, Video, read_video
 from system.compiled import compiled
 from system.machine import count_cores
 
-__all__ = [
-    "Clean",
-    "clean_image",
-    "luminance",
-    "mode_percentile",
-    "percentile_votes",
-    "read_video",
-]
+__all__ = ["clean_image", "luminance", "mode_percentile", "percentile_votes", "read_video"]
 
-ROWS = 8  # rows that a thread works on at a time
-PIXELS = 32  # pixels whose values are counted together: their counts fit into the nearest cache
-BLOCK = 64  # neighbouring values selected from together, in vector instructions
-MOST_FRAMES = 65535  # counted in 16 bits
+Result = TypeVar("Result")
+ROWS = 8  # that a thread works on at a time
+PIXELS = 32  # whose histograms are counted together: they fit into the nearest cache
+BLOCK = 256  # neighbouring values selected from together, in vector instructions
+MAX_FRAMES = 65535  # counted in 16 bits
 MODE_MARGIN = 2  # grey levels round the mode that count for it when its strength is judged
 WEAK_MODE = 0.25  # share of frames within the margin below which a mode is weak
 
 
 @dataclass(frozen=True)
-class Clean:
+class CleanImage:
     """A clean image and what speaks for or against it.
 
     Attributes:
         image: (H,W,3) uint8 RGB.
         percentile: the one taken, 0..100.
-        frames: how many frames it was made from.
+        frames: how many frames it was computed from.
         residual_rain: mean over frames, pixels and channels of max(frame - image, 0), grey levels.
         ghosting: share, 0..1, of pixels whose mode is weak: fewer than a quarter of the frames lie
             within 2 grey levels of it. Something other than rain moved there.
@@ -54,152 +51,6 @@ class Clean:
     ghosting: float
 
 
-@compiled()
-def _luminance(rgb, top, released, luma):
-    frames, rows, width = luma.shape
-    exact = np.empty(width)
-    for t in range(frames):
-        for row in range(rows):
-            line, out = rgb[t, top + row].reshape(3 * width), luma[t, row]
-            # Two loops of one kind of work each become vector instructions, one of both does not.
-            for i in range(width):
-                exact[i] = 0.299 * line[3 * i] + 0.587 * line[3 * i + 1] + 0.114 * line[3 * i + 2]
-            if released:
-                exact[1:] += 128
-            for i in range(width):
-                out[i] = np.int32(exact[i])
-
-
-@compiled()
-def _vote(luma, low, high, margin, needed, votes):
-    """Add each pixel's vote to votes (102,), as differences; return how many modes are weak."""
-    frames, rows, width = luma.shape
-    counts = np.empty((PIXELS, 256), np.uint16)
-    least, most = np.empty(PIXELS, np.uint8), np.empty(PIXELS, np.uint8)
-    weak = 0
-    for row in range(rows):
-        for left in range(0, width, PIXELS):
-            size = min(PIXELS, width - left)
-            counts[:] = 0
-            least[:] = 255
-            most[:] = 0
-            for t in range(frames):
-                now = luma[t, row, left : left + size]
-                for i in range(size):
-                    counts[i, now[i]] += 1
-                for i in range(size):
-                    least[i] = min(least[i], now[i])
-                    most[i] = max(most[i], now[i])
-            for i in range(size):
-                own = counts[i]
-                mode, peak, first, before = 0, 0, 0, 0
-                for value in range(least[i], most[i] + 1):
-                    count = own[value]
-                    if count > peak:  # of several modes the smallest stays
-                        mode, peak, first = value, count, before
-                    before += count
-                begin, end = low[first], high[first + peak - 1]
-                if begin <= end:
-                    votes[begin] += 1
-                    votes[end + 1] -= 1
-                near = 0
-                for value in range(max(0, mode - margin), min(256, mode + margin + 1)):
-                    near += own[value]
-                if near < needed:
-                    weak += 1
-    return weak
-
-
-@compiled()
-def _select(values, top, bottom, k, between, image):
-    """Write percentiles of values (T,rows,n) into image (rows,n); return the sum above them.
-
-    The k-th smallest value is found bit by bit, from the highest: it has the bit if no more than
-    k values lie below the number so far with it. Counting runs over BLOCK values at once, in
-    loops that the compiler turns into vector instructions.
-    `between` gives the result from the k-th and the following value.
-    """
-    frames, _, width = values.shape
-    # Four frames are compared at a time; 255, which fills up, is below nothing.
-    padded = (frames + 3) // 4 * 4
-    window = np.full((padded, (width + BLOCK - 1) // BLOCK * BLOCK), 255, np.uint8)
-    found, trial = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
-    following = np.empty(BLOCK, np.uint8)
-    count = np.empty(BLOCK, np.uint16)
-    above = np.empty(BLOCK, np.uint32)
-    total = 0
-    for row in range(top, bottom):
-        for t in range(frames):  # a row at a time: frames are far apart in memory
-            window[t, :width] = values[t, row]
-        for left in range(0, width, BLOCK):
-            size = min(BLOCK, width - left)
-            found[:] = 0
-            for shift in range(7, -1, -1):
-                count[:] = 0
-                for i in range(BLOCK):
-                    trial[i] = found[i] | (1 << shift)
-                for t in range(0, padded, 4):
-                    four = window[t : t + 4, left : left + BLOCK]
-                    a, b, c, d = four[0], four[1], four[2], four[3]
-                    for i in range(BLOCK):
-                        x = trial[i]
-                        count[i] += np.uint8(a[i] < x) + (b[i] < x) + (c[i] < x) + (d[i] < x)
-                for i in range(BLOCK):
-                    if count[i] <= k:
-                        found[i] = trial[i]
-            count[:] = 0
-            following[:] = 255
-            for t in range(frames):
-                now = window[t, left : left + BLOCK]
-                for i in range(BLOCK):
-                    value = now[i]
-                    count[i] += value <= found[i]
-                    following[i] = min(following[i], value if value > found[i] else np.uint8(255))
-            above[:] = 0
-            for i in range(size):
-                upper = found[i] if count[i] > k + 1 else following[i]
-                found[i] = between[found[i], upper]
-                image[row, left + i] = found[i]
-            for t in range(frames):
-                now = window[t, left : left + BLOCK]
-                for i in range(BLOCK):
-                    above[i] += np.uint8(max(now[i], found[i]) - found[i])
-            for i in range(size):
-                total += above[i]
-    return total
-
-
-def _in_threads(work: Callable[[int, int], object], rows: int, tick: Tick) -> list:
-    """work(top, bottom) over all rows, a few at a time, on all cores; results in order."""
-    results = []
-    with ThreadPoolExecutor(count_cores()) as pool:
-        tops = range(0, rows, ROWS)
-        bottoms = [min(top + ROWS, rows) for top in tops]
-        for top, bottom, result in zip(tops, bottoms, pool.map(work, tops, bottoms), strict=True):
-            results.append(result)
-            tick(bottom - top)
-    return results
-
-
-def _position_percents(frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each position in the sorted values: least percentile not below it, most not above."""
-    percent = np.arange(frames) / frames * 100  # double precision, in this order of operations
-    return np.ceil(percent).astype(np.int64), np.floor(percent).astype(np.int64)
-
-
-def _totals(differences: np.ndarray) -> np.ndarray:
-    return np.cumsum(differences)[:101]
-
-
-def _check(array: np.ndarray, name: str, shape: str, channels: bool) -> None:
-    right = array.ndim == (4 if channels else 3) and (not channels or array.shape[3] == 3)
-    if array.dtype != np.uint8 or not right or array.size == 0 or len(array) > MOST_FRAMES:
-        raise ValueError(
-            f"{name}: expected {shape} uint8, T at most {MOST_FRAMES}, got {array.shape} "
-            f"{array.dtype}"
-        )
-
-
 def luminance(frames_rgb: np.ndarray, released: bool = False) -> np.ndarray:
     """Y = 0.299 R + 0.587 G + 0.114 B, truncated: (T,H,W,3) uint8 -> (T,H,W) uint8.
 
@@ -207,9 +58,9 @@ def luminance(frames_rgb: np.ndarray, released: bool = False) -> np.ndarray:
         released: as the published notebook computes it: all but the first column plus 128, modulo
             256.
     """
-    _check(frames_rgb, "luminance", "(T,H,W,3)", channels=True)
+    check_frames(frames_rgb, "luminance", (3,))
     luma = np.empty(frames_rgb.shape[:3], np.uint8)
-    _luminance(np.ascontiguousarray(frames_rgb), 0, released, luma)
+    compute_luminance(np.ascontiguousarray(frames_rgb), 0, released, luma)
     return luma
 
 
@@ -222,10 +73,9 @@ def percentile_votes(luma: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: luma is not (T,H,W) uint8, or empty.
     """
-    _check(luma, "percentile_votes", "(T,H,W)", channels=False)
-    votes = np.zeros(102, np.int64)
-    _vote(np.ascontiguousarray(luma), *_position_percents(len(luma)), MODE_MARGIN, 0.0, votes)
-    return _totals(votes)
+    check_frames(luma, "percentile_votes", ())
+    votes, _ = count_votes(np.ascontiguousarray(luma))
+    return votes
 
 
 def mode_percentile(luma: np.ndarray) -> int:
@@ -238,8 +88,8 @@ def clean_image(
     percentile: float | None = None,
     released_luma: bool = False,
     frames: int | None = None,
-    tick: Tick | None = None,
-) -> Clean:
+    tick: Tick = lambda _: None,
+) -> CleanImage:
     """The clean image of a rain video.
 
     Args:
@@ -256,70 +106,197 @@ def clean_image(
         raise ValueError(f"clean_image: percentile must be 0..100, got {percentile}")
     count, height, width, _ = frames_rgb.shape
     count = min(count, frames or count)
-    tick = tick or (lambda _: None)
-    votes, weak = _votes(frames_rgb, count, released_luma, tick)
+
+    def iterate_bands() -> Iterable[tuple[int, np.ndarray]]:
+        if isinstance(frames_rgb, Video):
+            return frames_rgb.bands(count)
+        check_frames(frames_rgb, "clean_image", (3,))
+        return [(0, np.ascontiguousarray(frames_rgb[:count]))]
+
+    votes, weak_modes = np.zeros(101, np.int64), 0
+    for _, band in iterate_bands():
+        rows = band.shape[1]
+        for row_votes, row_weak_modes in map_rows(partial(vote_rows, band, released_luma), rows):
+            votes += row_votes
+            weak_modes += row_weak_modes
+        tick(rows)
     if percentile is None:
         percentile = int(np.argmax(votes))
-    image, above = _percentile_image(frames_rgb, count, percentile, tick)
-    return Clean(image, percentile, count, above / (count * image.size), weak / (height * width))
-
-
-def _bands(source: np.ndarray | Video, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    if isinstance(source, Video):
-        yield from source.bands(count)
-    else:
-        _check(source, "clean_image", "(T,H,W,3)", channels=True)
-        yield 0, np.ascontiguousarray(source[:count])
-
-
-def _votes(
-    source: np.ndarray | Video, count: int, released: bool, tick: Tick
-) -> tuple[np.ndarray, int]:
-    """All pixels' votes (101,), and how many pixels have a weak mode."""
-    low, high = _position_percents(count)
-
-    def vote(band: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray, int]:
-        votes = np.zeros(102, np.int64)
-        luma = np.empty((count, bottom - top, band.shape[2]), np.uint8)
-        _luminance(band, top, released, luma)
-        return votes, _vote(luma, low, high, MODE_MARGIN, WEAK_MODE * count, votes)
-
-    votes, weak = np.zeros(102, np.int64), 0
-    for _, band in _bands(source, count):
-        for own, few in _in_threads(partial(vote, band), band.shape[1], tick):
-            votes += own
-            weak += few
-    return _totals(votes), weak
-
-
-def _percentile_image(
-    source: np.ndarray | Video, count: int, percentile: float, tick: Tick
-) -> tuple[np.ndarray, int]:
-    """np.percentile over time, truncated to uint8, and the sum of what frames have above it."""
-    _, height, width, _ = source.shape
-    image, above = np.empty((height, width, 3), np.uint8), 0
-    k, between = _interpolation(count, percentile)
-
-    def select(values: np.ndarray, place: np.ndarray, top: int, bottom: int) -> int:
-        return _select(values, top, bottom, k, between, place)
-
-    for top, band in _bands(source, count):
+    rank, table = interpolate_percentile(count, percentile)
+    image, excess = np.empty((height, width * 3), np.uint8), 0.0
+    for top, band in iterate_bands():
         rows = band.shape[1]
         values = band.reshape(count, rows, width * 3)
-        place = image[top : top + rows].reshape(rows, width * 3)
-        above += sum(_in_threads(partial(select, values, place), rows, tick))
-    return image, above
+        target = image[top : top + rows]
+        excess += sum(map_rows(partial(select_rows, values, rank, table, target), rows))
+        tick(rows)
+    residual_rain, ghosting = excess / (count * image.size), weak_modes / (height * width)
+    return CleanImage(image.reshape(height, width, 3), percentile, count, residual_rain, ghosting)
 
 
-def _interpolation(frames: int, percentile: float) -> tuple[int, np.ndarray]:
-    """Position k of a percentile, and its value, truncated, from those at k and at k+1.
+def check_frames(array: np.ndarray, name: str, channels: tuple[int, ...]) -> None:
+    """Raises ValueError, naming the caller, unless array is (T,H,W,*channels) uint8."""
+    right = array.dtype == np.uint8 and array.ndim == 3 + len(channels) and array.size
+    if not right or array.shape[3:] != channels or len(array) > MAX_FRAMES:
+        raise ValueError(
+            f"{name}: expected (T,H,W{',3' if channels else ''}) uint8, T at most {MAX_FRAMES}, "
+            f"got {array.shape} {array.dtype}"
+        )
 
-    The table (256,256) holds what np.percentile gives for each pair, by the same arithmetic.
+
+def map_rows(work: Callable[[int, int], Result], rows: int) -> list[Result]:
+    """work(top, bottom) over all rows, a few at a time, on all cores; results in order."""
+    tops = range(0, rows, ROWS)
+    with ThreadPoolExecutor(count_cores()) as pool:
+        return list(pool.map(work, tops, [min(top + ROWS, rows) for top in tops]))
+
+
+def vote_rows(
+    frames_rgb: np.ndarray, released: bool, top: int, bottom: int
+) -> tuple[np.ndarray, int]:
+    """count_votes of the rows top..bottom-1 of (T,H,W,3)."""
+    luma = np.empty((len(frames_rgb), bottom - top, frames_rgb.shape[2]), np.uint8)
+    compute_luminance(frames_rgb, top, released, luma)
+    return count_votes(luma)
+
+
+def select_rows(
+    values: np.ndarray, rank: int, table: np.ndarray, image: np.ndarray, top: int, bottom: int
+) -> float:
+    """Fill rows top..bottom-1 of image (H,n); returns the sum of what values (T,H,n) exceed it."""
+    select_values(values, rank, table, image, top, bottom)
+    clean = image[top:bottom]
+    return sum(cv2.norm(cv2.subtract(frame[top:bottom], clean), cv2.NORM_L1) for frame in values)
+
+
+@compiled()
+def compute_luminance(rgb: np.ndarray, top: int, released: bool, luma: np.ndarray) -> None:
+    """Fill luma (T,rows,W) from the rows of rgb (T,H,W,3) from `top` on."""
+    frames, rows, width = luma.shape
+    exact = np.empty(width)
+    for t in range(frames):
+        for row in range(rows):
+            line, out = rgb[t, top + row].reshape(3 * width), luma[t, row]
+            # Two loops of one kind of work each become vector instructions, one of both does not.
+            for i in range(width):
+                exact[i] = 0.299 * line[3 * i] + 0.587 * line[3 * i + 1] + 0.114 * line[3 * i + 2]
+            if released:
+                exact[1:] += 128
+            for i in range(width):
+                out[i] = np.int32(exact[i])
+
+
+def count_votes(luma: np.ndarray) -> tuple[np.ndarray, int]:
+    """All pixels' votes for the percentiles 0..100, (101,) int64, and how many modes are weak."""
+    # In double precision, in this order of operations: the rounding decides some votes.
+    percent = np.arange(len(luma)) / len(luma) * 100
+    lowest, highest = np.ceil(percent).astype(np.int64), np.floor(percent).astype(np.int64)
+    steps = np.zeros(102, np.int64)
+    weak_modes = add_votes(luma, lowest, highest, WEAK_MODE * len(luma), steps)
+    return np.cumsum(steps)[:101], weak_modes
+
+
+@compiled()
+def add_votes(
+    luma: np.ndarray, lowest: np.ndarray, highest: np.ndarray, needed: float, steps: np.ndarray
+) -> int:
+    """Add each pixel's votes to steps (102,), as differences between neighbouring percentiles.
+
+    Args:
+        luma: (T,rows,W) uint8.
+        lowest, highest: (T,), for each position in the sorted values: the least integer percentile
+            not below it, and the greatest not above it.
+        needed: frames near the mode below which it is weak.
+
+    Returns how many modes are weak.
+    """
+    frames, rows, width = luma.shape
+    histograms = np.empty((PIXELS, 256), np.uint16)
+    darkest, brightest = np.empty(PIXELS, np.uint8), np.empty(PIXELS, np.uint8)
+    weak_modes = 0
+    for row in range(rows):
+        for left in range(0, width, PIXELS):
+            size = min(PIXELS, width - left)
+            histograms[:] = 0
+            darkest[:] = 255
+            brightest[:] = 0
+            for t in range(frames):
+                line = luma[t, row, left : left + size]
+                for i in range(size):
+                    histograms[i, line[i]] += 1
+                for i in range(size):
+                    darkest[i] = min(darkest[i], line[i])
+                    brightest[i] = max(brightest[i], line[i])
+            for i in range(size):
+                histogram = histograms[i]
+                mode, peak, first, below = 0, 0, 0, 0
+                for value in range(darkest[i], brightest[i] + 1):
+                    count = histogram[value]
+                    if count > peak:  # of several modes the smallest stays
+                        mode, peak, first = value, count, below
+                    below += count
+                begin, end = lowest[first], highest[first + peak - 1]
+                if begin <= end:
+                    steps[begin] += 1
+                    steps[end + 1] -= 1
+                near = histogram[max(0, mode - MODE_MARGIN) : mode + MODE_MARGIN + 1].sum()
+                weak_modes += near < needed
+    return weak_modes
+
+
+def interpolate_percentile(frames: int, percentile: float) -> tuple[int, np.ndarray]:
+    """Where in the sorted values a percentile lies: its rank, and the value for those at rank and
+    rank + 1, truncated, as a table (256,256) uint8. By np.percentile's arithmetic.
     """
     position = (frames - 1) * (percentile / 100)
-    k = min(int(position), frames - 1)
-    weight = position - k
-    here, following = np.arange(256.0)[:, None], np.arange(256.0)
-    step = following - here
-    value = here + step * weight if weight < 0.5 else following - step * (1 - weight)
-    return k, np.clip(value, 0, 255).astype(np.uint8)
+    rank = min(int(position), frames - 1)
+    weight = position - rank
+    lower, upper = np.arange(256.0)[:, None], np.arange(256.0)
+    step = upper - lower
+    value = lower + step * weight if weight < 0.5 else upper - step * (1 - weight)
+    return rank, np.clip(value, 0, 255).astype(np.uint8)
+
+
+@compiled()
+def select_values(
+    values: np.ndarray, rank: int, table: np.ndarray, image: np.ndarray, top: int, bottom: int
+) -> None:
+    """Write the percentiles over time of values (T,H,n) into rows top..bottom-1 of image (H,n).
+
+    The value at `rank` is found bit by bit, from the highest: it has the bit if no more than `rank`
+    values lie below the number so far with it. BLOCK values are counted together, in loops that
+    the compiler turns into vector instructions, and in 8 bits as long as 255 frames fit.
+    """
+    frames, _, width = values.shape
+    block = np.empty((frames, BLOCK), np.uint8)
+    trial, lower = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
+    upper, few = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
+    count = np.empty(BLOCK, np.uint16)
+    for row in range(top, bottom):
+        for left in range(0, width, BLOCK):
+            size = min(BLOCK, width - left)
+            for t in range(frames):  # frames are far apart in memory
+                block[t, :size] = values[t, row, left : left + size]
+            lower[:] = 0
+            for shift in range(7, -1, -1):
+                trial[:] = lower | (1 << shift)
+                count[:] = 0
+                for start in range(0, frames, 255):
+                    few[:] = 0
+                    for t in range(start, min(start + 255, frames)):
+                        for i in range(BLOCK):
+                            few[i] += np.uint8(block[t, i] < trial[i])
+                    count += few
+                for i in range(BLOCK):
+                    if count[i] <= rank:
+                        lower[i] = trial[i]
+            count[:] = 0
+            upper[:] = 255
+            for t in range(frames):
+                for i in range(BLOCK):
+                    value = block[t, i]
+                    count[i] += value <= lower[i]
+                    upper[i] = min(upper[i], value if value > lower[i] else np.uint8(255))
+            for i in range(size):
+                following = lower[i] if count[i] > rank + 1 else upper[i]
+                image[row, left + i] = table[lower[i], following]

@@ -10,13 +10,14 @@ import numpy as np
 from media.video_reader import VideoReader
 from settings import UserError
 
-HELD_BYTES = 2**30  # frames kept in memory; a longer video is decoded anew for each band of rows
+MAX_HELD_BYTES = 2**30  # a longer video is decoded anew for each band of rows
 SHIFT_SAMPLES = 16  # frames compared with the first one to see whether the camera moves
 SHIFT_SIDE = 640  # pixels of the longer side for that comparison
 SHIFT_LIMIT = 1.0  # pixels
 SHIFT_GAIN = 0.8  # a shift is believed if moving back brings the difference below this share of it
-SCENE_PEAK, SCENE_CHANGE = 0.2, 16.0  # two views: correlation below, mean difference (grey) above
-Tick = Callable[[int], None]  # told how many frames, or rows, are done since the last call
+# Two views: a correlation below the first, and a mean difference (grey levels) above the second.
+SCENE_PEAK, SCENE_CHANGE = 0.2, 16.0
+Tick = Callable[[int], None]  # called with how many frames, or rows, are done since the last call
 
 
 class Video:
@@ -26,51 +27,49 @@ class Video:
         shape: (T,H,W,3).
         warnings: what a user should know: other streams, damage, fewer frames than asked for, a
             camera that moves.
-        incomplete: the file is damaged, or cut short, within these frames.
+        incomplete: whether the file is damaged, or cut short, within these frames.
     """
 
-    def __init__(self, path: str, start: int, frames: int, tick: Tick | None = None) -> None:
-        self.path, self.start, self.warnings, self.incomplete = path, start, [], False
-        self._held: np.ndarray | None = None
-        with closing(self._source(frames)) as source:
-            self.shape = self._first_pass(source, frames, tick or (lambda _: None))
-            self.incomplete = source.incomplete
-        if self.shape[0] < frames:
+    def __init__(self, path: str, start: int, frames: int, tick: Tick = lambda _: None) -> None:
+        self.path, self.start, self.warnings = path, start, []
+        motion = MotionDetector(start, frames)
+        count, shape = 0, (0, 0, 0)
+        held: np.ndarray | None = None
+        with closing(self._open_reader(frames)) as reader:
+            for image in reader.read_images():
+                if count == 0:
+                    shape = image.shape
+                    # Memory that is not written to is not taken.
+                    held = np.empty((min(frames, MAX_HELD_BYTES // image.nbytes), *shape), np.uint8)
+                if held is not None and count < len(held):
+                    held[count] = image
+                else:
+                    held = None
+                motion.compare(count, image)
+                count += 1
+                tick(1)
+            self.warnings += [*reader.notes, *reader.list_warnings(timestamps=False)]
+            self.incomplete = reader.incomplete
+        self._held = None if held is None else held[:count]
+        self.shape = (count, *shape)
+        if motion.warning:
+            self.warnings.append(f"{path}: {motion.warning}; a clean image needs a still camera")
+        if count < frames:
             self.warnings.append(
-                f"{path}: frames from {start} on: {self.shape[0]}, asked for: {frames}; "
-                "going on with those that are there"
+                f"{path}: frames from {start} on: {count}, asked for: {frames}; going on with "
+                "those that are there"
             )
 
-    def _source(self, frames: int) -> VideoReader:
+    def _open_reader(self, frames: int) -> VideoReader:
         return VideoReader(Path(self.path), self.start, frames, quick=True)
 
-    def decode(self, frames: int) -> Iterator[np.ndarray]:
-        """Frames one by one, (H,W,3) RGB, at most that many."""
-        with closing(self._source(frames)) as source:
-            yield from source.read_images()
-
-    def _first_pass(
-        self, source: VideoReader, frames: int, tick: Tick
-    ) -> tuple[int, int, int, int]:
-        """Count the frames, keep them if they fit, and look for a camera that moves."""
-        held, count, motion = None, 0, _Motion(self.start, frames)
-        for frame in source.read_images():
-            if count == 0:
-                height, width = frame.shape[:2]
-                # Memory that is not written to is not taken.
-                held = np.empty((min(frames, HELD_BYTES // frame.nbytes), *frame.shape), np.uint8)
-            if held is not None and count < len(held):
-                held[count] = frame
-            else:
-                held = None
-            motion.look(count, frame)
-            count += 1
-            tick(1)
-        self._held = None if held is None else held[:count]
-        self.warnings += [*source.notes, *source.list_warnings(timestamps=False)]
-        if motion.found:
-            self.warnings.append(f"{self.path}: {motion.found}; a clean image needs a still camera")
-        return count, height, width, 3
+    def frames(self) -> Iterator[np.ndarray]:
+        """The frames one by one, (H,W,3) uint8 RGB."""
+        if self._held is not None:
+            yield from self._held
+            return
+        with closing(self._open_reader(self.shape[0])) as reader:
+            yield from reader.read_images()
 
     def bands(self, frames: int) -> Iterator[tuple[int, np.ndarray]]:
         """The first frames as bands of rows: (first row, (frames,rows,W,3)), from the top down.
@@ -81,27 +80,24 @@ class Video:
         if self._held is not None:
             yield 0, self._held[:frames]
             return
-        rows = min(height, max(1, HELD_BYTES // (frames * width * 3)))
+        rows = min(height, max(1, MAX_HELD_BYTES // (frames * width * 3)))
         memory = np.empty(frames * rows * width * 3, np.uint8)  # one band's, used for all
         for top in range(0, height, rows):
             shape = (frames, min(rows, height - top), width, 3)
             band = memory[: np.prod(shape)].reshape(shape)
             count = 0
-            for frame in self.decode(frames):
-                if frame.shape != self.shape[1:]:
-                    raise UserError(f"{self.path}: changed while it was read")
-                band[count] = frame[top : top + rows]
-                count += 1
+            with closing(self._open_reader(frames)) as reader:
+                for image in reader.read_images():
+                    if image.shape != self.shape[1:]:
+                        break
+                    band[count] = image[top : top + rows]
+                    count += 1
             if count < frames:
                 raise UserError(f"{self.path}: changed while it was read")
             yield top, band
 
-    def frames(self) -> Iterator[np.ndarray]:
-        """The frames one by one, (H,W,3) RGB."""
-        yield from self.decode(self.shape[0]) if self._held is None else self._held
 
-
-def read_video(path: str, start: int, frames: int, tick: Tick | None = None) -> Video:
+def read_video(path: str, start: int, frames: int, tick: Tick = lambda _: None) -> Video:
     """Open a video and read up to `frames` frames from number `start` on.
 
     Frames of another size than the first are scaled to it; the comparison for a moving camera sees
@@ -116,45 +112,42 @@ def read_video(path: str, start: int, frames: int, tick: Tick | None = None) -> 
     return Video(path, start, frames, tick)
 
 
-class _Motion:
-    """Compares frames with the first by phase correlation; `found` says what differs, or ''."""
+class MotionDetector:
+    """Compares frames with the first by phase correlation; `warning` says what differs, or ''."""
 
     def __init__(self, start: int, frames: int) -> None:
         self.start, self.every = start, max(1, min(frames // SHIFT_SAMPLES, 16))
-        self.found = ""
+        self.warning = ""
 
-    def look(self, index: int, frame: np.ndarray) -> None:
-        if index % self.every or self.found:
+    def compare(self, index: int, image: np.ndarray) -> None:
+        """Compare frame `index`, (H,W,3) uint8 RGB, counted from the first one."""
+        if index % self.every or self.warning:
             return
-        scale = min(1.0, SHIFT_SIDE / max(frame.shape[:2]))
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        size = [max(1, round(side * scale)) for side in grey.shape[::-1]]
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-        grey = grey.astype(np.float32)
+        scale = min(1.0, SHIFT_SIDE / max(image.shape[:2]))
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
         if index == 0:
             self.first = grey
-            self.window = np.outer(*(_hann(side) for side in grey.shape)).astype(np.float32)
+            window = np.outer(*(np.hanning(side + 2)[1:-1] for side in grey.shape))
+            self.window = window.astype(np.float32)
             return
         # It writes to its arguments, so the first frame goes in as a copy.
         (x, y), peak = cv2.phaseCorrelate(self.first.copy(), grey.copy(), self.window)
         shift = float(np.hypot(x, y)) / scale
         difference = cv2.absdiff(self.first, grey).mean()
-        if shift > SHIFT_LIMIT and self._difference_moved(grey, x, y) < SHIFT_GAIN * difference:
-            self.found = (
+        if shift > SHIFT_LIMIT and self._compare_shifted(grey, x, y) < SHIFT_GAIN * difference:
+            self.warning = (
                 f"frame {self.start + index} is shifted by {shift:.1f} pixels against frame "
                 f"{self.start}: the camera moves"
             )
         elif peak < SCENE_PEAK and difference > SCENE_CHANGE:
-            self.found = f"frame {self.start + index} does not show what frame {self.start} does"
+            self.warning = f"frame {self.start + index} does not show what frame {self.start} does"
 
-    def _difference_moved(self, grey: np.ndarray, x: float, y: float) -> float:
+    def _compare_shifted(self, grey: np.ndarray, x: float, y: float) -> float:
         """Mean difference to the first frame of one that is moved back by x, y."""
-        height, width = grey.shape
-        back = np.array([[1, 0, -x], [0, 1, -y]])
-        moved = cv2.warpAffine(grey, back, (width, height))
-        shown = cv2.warpAffine(np.ones_like(grey), back, (width, height)) > 0.99
-        return float(cv2.absdiff(self.first, moved)[shown].mean()) if shown.any() else np.inf
-
-
-def _hann(length: int) -> np.ndarray:
-    return np.hanning(length + 2)[1:-1]
+        matrix = np.array([[1, 0, -x], [0, 1, -y]])
+        size = grey.shape[::-1]
+        shifted = cv2.warpAffine(grey, matrix, size)
+        inside = cv2.warpAffine(np.ones_like(grey), matrix, size) > 0.99
+        return float(cv2.absdiff(self.first, shifted)[inside].mean()) if inside.any() else np.inf

@@ -50,9 +50,9 @@ def test_golden(released):
     luma = luminance(frames, released)
     assert np.array_equal(luma, arrays["luma" + suffix])
     assert mode_percentile(luma) == arrays["percentile" + suffix]
-    made = clean_image(frames, released_luma=released)
-    assert made.percentile == arrays["percentile" + suffix]
-    assert np.array_equal(made.image, arrays["clean_rgb" + suffix])
+    result = clean_image(frames, released_luma=released)
+    assert result.percentile == arrays["percentile" + suffix]
+    assert np.array_equal(result.image, arrays["clean_rgb" + suffix])
 
 
 @pytest.mark.parametrize("spread", [1, 5, 60])
@@ -61,26 +61,26 @@ def test_every_pixel_equals_the_plain_method(frames, spread):
     """Few frames and a small spread make ties of modes and of percentiles."""
     values = noisy(frames, spread)
     percentile, image = plain(values)
-    made = clean_image(values)
-    assert made.percentile == percentile
-    assert np.array_equal(made.image, image)
-    assert made.frames == frames
+    result = clean_image(values)
+    assert result.percentile == percentile
+    assert np.array_equal(result.image, image)
+    assert result.frames == frames
 
 
 @pytest.mark.parametrize("percentile", [0, 12.5, 33, 50, 99.9, 100])
 @pytest.mark.parametrize("frames", [1, 2, 100, 255])
 def test_given_percentile_equals_numpy(frames, percentile):
     values = noisy(frames, 40)
-    made = clean_image(values, percentile)
-    assert made.percentile == percentile
-    assert np.array_equal(made.image, plain(values, percentile)[1])
+    result = clean_image(values, percentile)
+    assert result.percentile == percentile
+    assert np.array_equal(result.image, plain(values, percentile)[1])
 
 
 def test_constant_frames_are_their_own_clean_image():
     frames = np.repeat(noisy(1, 60), 12, 0)
-    made = clean_image(frames)
-    assert np.array_equal(made.image, frames[0])
-    assert (made.percentile, made.residual_rain, made.ghosting) == (0, 0, 0)
+    result = clean_image(frames)
+    assert np.array_equal(result.image, frames[0])
+    assert (result.percentile, result.residual_rain, result.ghosting) == (0, 0, 0)
 
 
 def test_any_memory_layout():
@@ -93,9 +93,9 @@ def test_any_memory_layout():
 
 def test_residual_rain_is_the_mean_excess_over_the_clean_image():
     values = noisy(30, 20)
-    made = clean_image(values)
-    excess = np.maximum(values.astype(int) - made.image, 0).mean()
-    assert made.residual_rain == pytest.approx(excess, rel=1e-12)
+    result = clean_image(values)
+    excess = np.maximum(values.astype(int) - result.image, 0).mean()
+    assert result.residual_rain == pytest.approx(excess, rel=1e-12)
 
 
 def test_ghosting_is_the_share_of_weak_modes():
@@ -115,9 +115,9 @@ def test_rain_is_removed():
     truth = backgrounds.dead_leaves(60, 80, rng)
     rain = [Rain(3, 10, 15, 1, 120, 0.5)]
     frames = np.stack(list(streaks.rain_frames(truth, rain, 40, 1.0, rng)))
-    made = clean_image(frames)
-    assert cv2.PSNR(made.image, truth) > 40
-    assert cv2.PSNR(made.image, truth) > cv2.PSNR(frames[0], truth) + 15
+    result = clean_image(frames)
+    assert cv2.PSNR(result.image, truth) > 40
+    assert cv2.PSNR(result.image, truth) > cv2.PSNR(frames[0], truth) + 15
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_percentile_out_of_range_is_named():
 def test_clean_writes_the_image_and_its_figures(run, rain_video):
     status, out, err = run("-a", "clean", "-i", rain_video, "-o", "out/clean.png", "--frames", 20)
     assert (status, err) == (0, "")
-    made = clean_image(all_frames(rain_video)[:20])
-    assert np.array_equal(cv2.imread("out/clean.png")[..., ::-1], made.image)
+    result = clean_image(all_frames(rain_video)[:20])
+    assert np.array_equal(cv2.imread("out/clean.png")[..., ::-1], result.image)
     assert out == (
-        f"out/clean.png: 20 frames, percentile {made.percentile}, residual rain "
-        f"{made.residual_rain:.3f}, ghosting {made.ghosting:.2%}\n"
+        f"out/clean.png: 20 frames, percentile {result.percentile}, residual rain "
+        f"{result.residual_rain:.3f}, ghosting {result.ghosting:.2%}\n"
     )
 
 

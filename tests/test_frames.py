@@ -26,14 +26,14 @@ def test_video_is_read_from_start(rain_video):
 @pytest.mark.parametrize("rows", [1, 17, 79])
 def test_bands_of_a_video_too_large_for_memory(rain_video, monkeypatch, rows):
     whole = clean_image(read_video(str(rain_video), 0, 24))
-    monkeypatch.setattr(video_module, "HELD_BYTES", 24 * 96 * 3 * rows)
+    monkeypatch.setattr(video_module, "MAX_HELD_BYTES", 24 * 96 * 3 * rows)
     video = read_video(str(rain_video), 0, 24)
     tops = [(top, band.shape[1]) for top, band in video.bands(24)]
     assert tops == [(top, min(rows, 80 - top)) for top in range(0, 80, rows)]
     ticks = []
-    made = clean_image(video, tick=ticks.append)
-    assert np.array_equal(made.image, whole.image)
-    assert (made.residual_rain, made.ghosting) == (whole.residual_rain, whole.ghosting)
+    result = clean_image(video, tick=ticks.append)
+    assert np.array_equal(result.image, whole.image)
+    assert (result.residual_rain, result.ghosting) == (whole.residual_rain, whole.ghosting)
     assert sum(ticks) == 2 * 80
 
 
@@ -118,5 +118,5 @@ def test_odd_sizes(tmp_path, size):
     path, rng = tmp_path / "odd.mkv", np.random.default_rng(0)
     shown = [rng.integers(0, 255, (size[1], size[0], 3), np.uint8) for _ in range(5)]
     synthetic_rain.write_video(path, iter(shown), size)
-    made = clean_image(read_video(str(path), 0, 5))
-    assert np.array_equal(made.image, plain(np.stack(shown)[..., ::-1])[1])
+    result = clean_image(read_video(str(path), 0, 5))
+    assert np.array_equal(result.image, plain(np.stack(shown)[..., ::-1])[1])
