@@ -90,8 +90,8 @@ class Progress:
         if self.bar:
             if self.bar.start_time is None:
                 self.bar.start()
-            figures: dict[str, Any] = {name: values[name] for name in self.names}
-            self.bar.update(done, rate=rate, **figures)
+            variables: dict[str, Any] = {name: values[name] for name in self.names}
+            self.bar.update(done, rate=rate, **variables)
         elif self._is_due(step, now):
             left = timedelta(seconds=round((self.last - done) / rate))
             figures = "".join(f"  {name} {values[name]:.4g}" for name in self.names)

@@ -20,22 +20,21 @@ SPARSE = {"sizes": [(48, 48)] * 5, "density": 1}  # rain on 5 % of the pixels
 def test_the_attention_map_lives_at_the_defaults(run, tmp_path):
     pairs = write_pairs(tmp_path / "sparse", **SPARSE)
     base = ["--device", "cpu", "--patch-size", 40, "--batch-size", 2, "--num-workers", 0]
-    status, _, err = run("-a", "train", "--train-list", pairs, *base, "--num-steps", 60)
+    status, _, err = run("-a", "train", "--train-list", pairs, *base, "--num-steps", 30)
     assert (status, err) == (0, "")
     curves = events("logdir/train_derain")
-    assert curves["mask/std"][59] > 1e-4
-    assert 0 < curves["mask/mean"][59] < 1
+    assert curves["mask/std"][29] > 1e-4
+    assert 0 < curves["mask/mean"][29] < 1
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_an_attention_map_that_died_is_told_once(run, tmp_path, parts):
+def test_an_attention_map_that_died_is_reported_once(run, tmp_path):
     pairs = write_pairs(tmp_path / "sparse", **SPARSE)
     base = ["--device", "cpu", "--patch-size", 40, "--batch-size", 2, "--num-workers", 0]
-    base += ["--lr", 5e-3, "--num-steps", 60, "--accumulate-steps", parts]
+    base += ["--lr", 5e-3, "--num-steps", 45, "--accumulate-steps", 2]
     status, _, err = run("-a", "train", "--train-list", pairs, *base)
     assert status == 0
     deviations = list(events("logdir/train_derain")["mask/std"].values())
-    first = next(i for i in range(20, 61) if max(deviations[i - 20 : i]) < 1e-6) - 1
+    first = next(i for i in range(20, 46) if max(deviations[i - 20 : i]) < 1e-6) - 1
     assert err.count("\n") == 1
     assert f"warning: step {first}: the attention map has had one value everywhere" in err
     assert "lower --lr (now 0.005) or another --seed (now 2019)" in err

@@ -248,16 +248,6 @@ def test_the_best_score_of_the_validation_list_is_kept(run, pairs, tmp_path):
     assert f"PSNR {best['best']['psnr']:.4f}" in out
 
 
-def test_a_signal_from_the_scheduler_needs_no_more_than_a_step(pairs):
-    words = command(*start(pairs, "--num-steps", 1000, "--latest-every", 1000))
-    with started(words, stdout=subprocess.PIPE, text=True) as run:
-        until(has_a_step)
-        run.send_signal(signal.SIGTERM)
-        out, _ = run.communicate(timeout=60)
-        assert run.returncode == 143
-        assert "(SIGTERM)" in out
-
-
 def test_a_file_in_the_way_of_the_lock_is_named(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         files.lock_file(tmp_path / "nowhere" / "x", "taken")

@@ -207,8 +207,7 @@ def test_released_checkpoint_goes_on_at_its_next_step(run, shared, tmp_path):
     assert len(content["opt"]["state"]) == 79
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_latest_and_ends_cleanly(pairs, which):
+def test_ctrl_c_saves_latest_and_ends_cleanly(pairs):
     arguments = ("-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 10_000)
     with started(
         command(*arguments, "--num-workers", 2, "--log-every", 1),
@@ -217,11 +216,11 @@ def test_a_signal_saves_latest_and_ends_cleanly(pairs, which):
         for line in process.stdout:
             if line.startswith("3/"):
                 break
-        os.killpg(process.pid, which)  # as a terminal does: the workers get it too
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         out, err = process.communicate(timeout=120)
-        assert process.returncode == 128 + which
+        assert process.returncode == 130
         assert err == ""
-        assert f"({which.name})" in out
+        assert "(SIGINT)" in out
         done = clock("model/latest")
         assert done >= 2
         assert f"holds step {done}: {done + 1} of 40001 steps are done" in out

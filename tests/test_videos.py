@@ -249,8 +249,7 @@ def test_a_container_without_place_for_the_sound_says_so(run, model):
     assert len(frames("b.webm")[0]) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_video_can_be_played(model, number):
+def test_an_interrupted_video_can_be_played(model):
     write_video("long.mp4", frames=2500)
     with started(
         command(*DERAIN, "-i", "long.mp4", "-o", "out.mp4"),
@@ -260,10 +259,10 @@ def test_an_interrupted_video_can_be_played(model, number):
         watchdog.start()
         # Printed when the first frames are written.
         assert any("2500 frames take about" in line for line in process.stdout)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
         watchdog.cancel()
-    assert process.returncode == 128 + number
+    assert process.returncode == 143
     assert "Traceback" not in err
     held = int(out.split("ends early, holds the first ")[1].split()[0])
     found, _ = frames("out.mp4")
