@@ -11,65 +11,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from irnn_cuda import irnn
+from irnn_cuda import convolve, irnn
 
 CHANNELS = 32
 STAGES = 4
 # An attention map whose standard deviation is below this is constant. In training it is then dead:
 # the ReLU or the sigmoid before it is saturated everywhere, and no gradient comes through.
 CONSTANT_MASK = 1e-6
-_LONG_ROW = 128  # pixels of an image row from which _ConvOnCpu pays
-
-
-class _ConvOnCpu(torch.autograd.Function):
-    """A convolution whose weight gradient is quick in channels_last on a CPU.
-
-    oneDNN computes that gradient at a fifth of the rate of a matrix product, and its other layout
-    would cost the forward pass as much. Yet in channels_last it is one: for each tap of the window,
-    the image rows of grad, as W x C_out matrices, times those of the input, moved by the tap.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.dilation = dilation
-        return F.conv2d(x, weight, padding=dilation * (weight.shape[-1] // 2), dilation=dilation)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        side, step = weight.shape[-1], ctx.dilation
-        edge = step * (side // 2)
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            which = [True, False, False]
-            grad_x, _, _ = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, [1, 1], [edge] * 2, [step] * 2, False, [0, 0], 1, which
-            )
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight)
-            for image, outer in zip(x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), strict=True):
-                for row in range(side):
-                    for column in range(side):
-                        inputs, outputs = _meeting(image, outer, row * step - edge)
-                        inputs, outputs = _meeting(
-                            inputs.transpose(0, 1), outputs.transpose(0, 1), column * step - edge
-                        )
-                        products = torch.bmm(outputs.permute(1, 2, 0), inputs.transpose(0, 1))
-                        grad_weight[:, :, row, column] += products.sum(0)
-        return grad_x, grad_weight, None
-
-
-def _meeting(inputs: Tensor, outputs: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """The lines inputs[i + shift] and outputs[i] for every i where both are there."""
-    count = max(len(inputs) - abs(shift), 0)
-    first, second = max(shift, 0), max(-shift, 0)
-    return inputs[first : first + count], outputs[second : second + count]
 
 
 class Conv(nn.Conv2d):
@@ -82,28 +32,11 @@ class Conv(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            torch.is_grad_enabled()
-            and self.weight.requires_grad
-            and x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-            and x.shape[-1] >= _LONG_ROW  # asked last, where the size need not be a known number
-        ):
-            return _ConvOnCpu.apply(x, self.weight, self.dilation[0])
-        return super().forward(x)
-
-
-def _recomputed(function: Callable[..., Tensor], *inputs: object) -> Tensor:
-    """function(*inputs), of which backward keeps the inputs alone and computes the rest again."""
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return convolve(x, self.weight, self.dilation[0])
 
 
 class Bottleneck(nn.Module):
-    """Residual branch: 1x1, dilated 3x3, 1x1 convolutions; the caller adds and rectifies."""
+    """Residual branch: 1x1, dilated 3x3, 1x1 convolutions; the caller adds x and applies ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,14 +50,11 @@ class Bottleneck(nn.Module):
             )
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The branch of x (N,C,H,W), multiplied by mask (N,1,H,W) where there is one."""
-        if mask is None:
-            return self.group1(x)
-        # The mask's gradient wants the branch, a cheap product of what is kept anyway.
-        return _recomputed(self._weighed, self.group1[:-1](x), mask)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.group1(x)
 
-    def _weighed(self, y: Tensor, mask: Tensor) -> Tensor:
+    def multiply(self, y: Tensor, mask: Tensor) -> Tensor:
+        """The last convolution of the branch, of y (N,C,H,W), times the mask (N,1,H,W)."""
         y = self.group1.conv3(y)
         return y * mask if torch.is_grad_enabled() else y.mul_(mask)
 
@@ -187,15 +117,15 @@ class SAM(nn.Module):
         directions = self.attention_layer(x) if self.direction_attention else None
         y = self.conv_in(x)
         y = self.irnn1(y)  # one name, so that each feature map is freed as the next one is made
-        y = _weigh(y, directions)
+        y = _apply_direction_attention(y, directions)
         y = self.conv2(y)
         y = self.irnn2(y)
-        y = _weigh(y, directions)
+        y = _apply_direction_attention(y, directions)
         y = self.conv3(y).relu_()
         return torch.sigmoid(self.conv_out(y))
 
 
-def _weigh(scans: Tensor, directions: Tensor | None) -> Tensor:
+def _apply_direction_attention(scans: Tensor, directions: Tensor | None) -> Tensor:
     """Multiply each direction's C channels of scans (N,4C,H,W) by its map in (N,4,H,W)."""
     if directions is None:
         return scans
@@ -240,25 +170,34 @@ class SPANet(nn.Module):
         """
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"SPANet: image must be (N,3,H,W), got {tuple(image.shape)}")
-        kept = _recomputed if self.checkpoint_activations else _called
         x = self.conv_in(image.contiguous(memory_format=torch.channels_last))
-        # Blocks 1 to 9 are always computed again: a quarter less memory for 6 % of a step's work.
-        x = _recomputed(self._blocks, x, None, 1)
+        x = self._run("early blocks", self._blocks, x, None, 1)
         masks = []
         for stage in range(1, STAGES + 1):
-            masks.append(kept(self.SAM1, x))
-            blocks = _recomputed if stage <= 2 else kept
-            x = blocks(self._blocks, x, masks[-1], 3 * stage + 1)
-        x = kept(self._blocks, x, None, 16)
+            masks.append(self._run("attention", self.SAM1, x))
+            part = "early blocks" if stage <= 2 else "late blocks"
+            x = self._run(part, self._blocks, x, masks[-1], 3 * stage + 1)
+        x = self._run("late blocks", self._blocks, x, None, 16)
         return masks[0], self.conv_out(x)
 
     def _blocks(self, x: Tensor, mask: Tensor | None, first: int) -> Tensor:
         """Three residual blocks from number `first` on, or as many as there are."""
         for index in range(first, min(first + 3, 18)):
             block = getattr(self, f"res_block{index}")
-            x = block(x, mask).add_(x).relu_()
+            if mask is None:
+                y = block(x)
+            else:
+                y = self._run("masked branch", block.multiply, block.group1[:-1](x), mask)
+            x = y.add_(x).relu_()
         return x
 
+    def _run(self, part: str, function: Callable[..., Tensor], *inputs: object) -> Tensor:
+        """function(*inputs); what backward keeps of it, or computes again, is decided here alone.
 
-def _called(function: Callable[..., Tensor], *inputs: object) -> Tensor:
-    return function(*inputs)
+        Blocks 1 to 9 are always computed again: a quarter less memory for 6 % of a step's work. So
+        is the masked branch, a cheap product of what is kept anyway, for the gradient of the mask.
+        """
+        recompute = self.checkpoint_activations or part in ("early blocks", "masked branch")
+        if not recompute or not torch.is_grad_enabled():
+            return function(*inputs)
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import golden
 
-import model
 from benchmarks.naive import NaiveSPANet, NaiveSSIM
 from cal_ssim import SSIM
+from irnn_cuda import convolution
 from model import CHANNELS, Conv, SPANet
 
 
@@ -154,7 +154,7 @@ def assert_close(found: list, expected: list, bound: float) -> None:
 @pytest.mark.parametrize(("channels_in", "side", "dilation"), [(3, 3, 1), (5, 1, 1), (4, 3, 2)])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (2, 3), (11, 13)])
 def test_gradients_of_the_convolution_for_cpus(monkeypatch, size, channels_in, side, dilation):
-    monkeypatch.setattr(model, "_LONG_ROW", 1)
+    monkeypatch.setattr(convolution, "MIN_ROW_PIXELS", 1)
     torch.manual_seed(0)
     conv = Conv(channels_in, 6, side, dilation)
     plain = torch.nn.Conv2d(
@@ -170,18 +170,18 @@ def test_gradients_of_the_convolution_for_cpus(monkeypatch, size, channels_in, s
         return y, torch.autograd.grad(y, [inputs, module.weight], grad.to(dtype))
 
     y, found = results(conv, torch.float32)
-    assert type(y.grad_fn).__name__ == "_ConvOnCpuBackward"
+    assert type(y.grad_fn).__name__ == "CpuConvolutionBackward"
     expected_y, expected = results(plain, torch.float64)
     assert_close([y, *found], [expected_y, *expected], 1e-6)
 
 
 def test_quick_convolution_only_where_it_pays():
-    x = torch.rand(1, 4, 2, model._LONG_ROW)
+    x = torch.rand(1, 4, 2, convolution.MIN_ROW_PIXELS)
 
     def kind(conv, x):
         return type(conv(x).grad_fn).__name__
 
-    assert kind(Conv(4, 4, 3), x) == "_ConvOnCpuBackward"
+    assert kind(Conv(4, 4, 3), x) == "CpuConvolutionBackward"
     assert kind(Conv(4, 4, 3), x[..., 1:]) == "ConvolutionBackward0"
     assert kind(Conv(4, 4, 3).double(), x.double()) == "ConvolutionBackward0"
     with torch.autocast("cpu", torch.bfloat16):

@@ -85,7 +85,7 @@ def test_memory_is_reckoned_about_right():
         "net = SPANet()\n"
         "with torch.inference_mode():\n"
         "    net(torch.rand(1, 3, 16, 16)); before = machine.peak_memory()\n"
-        "    tiles.derain(net, torch.rand(1, 3, 448, 512))\n"
+        "    tiles.derain_tiled(net, torch.rand(1, 3, 448, 512))\n"
         "print(machine.peak_memory() - before)"
     )
     done = subprocess.run(

@@ -15,13 +15,13 @@ from soak import read_events
 from test_model import recipe_weights
 
 import dataset
-import model
 from actions import train
 from cal_ssim import SSIM
 from dataset import to_float
 from engine import training_step
 from engine.events import LAYOUT
 from engine.training_run import TrainingRun
+from irnn_cuda import convolution
 from model import SPANet
 from settings import Settings, UserError
 
@@ -54,17 +54,17 @@ def assert_golden_steps(net: SPANet, arrays, tensors) -> None:
     assert norms == pytest.approx(arrays["grad_norms"], rel=1e-3)
 
 
-@pytest.mark.parametrize("long_row", [1, 128])  # both ways of a convolution on a CPU
-def test_golden_steps(monkeypatch, long_row):
-    monkeypatch.setattr(model, "_LONG_ROW", long_row)
+@pytest.mark.parametrize("min_row_pixels", [1, 128])  # both ways of a convolution on a CPU
+def test_golden_steps(monkeypatch, min_row_pixels):
+    monkeypatch.setattr(convolution, "MIN_ROW_PIXELS", min_row_pixels)
     arrays = golden("network")
     tensors = [torch.from_numpy(arrays[key]) for key in ("input", "target", "mask_label")]
     assert_golden_steps(recipe_weights(SPANet()), arrays, tensors)
 
 
-@pytest.mark.parametrize("long_row", [1, 1 << 20])
-def test_golden_steps_of_the_released_weights(shared, monkeypatch, long_row):
-    monkeypatch.setattr(model, "_LONG_ROW", long_row)
+@pytest.mark.parametrize("min_row_pixels", [1, 1 << 20])
+def test_golden_steps_of_the_released_weights(shared, monkeypatch, min_row_pixels):
+    monkeypatch.setattr(convolution, "MIN_ROW_PIXELS", min_row_pixels)
     arrays = dict(np.load(shared / "golden" / "train_steps.npz"))
     net = SPANet()
     content = torch.load(shared / "released" / "latest", map_location="cpu", weights_only=True)
