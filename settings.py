@@ -78,11 +78,7 @@ ACTIONS = {
         "-i INPUT -o OUTPUT",
         "-m published -i photo.jpg -o derained.jpg",
     ),
-    "web": Action(
-        "derain pictures and short videos on a page in the browser",
-        "",
-        "-m published",
-    ),
+    "web": Action("derain pictures and short videos on a page in the browser", "", "-m published"),
     "export": Action(
         "write the network as an ONNX file, which runs without PyTorch",
         "-o FILE.onnx",
