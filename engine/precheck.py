@@ -8,19 +8,18 @@ import numpy as np
 import dataset
 from engine.ranks import Ranks
 from media.inspection import (
-    MASKED,
-    SOON,
+    HIGH_MASK_SHARE,
     PixelInspection,
-    drawn,
     inspect_headers,
     inspect_pixels,
     mask_advice,
+    sample_indices,
     shrink_advice,
-    some,
 )
 from media.lists import Pair
 from settings import Settings, UserError
-from system.progress import Progress, warn
+from system.progress import SLOW_SECONDS, Progress, warn
+from system.text import first_few
 
 HEADERS, PIXELS = 1000, 64  # pairs whose headers are looked at, and whose pixels are
 
@@ -36,7 +35,11 @@ def require_usable(
     Raises:
         UserError: a pair cannot be used. Where several cannot, each was told.
     """
-    found = list(inspect_headers(pairs, drawn(len(pairs), HEADERS, seed))) if ranks.first else []
+    found = (
+        list(inspect_headers(pairs, sample_indices(len(pairs), HEADERS, seed)))
+        if ranks.first
+        else []
+    )
     found = ranks.all_gather([result for _, result in found])[0]
     bad = [result for result in found if isinstance(result, UserError)]
     if len(bad) == 1:
@@ -60,17 +63,17 @@ def report_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[int
     Raises:
         UserError: a pair of the sample cannot be read.
     """
-    sample = [pairs[index] for index in drawn(len(pairs), PIXELS, settings.seed)]
+    sample = [pairs[index] for index in sample_indices(len(pairs), PIXELS, settings.seed)]
     looks = _looks(settings, sample)
     share = float(np.mean([seen.mask for seen in looks]))
     print(f"share of mask pixels: {share:.1%} over {len(sample)} pairs", flush=True)
-    if share > MASKED:
+    if share > HIGH_MASK_SHARE:
         warn(f"warning: {share:.0%} mask pixels: {mask_advice(settings.mask_threshold)}")
     swapped = [pair.location for pair, seen in zip(sample, looks, strict=True) if seen.swapped]
     if swapped:
         warn(
             f"warning: {len(swapped)} of {len(sample)} pairs look swapped, as clean is the "
-            f"brighter: {some(swapped)}; expected the rainy image first"
+            f"brighter: {first_few(swapped, 3)}; expected the rainy image first"
         )
     shrunk = shrink_advice(sizes, settings.patch_size)
     if shrunk and settings.crop == "recipe":
@@ -80,7 +83,7 @@ def report_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[int
 def _looks(settings: Settings, sample: Sequence[Pair]) -> list[PixelInspection]:
     images = dataset.whole_images(sample, settings.num_workers)
     looks = []
-    with closing(images), Progress("pair", 0, len(sample), [], after=SOON) as progress:
+    with closing(images), Progress("pair", 0, len(sample), [], after=SLOW_SECONDS) as progress:
         for pair in images:
             if isinstance(pair, UserError):
                 raise pair

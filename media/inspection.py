@@ -3,28 +3,26 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from media import image_file
+from media.image_file import image_size
 from media.lists import Pair, read_pair
 from settings import UserError
 from system.overlap import map_threads
-from system.progress import Progress
+from system.progress import SLOW_SECONDS, Progress
 
-READERS = 8  # threads that read headers: they wait for disks more than they work
-SOON = 2.0  # seconds after which progress is shown
+HEADER_THREADS = 8  # they wait for disks more than they work
 # Rain makes pixels brighter. In 49 pairs of real and of synthetic rain no clean pixel was brighter
 # than its rainy one; noise and JPEG make some so.
-SWAPPED = 0.9
-MASKED = 0.6  # share of mask pixels above which something else than rain is likely
-SHRUNK = 1.2  # how often a crop may be as large as the patch before it is told
+SWAPPED_SHARE = 0.9
+HIGH_MASK_SHARE = 0.6  # above which something else than rain is likely
+MAX_SHRINK = 1.2  # of the recipe's crop, without a warning
 
 
-@dataclass(frozen=True)
-class PixelInspection:
+class PixelInspection(NamedTuple):
     """What the pixels of a pair show.
 
     Attributes:
@@ -42,34 +40,24 @@ class PixelInspection:
     backward: float
     digest: str
 
-    def values(self) -> list[str]:
-        """Its values as text, in the order of its attributes."""
-        shares = (f"{value:.6g}" for value in (self.mask, self.difference, self.backward))
-        return [str(self.width), str(self.height), *shares, self.digest]
-
     @property
     def swapped(self) -> bool:
         """Whether rainy and clean look swapped: clean is brighter nearly wherever they differ."""
-        return self.backward >= SWAPPED
+        return self.backward >= SWAPPED_SHARE
 
     @property
     def identical(self) -> bool:
         return self.difference == 0 and self.mask == 0 and self.backward == 0
 
 
-def shrink(width: int, height: int, patch: int) -> float:
-    """How many times the recipe's crop of an image shrinks what is in it; below 1 it grows."""
-    return min(width, height) / patch
-
-
 def shrink_advice(sizes: Sequence[tuple[int, int]], patch: int) -> str:
     """What to know of images of those (width, height) that the recipe's crop shrinks; or ""."""
-    shrunk = [shrink(*size, patch) for size in sizes if shrink(*size, patch) > SHRUNK]
-    if not shrunk:
+    factors = [min(size) / patch for size in sizes if min(size) / patch > MAX_SHRINK]
+    if not factors:
         return ""
     return (
-        f"{len(shrunk)} of {len(sizes)} images are larger than the patch of {patch}: the recipe's "
-        f"crop shrinks their rain, up to {max(shrunk):.2f} times; --crop native cuts patches at "
+        f"{len(factors)} of {len(sizes)} images are larger than the patch of {patch}: the recipe's "
+        f"crop shrinks their rain, up to {max(factors):.2f} times; --crop native cuts patches at "
         "the images' own scale"
     )
 
@@ -90,33 +78,32 @@ def inspect_pixels(rainy: np.ndarray, clean: np.ndarray, threshold: int) -> Pixe
     height, width = rainy.shape[:2]
     # By OpenCV: NumPy is slow over a last axis of three.
     blue, green, red = cv2.split(cv2.absdiff(rainy, clean))
-    apart = cv2.max(cv2.max(blue, green), red)
-    marked = cv2.countNonZero(cv2.compare(apart, threshold, cv2.CMP_GT))
+    difference = cv2.max(cv2.max(blue, green), red)
+    rain_pixels = cv2.countNonZero(cv2.compare(difference, threshold, cv2.CMP_GT))
     brighter = cv2.transform(cv2.subtract(rainy, clean, dtype=cv2.CV_16S), np.ones((1, 3)))
     total, changed = cv2.sumElems(brighter)[0], cv2.norm(brighter, cv2.NORM_L1)
     digest = hashlib.blake2b(rainy.tobytes(), digest_size=12, person=b"%dx%d" % (width, height))
     return PixelInspection(
         width,
         height,
-        mask=marked / apart.size,
-        difference=total / apart.size / 3,
+        mask=rain_pixels / difference.size,
+        difference=total / difference.size / 3,
         backward=(changed - total) / 2 / changed if changed else 0.0,
         digest=digest.hexdigest(),
     )
 
 
 def inspect_header(pair: Pair) -> tuple[int, int] | UserError:
-    """(width, height) of a pair, of which headers alone are read where they are in order.
+    """(width, height) of a pair, by its headers alone if they are in order.
 
-    Where they are not, it is read whole, and what is wrong with it is returned.
+    If they are not, the pair is read whole, and what is wrong with it is returned.
     """
-    sizes = {image_file.image_size(path) for path in (pair.rainy, pair.clean) if path is not None}
-    if len(sizes) == 1 and None not in sizes:
-        width, height = sizes.pop()
-        if not pair.halves:
-            return width, height
-        if width % 2 == 0:
-            return width // 2, height
+    sizes = {image_size(path) for path in (pair.rainy, pair.clean) if path is not None}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if size and not pair.halves:
+        return size
+    if size and size[0] % 2 == 0:
+        return size[0] // 2, size[1]
     try:
         rainy, _ = read_pair(pair)
     except UserError as error:
@@ -127,24 +114,17 @@ def inspect_header(pair: Pair) -> tuple[int, int] | UserError:
 def inspect_headers(
     pairs: Sequence[Pair], indices: Sequence[int], silent: bool = False
 ) -> Iterator[tuple[int, tuple[int, int] | UserError]]:
-    """Each of the indices with the first_look of its pair; with progress where it takes long."""
-    looks = map_threads((pairs[index] for index in indices), inspect_header, READERS)
-    with (
-        closing(looks),
-        Progress("header", 0, len(indices), [], silent=silent, after=SOON) as progress,
-    ):
-        for index, found in zip(indices, looks, strict=True):
+    """Each of the indices with inspect_header of its pair; with progress if it takes long."""
+    results = map_threads((pairs[index] for index in indices), inspect_header, HEADER_THREADS)
+    progress = Progress("header", 0, len(indices), [], silent=silent, after=SLOW_SECONDS)
+    with closing(results), progress:
+        for index, result in zip(indices, results, strict=True):
             progress.advance(1)
-            yield index, found
+            yield index, result
 
 
-def drawn(count: int, most: int, seed: int) -> list[int]:
-    """The numbers of a sample of pairs, in order: a function of its arguments, all if few."""
-    if count <= most:
+def sample_indices(count: int, limit: int, seed: int) -> list[int]:
+    """The indices of a random sample of pairs, in order: a function of its arguments."""
+    if count <= limit:
         return list(range(count))
-    return sorted(np.random.default_rng([seed, count]).choice(count, most, replace=False).tolist())
-
-
-def some(wheres: Sequence[str], most: int = 3) -> str:
-    """The first of several places in a list, for a message."""
-    return ", ".join(wheres[:most]) + (f" and {len(wheres) - most} more" * (len(wheres) > most))
+    return sorted(np.random.default_rng([seed, count]).choice(count, limit, replace=False).tolist())

@@ -272,10 +272,12 @@ def _check_images(pairs: PairList, notify: Notify) -> int:
     Raises:
         UserError: files are missing; the first five are named.
     """
-    listed, text, unresolved = pairs.text, bytearray(pairs.text), []
     spans = pairs.spans.reshape(-1, 2)  # a view: what is written to it is written to the list
     missing = _find_unlisted(pairs, np.arange(len(spans)), notify)
-    if missing and b"\\" in listed:
+    if not missing:
+        return 0
+    listed, text, unresolved = pairs.text, bytearray(pairs.text), []
+    if b"\\" in listed:
         for start, end in spans[missing].tolist():
             text[start:end] = listed[start:end].replace(b"\\", b"/")
         pairs.text = bytes(text)
@@ -318,7 +320,7 @@ def _report_missing(pairs: PairList, missing: list[tuple[int, str]]) -> None:
 def _find_unlisted(pairs: PairList, indices: np.ndarray, notify: Notify) -> list[int]:
     """Those of the names that the listings of their folders lack, in order."""
     by_folder: dict[bytes, array] = defaultdict(lambda: array("q"))
-    for i, name in zip(indices.tolist(), pairs.iterate_names(indices), strict=True):
+    for i, name in zip(indices, pairs.iterate_names(indices), strict=True):
         by_folder[name[: name.rfind(b"/") + 1]].append(i)
     missing: list[int] = []
     for number, (folder, inside) in enumerate(by_folder.items(), 1):

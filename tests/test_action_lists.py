@@ -41,7 +41,7 @@ def test_the_list_of_halves_needs_the_option_too(run):
         ("-i set -o out", "-o: 'out'; expected the name of a list, such as pairs.txt"),
         ("-i set", "-o: ''; expected the name of a list, such as pairs.txt"),
         ("-i none -o l.txt", "-i: 'none' is not a folder; expected a folder of pairs"),
-        ("-i tab -o l.txt", "'tab/rain/1\\t.png': expected a name without TAB or end of line"),
+        ("-i tab -o l.txt", "'tab/rain/1\\t.png': no list can hold it; expected a name "),
     ],
 )
 def test_lists_refuses_in_one_line(run, words, message):

@@ -11,7 +11,7 @@ from conftest import write_pairs
 
 import actions.check
 from media import lists
-from media.inspection import inspect_header, inspect_pixels, some
+from media.inspection import inspect_header, inspect_pixels
 from media.lists import read_list
 
 
@@ -49,9 +49,9 @@ def test_every_kind_of_finding_is_told_and_tabled(run, mixed):
     assert [row["finding"] for row in rows[7:9]] == ["swapped", "identical"]
     assert rows[9]["finding"] == f"rainy as in {mixed}:1"
     for words in (
-        "1 pairs look swapped",
-        "1 pairs are identical",
-        "1 pairs have the rainy picture",
+        f"pairs that look swapped, as clean is the brighter: 1 ({mixed}:8)\n",
+        f"identical pairs, without rain: 1 ({mixed}:9)\n",
+        f"pairs with the rainy image of an earlier line: 1 ({mixed}:10)\n",
     ):
         assert words in out
     assert "8 of 8 images are larger than the patch" not in out
@@ -117,7 +117,7 @@ def test_rows_are_written_as_they_are_made(run, pairs, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(actions.check, "map_processes", spread)
-    monkeypatch.setattr(actions.check, "AT_ONCE", 2)
+    monkeypatch.setattr(actions.check, "BATCH_PAIRS", 2)
     status, out, _ = run("-a", "check", "--train-list", pairs, "-o", "t.csv")
     assert status == 130
     assert "t.csv: the same command goes on from here" in out
@@ -178,11 +178,6 @@ def test_no_pair_of_real_rain_looks_swapped_and_all_do_when_they_are(shared):
             assert inspect_pixels(clean, rainy, 0).swapped
 
 
-def test_some_of_many():
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
-
-
 def test_pairs_side_by_side_in_one_file(run):
     Path("set").mkdir()
     rng = np.random.default_rng(0)
@@ -200,6 +195,6 @@ def test_pairs_side_by_side_in_one_file(run):
     assert all(float(row["mask"]) == pytest.approx(0.2) for row in table())
     # The same table, the other way round: other rows, and pairs that look swapped.
     words = ["-a", "check", "--train-list", "good.txt", "--side-by-side", "rainy-right"]
-    assert "2 pairs look swapped" in run(*words)[1]
+    assert "look swapped, as clean is the brighter: 2 (" in run(*words)[1]
     looks = [inspect_header(pair) for pair in read_list("good.txt", True, print, "", "rainy-left")]
     assert looks == [(30, 24), (30, 24)]

@@ -47,11 +47,11 @@ def test_sizes_that_come_late_are_named_too(run, shared):
 
 
 def test_of_a_long_list_a_sample_is_looked_at():
-    assert inspection.drawn(1000, 1000, 7) == list(range(1000))
-    sample = inspection.drawn(5000, 1000, 7)
+    assert inspection.sample_indices(1000, 1000, 7) == list(range(1000))
+    sample = inspection.sample_indices(5000, 1000, 7)
     assert len(set(sample)) == 1000
-    assert sample == inspection.drawn(5000, 1000, 7) == sorted(sample)
-    assert sample != inspection.drawn(5000, 1000, 8)
+    assert sample == inspection.sample_indices(5000, 1000, 7) == sorted(sample)
+    assert sample != inspection.sample_indices(5000, 1000, 8)
     assert max(sample) > 4000
 
 
@@ -112,7 +112,7 @@ def test_a_veil_and_swapped_pairs_and_shrunk_rain_are_warned_of(run, pairs):
     assert status == 0
     names = ", ".join(f"swapped.txt:{n}" for n in (1, 2, 3))
     assert (
-        f"warning: 4 of 5 pairs look swapped, as clean is the brighter: {names} and 1 more" in err
+        f"warning: 4 of 5 pairs look swapped, as clean is the brighter: {names}, and 1 more" in err
     )
 
 

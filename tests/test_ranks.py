@@ -19,7 +19,7 @@ from engine.precheck import PIXELS
 from engine.ranks import Ranks
 from engine.training_run import TrainingRun
 from engine.training_step import train_one_step
-from media.inspection import drawn
+from media.inspection import sample_indices
 from model import SPANet
 from settings import Settings, UserError
 
@@ -101,7 +101,7 @@ def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
 def test_a_bad_image_on_one_rank_ends_all_with_its_message(tmp_path):
     pairs = write_pairs(tmp_path / "data", [(17, 17)] * 70, density=10)
     # A pair whose pixels are not looked at before the first step, and whose header is in order.
-    number = min(set(range(70)) - set(drawn(70, PIXELS, Settings("train").seed)))
+    number = min(set(range(70)) - set(sample_indices(70, PIXELS, Settings("train").seed)))
     path = pairs.parent / "rain" / f"pair{number}.png"
     path.write_bytes(path.read_bytes()[:-20])
     began = time.monotonic()
