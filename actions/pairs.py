@@ -12,7 +12,6 @@ A scene that is done is not touched again, nor is a patch that exists: an interr
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -221,7 +220,8 @@ def make_scene(folder: Path, scene: Scene, settings: Settings) -> tuple[list[str
     video = load_video(str(scene.video), settings.start, settings.frames)
     clean = read_or_make_clean_image(folder, scene, settings, video)
     side = settings.test_patch_size if scene.held_out else settings.patch_size
-    grid = list(itertools.product(*(cut_spans(length, side) for length in clean.shape[:2])))
+    height, width, _ = clean.shape
+    grid = [(rows, cols) for rows in cut_spans(height, side) for cols in cut_spans(width, side)]
     lines: list[str] = []
 
     def list_missing_patches() -> Iterator[tuple[Path, np.ndarray]]:

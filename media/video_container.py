@@ -6,7 +6,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.stream import Disposition
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
 
 from settings import UserError
 from system.reading import open_regular
@@ -34,7 +36,7 @@ def ffmpeg_address(path: Path) -> str:
     return f"file:{path}"
 
 
-def open_container(path: Path) -> av.container.InputContainer:
+def open_container(path: Path) -> InputContainer:
     """Raises UserError unless path is a regular file that holds streams of its own."""
     formats = ",".join(av.formats_available - PLAYLIST_FORMATS)
     try:
@@ -50,9 +52,7 @@ def open_container(path: Path) -> av.container.InputContainer:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def choose_stream(
-    path: Path, container: av.container.InputContainer
-) -> av.video.stream.VideoStream:
+def choose_stream(path: Path, container: InputContainer) -> VideoStream:
     """The video that a player would show: the default one, else the largest; never a cover.
 
     Raises:
@@ -67,24 +67,24 @@ def choose_stream(
         decodable,
         key=lambda stream: (
             bool(stream.disposition & Disposition.default),
-            stream.codec_context.width * stream.codec_context.height,
+            stream.width * stream.height,
             -stream.index,
         ),
     )
 
 
-def is_cover(stream: av.video.stream.VideoStream) -> bool:
+def is_cover(stream: VideoStream) -> bool:
     return bool(stream.disposition & COVER)
 
 
-def describe_stream(stream: av.stream.Stream) -> str:
+def describe_stream(stream: Stream) -> str:
     """What a stream holds: `h264, 64x48`, `aac`."""
     context = stream.codec_context
     if context is None:
         if stream.type in ("audio", "subtitle", "video"):
             return UNKNOWN_CODEC
         return getattr(stream, "name", None) or stream.type
-    size = f", {context.width}x{context.height}" if stream.type == "video" else ""
+    size = f", {stream.width}x{stream.height}" if isinstance(stream, VideoStream) else ""
     return f"{context.codec.canonical_name}{size}"
 
 
@@ -106,9 +106,8 @@ class VideoIntegrity:
     """
 
     def __init__(
-        self, stream: av.video.stream.VideoStream, copied: Sequence[av.stream.Stream]
+        self, container: InputContainer, stream: VideoStream, copied: Sequence[Stream]
     ) -> None:
-        container = stream.container
         self.stream, self.formats = stream, set(container.format.name.split(","))
         self.rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         duration = float(container.duration or 0) / av.time_base
@@ -121,12 +120,11 @@ class VideoIntegrity:
                 self.indexed[each.index] = sum(entry.size > 0 for entry in each.index_entries)
         # In an AVI, each frame takes up a slot, dropped or not.
         self._has_slots = "avi" in self.formats and bool(stream.frames)
+        # In an MP4, an edit list may make the duration longer than what is there.
+        states_duration = self.formats & DURATION_FORMATS and "mov" not in self.formats
+        self.duration = duration if states_duration else 0.0
         if self._has_slots:
             self.duration = float(stream.frames / self.rate)
-        elif "mov" in self.formats:
-            self.duration = 0.0  # an edit list may make it longer than what is there
-        else:
-            self.duration = duration if self.formats & DURATION_FORMATS else 0.0
         self.packets: Counter[int] = Counter()
         self.counts: Counter[str] = Counter()
         self.end_time = 0.0
@@ -156,12 +154,10 @@ class VideoIntegrity:
         """What was promised and not read, a line each."""
         lines = list(self._describe_missing_frames())
         for index, promised in self.indexed.items():
-            missing = promised - self.packets[index]
-            if self.all_read and missing > 0 and index != self.stream.index:
+            lost = promised - self.packets[index]
+            if self.all_read and lost > 0 and index != self.stream.index:
                 kind = COPIED_TYPES[self.stream.container.streams[index].type]
-                lines.append(
-                    f"stream {index} ({kind}): {missing} of {promised} packets are missing"
-                )
+                lines.append(f"stream {index} ({kind}): {lost} of {promised} packets are missing")
         return lines
 
     def _describe_missing_frames(self) -> Iterator[str]:
@@ -169,11 +165,11 @@ class VideoIntegrity:
         unread = max(indexed - self.packets[self.stream.index], 0)
         promised = max(indexed - self.counts["hidden"], 0)
         decoded = self.counts["decoded"]
+        frames = format_count(decoded, "frame")
         tolerance = max(DURATION_TOLERANCE, 1.5 / float(self.rate))
         ends_early = self.end_time + tolerance < self.duration
         if self.all_read and (ends_early or (unread and not self.duration)):
             total = promised if unread else f"about {self.total}"
-            frames = format_count(decoded, "frame")
             yield f"cut short: {frames} decoded, of {total} that it promises"
         elif self.all_read and unread and "avi" in self.formats:
             yield f"damaged: {unread} of {indexed} frames could not be read, left out"

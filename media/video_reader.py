@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -76,9 +77,9 @@ class VideoReader:
         self.stream.thread_type = "AUTO" if quick else "SLICE"
         streams = (*self.container.streams.audio, *self.container.streams.subtitles)
         self.copied = [each for each in streams if each.codec_context is not None and not quick]
-        self._integrity = VideoIntegrity(self.stream, self.copied)
+        self._integrity = VideoIntegrity(self.container, self.stream, self.copied)
         self.rate = self._integrity.rate
-        self._stop_time: Fraction | None = None  # where to read no further, seconds
+        self._stop_time: float | Fraction | None = None  # where to read no further, seconds
         items = self._trim(self._deinterlace(self._repair_timestamps(self._decode())))
         head = []
         for item in items:
@@ -205,14 +206,10 @@ class VideoReader:
     @property
     def _frame_ticks(self) -> int:
         """Units of the stream's time base from one frame to the next, by the rate."""
-        return max(1, round(1 / (self.rate * self.stream.time_base)))
+        return max(1, round(1 / (self.rate * (self.stream.time_base or 1))))
 
     def _repair_timestamps(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Invent a timestamp if a frame has none, or one out of order.
-
-        If the next frame's own is later than the last frame's, this one's must lie between: one bad
-        timestamp spoils none behind it.
-        """
+        """Invent a timestamp if a frame has none, or one out of order; see repair_timestamp."""
         frame: av.VideoFrame | None = None
         last: int | None = None
         for item in chain(items, [None]):
@@ -220,16 +217,12 @@ class VideoReader:
                 yield item
                 continue
             if frame is not None and (item is not None or self._stop_time is None):
-                after = None if item is None else item.pts
-                between = last is not None and after is not None and after > last + 1
-                pts = frame.pts
-                if pts is None or (last is not None and pts <= last) or (between and pts > after):
-                    self._integrity.counts["retimed"] += 1
-                    by_rate = 0 if last is None else last + self._frame_ticks
-                    pts = (last + after) // 2 if between else by_rate
+                following = None if item is None else item.pts
+                pts = repair_timestamp(frame.pts, last, following, self._frame_ticks)
+                self._integrity.counts["retimed"] += pts != frame.pts
                 frame.pts = last = pts
-                if after is not None and after > pts:
-                    frame.duration = after - pts
+                if following is not None and following > pts:
+                    frame.duration = following - pts
                 self._integrity.count_frame(frame)
                 yield frame
             frame = item
@@ -267,7 +260,8 @@ class VideoReader:
         self.start_time = float(shift)
         count = 0
         # Packets from `begin` to `end`, in seconds, belong to the frames so far; later ones wait.
-        begin, end = -math.inf, -math.inf if self.start or self.frames else math.inf
+        begin: float | Fraction = -math.inf
+        end: float | Fraction = -math.inf if self.start or self.frames else math.inf
         waiting: list[av.Packet] = []
         for item in items:
             seconds = presentation_time(item)
@@ -285,7 +279,7 @@ class VideoReader:
             if count > self.start:
                 if self.start and count == self.start + 1:
                     shift, self.start_time = seconds, float(seconds)
-                duration = item.duration * item.time_base if item.duration else 1 / self.rate
+                duration = (item.duration or 0) * (item.time_base or 1) or 1 / self.rate
                 end = seconds + duration if self.frames else math.inf
                 if count == self.start + self.frames:
                     self._stop_time = end + INTERLEAVING
@@ -297,15 +291,32 @@ class VideoReader:
             yield from (shift_timestamps(packet, shift) for packet in waiting)
 
 
+def repair_timestamp(pts: int | None, last: int | None, following: int | None, step: int) -> int:
+    """The timestamp of a frame, in units of the time base: its own, or else an invented one.
+
+    If the following frame's is later than the last frame's, this one's must lie between: one bad
+    timestamp spoils none behind it.
+
+    Args:
+        step: from one frame to the next, by the rate.
+    """
+    if last is None:
+        return pts or 0
+    if following is not None and following > last + 1:
+        return pts if pts is not None and last < pts <= following else (last + following) // 2
+    return pts if pts is not None and pts > last else last + step
+
+
 def presentation_time(item: Item) -> Fraction:
     """Seconds."""
-    return (item.dts if item.pts is None else item.pts) * item.time_base
+    ticks = item.dts if item.pts is None else item.pts
+    return Fraction((ticks or 0) * (item.time_base or 1))
 
 
 def shift_timestamps(item: Item, shift: Fraction) -> Item:
     """The item itself, `shift` seconds earlier."""
     if shift:
-        ticks = round(shift / item.time_base)
+        ticks = round(shift / (item.time_base or 1))
         if isinstance(item, av.Packet) and item.dts is not None:
             item.dts -= ticks
         if item.pts is not None:
@@ -336,6 +347,7 @@ def pull_frames(graph: Graph, filtering: deque[av.VideoFrame]) -> list[av.VideoF
     with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
         while filtering:
             frame = graph.pull()
+            assert isinstance(frame, av.VideoFrame)
             source = filtering.popleft()
             # The filter counts time in units of its own.
             frame.pts, frame.time_base = source.pts, source.time_base
@@ -361,7 +373,7 @@ class Orientation:
 
     @classmethod
     def from_frame(cls, frame: av.VideoFrame) -> "Orientation":
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        data: Any = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
         if data is None:
             return cls()
         # Fixed-point numbers. (x,y) of a decoded pixel is shown at (x,y) times the matrix.

@@ -3,8 +3,9 @@
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -116,14 +117,16 @@ class VideoWriter:
         encoder, options = ENCODERS[self.path.suffix.lower()]
         if source.stream.codec_context.name in LOSSLESS and self._format == "matroska":
             encoder, options = "ffv1", {}
-        self.stream = self.container.add_stream(encoder, rate=source.rate, options=options)
+        stream = self.container.add_stream(encoder, rate=source.rate, options=options)
+        assert isinstance(stream, av.video.stream.VideoStream)
+        self.stream = stream
         self.stream.metadata.update(self._filter_metadata(source.stream.metadata))
         self.stream.width, self.stream.height = source.width, source.height
         even = source.width % 2 == 0 == source.height % 2  # as 4:2:0 needs
         lossy = "yuv420p" if even else "yuv444p"
         self.stream.pix_fmt = "bgr0" if encoder == "ffv1" else lossy
         context = self.stream.codec_context
-        context.time_base = source.stream.time_base
+        context.time_base = source.stream.time_base or 1 / source.rate
         context.flags |= Flags.frame_duration  # nothing else says when the last frame ends
         context.color_range = first.color_range
         is_supported = first.colorspace not in UNSUPPORTED_COLORSPACES
@@ -181,7 +184,7 @@ class VideoWriter:
         if others:
             word = "stream" if len(others) == 1 else "streams"
             yield f"left out, as neither picture nor sound: {word} {', '.join(others)}"
-        side_data = source.first.side_data
+        side_data: Mapping[Any, object] = source.first.side_data
         dropped = [name for kind, name in DROPPED_SIDE_DATA.items() if side_data.get(kind)]
         if dropped:
             yield f"left out of what its frames carry: {', '.join(dropped)}"
@@ -192,16 +195,16 @@ class VideoWriter:
 
     def write_packet(self, packet: av.Packet) -> None:
         """Add a packet of one of the source's copied streams, if this file holds it."""
-        index = packet.stream.index
+        index, dts = packet.stream.index, packet.dts or 0
         if index not in self.copies:
             return
         # Joined files begin their timestamps anew, which no container takes. Subtitles may share
         # one.
-        last = self._last_dts.get(index, packet.dts - 1)
-        if packet.dts < last or (packet.dts == last and packet.stream.type != "subtitle"):
+        last = self._last_dts.get(index, dts - 1)
+        if dts < last or (dts == last and packet.stream.type != "subtitle"):
             self._dropped_packets[index] += 1
             return
-        self._last_dts[index] = packet.dts
+        self._last_dts[index] = dts
         packet.stream = self.copies[index]
         with self._translate_errors():
             self.container.mux(packet)
@@ -230,7 +233,7 @@ class VideoWriter:
             packets = self.stream.encode(None)
             if packets and self._format in ("mp4", "mov"):
                 # The packet that is last in the file decides how long the last frame is shown.
-                packets[-1].duration = max(packets, key=lambda packet: packet.pts).duration
+                packets[-1].duration = max(packets, key=lambda packet: packet.pts or 0).duration
             self.container.mux(packets)
             self.container.close()
             with av.open(ffmpeg_address(self.temp_path), metadata_errors="replace") as file:
