@@ -99,7 +99,7 @@ def derainer(
             raise ValueError(
                 f"derain: expected (H,W,3) uint8 in RGB order, got {rainy.shape} {rainy.dtype}"
             )
-        found = work.derained(np.ascontiguousarray(rainy[..., ::-1]))
+        found = work.derain(np.ascontiguousarray(rainy[..., ::-1]))
         clean = np.ascontiguousarray(found.uint8_image[..., ::-1])
         return (clean, found.mask) if return_mask else clean
 

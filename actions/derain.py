@@ -6,113 +6,290 @@ frames, their sound and more (see media/video_writer.py). A result folder gets a
 them, index.html.
 """
 
+import shlex
+import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
-from actions.derain_pictures import derain_pictures
-from actions.derain_videos import derain_videos
+import numpy as np
+
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
+from engine.deraining import DerainedPicture, DerainedVideo, derain_picture, derain_video
 from engine.device import describe_device
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
-from media.pictures import read_picture, require_format
+from media.pictures import Picture, encode_picture, read_picture, require_format
 from media.video_reader import VideoReader
+from media.video_writer import VideoWriteError
 from report import copies, page
 from report.result_folder import open_result_folder
 from report.table import Row
-from settings import Settings, UserError
-from system.files import check_still_there
+from settings import Settings, UserError, one_line
+from system.files import check_still_there, write_atomically
 from system.interrupt import defer_signals
-from system.progress import warn
+from system.overlap import count_threads, map_threads, prefetch
+from system.progress import SLOW_SECONDS, Progress, warn
 
+T, U = TypeVar("T"), TypeVar("U")
 DEMO = Path(__file__).resolve().parent.parent / "model" / "demo"
-SYNTHETIC = (
+DEMO_WARNING = (
     "warning: model/demo was trained on synthetic rain only and can damage real photographs; for "
     "those, run `make weights` and use -m published"
 )
+PICTURE_PROGRESS_SECONDS = 3.0  # after which a single picture shows its progress
+FRAMES_BEFORE_ESTIMATE = 3  # of the time that a video takes; the first frame takes longer
 
 
 def derain(settings: Settings) -> int:
-    """Derain what `-i` names. Returns the exit status: 2 where a file of a folder was bad.
+    """Derain what `-i` names. Returns the exit status: 2 if a file of a folder was bad.
 
     Ranks share the pictures, and the frames of a video; the first one writes videos and the page.
 
     Raises:
         UserError: bad input, or results that cannot be written.
-        KeyboardInterrupt: see system/interrupt.py. The video in hand ends there, playable, and the
-            page shows what was finished before.
+        KeyboardInterrupt: see system/interrupt.py. The current video ends there and can be played;
+            the page shows what was finished before.
     """
     with Ranks() as ranks:
-        return _derain(settings, ranks)
+        jobs, folder, note, problems = plan_jobs(settings.input, settings.output, copies.FOLDER)
+        if (settings.start or settings.frames) and not any(job.is_video for job in jobs):
+            raise UserError(f"--start and --frames: are for videos; {settings.input} is none")
+        for problem in problems if ranks.first else ():
+            warn(problem)
+        if note:
+            ranks.say(note)
+        derainer = Derainer.from_settings(checkpoint_path(settings), settings, ranks)
+        if ranks.first and derainer.path.resolve() == DEMO:
+            warn(DEMO_WARNING)
+        if len(jobs) == 1:  # if it is bad, an earlier page stays
+            _check_input(jobs[0], settings.start if folder else 0)
+        targets = [job.target for job in jobs]
+        with open_result_folder(
+            folder or targets[0].parent,
+            "-o",
+            inputs=[derainer.path, *(job.source for job in jobs)],
+            outputs=targets,
+            page=folder is not None,
+            lock=folder or targets[0],
+            first=ranks.first,
+            barrier=lambda: ranks.all_gather(None),
+        ):
+            run = _Run(settings, ranks, derainer, jobs, folder)
+            run.derain_all()
+            if ranks.first:
+                check_still_there([jobs[number].target for number in sorted(run.rows)], "results")
+                run.print_summary()
+            ranks.all_gather(None)  # a rank that leaves with status 2 would end the others
+    return 2 if run.bad or problems else 0
 
 
-def _derain(settings: Settings, ranks: Ranks) -> int:
-    first = ranks.first
-    jobs, folder, note, complaints = plan_jobs(settings.input, settings.output, copies.FOLDER)
-    if (settings.start or settings.frames) and not any(job.is_video for job in jobs):
-        raise UserError(f"--start and --frames: are for videos; {settings.input} is none")
-    for complaint in complaints if first else ():
-        warn(complaint)
-    if note and first:
-        print(note)
-    derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
-    if first and derainer.path.resolve() == DEMO:
-        warn(SYNTHETIC)
-    if len(jobs) == 1:
-        _try(jobs[0], settings.start if folder else 0)  # bad input costs nothing that is there
-    targets = [job.target for job in jobs]
-    with open_result_folder(
-        folder or targets[0].parent,
-        "-o",
-        inputs=[derainer.path, *(job.source for job in jobs)],
-        outputs=targets,
-        page=folder is not None,
-        lock=folder or targets[0],
-        first=first,
-        barrier=lambda: ranks.all_gather(None),
-    ):
-        return _derain_jobs(settings, ranks, derainer, jobs, folder, len(complaints))
-
-
-def _derain_jobs(
-    settings: Settings,
-    ranks: Ranks,
-    derainer: Derainer,
-    jobs: list[Job],
-    folder: Path | None,
-    bad: int,
-) -> int:
-    first = ranks.first
-    if first:
-        device = describe_device(derainer.device, ranks)
-        print(f"{derainer.path}, step {derainer.step}, on {device}", flush=True)
-    rows: dict[int, Row] = {}
-    start = time.monotonic()
-    try:
-        bad += derain_pictures(derainer, ranks, jobs, folder, rows)
-        bad += derain_videos(settings, derainer, ranks, jobs, folder, rows)
-    finally:
-        if first and folder and rows:
-            title = f"SPANet: {Path(settings.input).name}, derained by {derainer.path.name}"
-            content = page.plain_page([rows[number] for number in sorted(rows)])
-            seconds = time.monotonic() - start
-            run = page.about(derainer.about(), device, seconds)
-            with defer_signals():
-                page.write_page(folder, title, content, run, settings)
-    if first:
-        where = ""
-        if rows:
-            look = f"; open {folder / page.PAGE} to look at them" if folder else ""
-            where = look or f": {jobs[0].target}"
-        check_still_there([jobs[number].target for number in sorted(rows)], "results")
-        print(f"{len(rows)} of {len(jobs)} derained{where}")
-    ranks.all_gather(None)  # one that leaves with status 2 has the others ended
-    return 2 if bad else 0
-
-
-def _try(job: Job, start: int) -> None:
+def _check_input(job: Job, start: int) -> None:
+    """Raises UserError."""
     if job.is_video:
         VideoReader(job.source, start).close()
     else:
         require_format(job.target, read_picture(job.source))
+
+
+@dataclass
+class _Run:
+    """A run of the action: what it works with, and its results.
+
+    Attributes:
+        folder: where the page goes; None if the result is one file.
+        rows: the rows of the page, by the number of their job.
+        bad: how many jobs failed, or had input with something missing.
+    """
+
+    settings: Settings
+    ranks: Ranks
+    derainer: Derainer
+    jobs: list[Job]
+    folder: Path | None
+    rows: dict[int, Row] = field(default_factory=dict)
+    bad: int = 0
+
+    def derain_all(self) -> None:
+        """Derain pictures, then videos. The page shows what was finished, even after an error."""
+        device, start = describe_device(self.derainer.device, self.ranks), time.monotonic()
+        self.ranks.say(f"{self.derainer.path}, step {self.derainer.step}, on {device}")
+        try:
+            self._derain_pictures()
+            self._derain_videos()
+        finally:
+            if self.ranks.first and self.folder and self.rows:
+                name = Path(self.settings.input).name
+                title = f"SPANet: {name}, derained by {self.derainer.path.name}"
+                content = page.plain_page([self.rows[number] for number in sorted(self.rows)])
+                seconds = time.monotonic() - start
+                about = page.about(self.derainer.describe_weights(), device, seconds)
+                with defer_signals():
+                    page.write_page(self.folder, title, content, about, self.settings)
+
+    def print_summary(self) -> None:
+        """Print how many jobs have a result, and where to find it."""
+        place = f": {self.jobs[0].target}"
+        if self.folder:
+            place = f"; open {self.folder / page.PAGE} to look at them"
+        print(f"{len(self.rows)} of {len(self.jobs)} derained{place if self.rows else ''}")
+
+    def _derain_pictures(self) -> None:
+        """Derain the pictures: threads read ahead of the network, and write behind it."""
+        ranks = self.ranks
+        numbers = [number for number, job in enumerate(self.jobs) if not job.is_video]
+        own = numbers[ranks.rank :: ranks.world_size]
+        pictures = prefetch(_attempt(self._read_picture, number) for number in own)
+        derained = (_attempt(self._derain_picture, picture) for picture in pictures)
+        rows = map_threads(derained, self._write_picture, count_threads(ranks.local_size))
+        silent = len(self.jobs) == 1 or not ranks.first
+        with (
+            closing(pictures),
+            closing(rows),
+            Progress("picture", 0, max(len(numbers), 1), [], silent=silent) as progress,
+        ):
+            all_rows = ranks.map_over_ranks(len(numbers), lambda _: next(rows))
+            for number, row in zip(numbers, all_rows, strict=True):
+                if isinstance(row, str):
+                    self.bad += 1
+                    if ranks.first:
+                        warn(row)
+                else:
+                    if ranks.first and row.note and not any(r.note for r in self.rows.values()):
+                        progress.say(row.note)
+                    self.rows[number] = row
+                progress.advance(1)
+
+    def _read_picture(self, number: int) -> tuple[int, Picture]:
+        picture = read_picture(self.jobs[number].source)
+        require_format(self.jobs[number].target, picture)
+        return number, picture
+
+    def _derain_picture(self, item: tuple[int, Picture]) -> tuple[int, DerainedPicture]:
+        number, picture = item
+        count = self.derainer.count_parts(*picture.colour.shape[:2])
+        silent, after = len(self.jobs) > 1 or not self.ranks.first, PICTURE_PROGRESS_SECONDS
+        with Progress("part", 0, count, [], silent=silent, after=after) as progress:
+            name = str(self.jobs[number].source)
+            return number, derain_picture(
+                self.derainer, picture, name, lambda *_: progress.advance(1)
+            )
+
+    def _write_picture(self, item: tuple[int, DerainedPicture] | UserError) -> Row | str:
+        """Write a picture and what the page shows of it; its row, or why there is none."""
+        try:
+            if isinstance(item, UserError):
+                raise item
+            number, picture = item
+            data = encode_picture(self.jobs[number].target, picture.derained)
+        except UserError as error:
+            if len(self.jobs) == 1:
+                raise
+            return str(error)
+        write_atomically(self.jobs[number].target, data)
+        before, after = picture.rainy, picture.derained
+        if self.folder:
+            previews = {"before": before.preview(), "after": after.preview()}
+            copies.write_pictures(self.folder, number, previews, picture.mask)
+        row = self._new_row(number, before.colour, after.colour, picture)
+        row.note = picture.tile_note
+        return row
+
+    def _derain_videos(self) -> None:
+        for number, job in enumerate(self.jobs):
+            if not job.is_video:
+                continue
+            try:
+                settings = self.settings
+                with closing(VideoReader(job.source, settings.start, settings.frames)) as reader:
+                    self._derain_video(number, job, reader)
+                    self.bad += reader.incomplete
+            except UserError as error:
+                # Only this rank knows what cannot be written; the others would wait for it.
+                if len(self.jobs) == 1 or isinstance(error, VideoWriteError):
+                    raise
+                self.bad += 1
+                if self.ranks.first:
+                    warn(str(error))
+
+    def _derain_video(self, number: int, job: Job, reader: VideoReader) -> None:
+        """Derain a video. Its row, on the first rank, shows a frame in the middle."""
+        ranks, count = self.ranks, max(reader.count, 1)
+        first_frames, first_time, estimated = 0, 0.0, not reader.count
+
+        def show_progress(written: int) -> None:
+            nonlocal first_frames, first_time, estimated
+            progress.update(min(written, count) - 1, {})
+            now = time.monotonic()
+            if not first_frames:
+                first_frames, first_time = written, now
+            elif not estimated and written >= FRAMES_BEFORE_ESTIMATE:
+                estimated = True
+                seconds = count * (now - first_time) / (written - first_frames)
+                if seconds >= SLOW_SECONDS and ranks.first:
+                    duration = timedelta(seconds=round(seconds))
+                    progress.say(f"{job.name}: {count} frames take about {duration}")
+
+        def report_early_end(written: int) -> None:
+            line = f"{job.target}: ends early, holds the first {written} frames"
+            if options := self._remaining_options(job, reader, written):
+                line += f"; to go on from there, add {options} and give -o another name"
+            print(f"\n{line}")
+
+        def show_warning(line: str) -> None:
+            progress.say(f"main.py: warning: {one_line(line)}", sys.stderr)
+
+        with Progress("frame", 0, count, [], silent=not ranks.first) as progress:
+            if ranks.first and (
+                note := self.derainer.compare_tiles(reader.convert_frame(reader.first))
+            ):
+                progress.say(note)
+            video = derain_video(
+                self.derainer, ranks, reader, job.target, show_progress, show_warning,
+                report_early_end,
+            )  # fmt: skip
+        if video:
+            if self.folder:
+                previews = {"before": video.rainy, "after": video.derained}
+                copies.write_pictures(self.folder, number, previews, video.mask)
+            row = self._new_row(number, video.rainy, video.derained, video)
+            row.frames, row.begin = video.frames, reader.start_time
+            self.rows[number] = row
+
+    def _remaining_options(self, job: Job, reader: VideoReader, written: int) -> str:
+        """The options that derain the rest of a video; empty if there is none."""
+        if reader.frames and reader.frames <= written:
+            return ""
+        source = f"-i {shlex.quote(str(job.source))} " if self.folder else ""
+        frames = f" --frames {reader.frames - written}" if reader.frames else ""
+        return f"{source}--start {reader.start + written}{frames}"
+
+    def _new_row(
+        self,
+        number: int,
+        before: np.ndarray,
+        after: np.ndarray,
+        result: DerainedPicture | DerainedVideo,
+    ) -> Row:
+        """The row of a job on the page; before and after are (H,W,3) of one type, BGR."""
+        job, files = self.jobs[number], {}
+        if self.folder:
+            files = page.files_of(self.folder, before=job.source, after=job.target)
+        row = Row.of(number, job.name, files, before, after, result.mask)
+        row.seconds = result.seconds
+        return row
+
+
+def _attempt(step: Callable[[T], U], item: T | UserError) -> U | UserError:
+    """step(item), or the UserError that it raises, or that an earlier step left for the item."""
+    if isinstance(item, UserError):
+        return item
+    try:
+        return step(item)
+    except UserError as error:
+        return error

@@ -63,7 +63,7 @@ def test(settings: Settings) -> int:
     with Ranks() as ranks:
         how = ranks.say, settings.layout, settings.side_by_side
         pairs = read_list(settings.test_list, False, *how)
-        derainer = Derainer.by_settings(checkpoint_path(settings), settings, ranks)
+        derainer = Derainer.from_settings(checkpoint_path(settings), settings, ranks)
         names = result_names([pair.rainy for pair in pairs])
         folder = Path(settings.result_dir)
         inputs = [Path(settings.test_list), derainer.path]
@@ -148,11 +148,11 @@ def _derain_list(
 
     def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> _Worked:
         start = time.monotonic()
-        found = derainer.derained(rainy, f"{pairs[index].location}: {pairs[index].rainy}")
+        found = derainer.derain(rainy, f"{pairs[index].location}: {pairs[index].rainy}")
         output = found.float_image if scored else None
         derained, mask = found.uint8_image, found.mask
         seconds = time.monotonic() - start
-        note = derainer.tile_note(rainy)
+        note = derainer.compare_tiles(rainy)
         return _Worked(index, rainy, clean, derained, output, mask, seconds, note)
 
     def finish(done: _Worked) -> Row:
@@ -266,7 +266,9 @@ def _tell(
     content = page.scored_page(rows, means, TOLD) if scored else page.plain_page(rows, TOLD[1:])
     title = f"SPANet: {Path(settings.test_list).name}, derained by {derainer.path.name}"
     title += f": {len(rows)} of {listed} images" * (len(rows) < listed)
-    page.write_page(folder, title, content, page.about(derainer.about(), device, seconds), settings)
+    page.write_page(
+        folder, title, content, page.about(derainer.describe_weights(), device, seconds), settings
+    )
     print(f"results in {folder}: derained, mask, compare, summary.json" + ", metrics.csv" * scored)
     print(f"open {folder / page.PAGE} to look at them")
     _warn_of_constant_masks(derainer, rows)

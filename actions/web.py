@@ -1,183 +1,202 @@
-"""The action `web`: a page in the browser that derains pictures and short videos, made by Gradio.
+"""The action `web`: a page in the browser that derains pictures and short videos, built by Gradio.
 
-It listens on this machine alone unless told otherwise, and fetches nothing from elsewhere. What is
-uploaded, and what comes of it, lies in a temporary folder until its tab is left. web_page.py is
-what one sees; here is what it works with.
+It listens on this machine alone by default, and fetches nothing from elsewhere. Uploads and their
+results lie in a temporary folder until their tab of the browser is closed.
 """
 
-import contextlib
 import logging
 import os
+import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import Context, copy_context
+from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from actions.derain import DEMO, SYNTHETIC
-from actions.derain_pictures import finished
-from actions.derain_videos import derain_videos
+from actions.derain import DEMO, DEMO_WARNING
 from engine.checkpoint import checkpoint_path
-from engine.derainer import Derained, Derainer
-from engine.device import describe_device
+from engine.derainer import Derainer
+from engine.deraining import derain_picture, derain_video
+from engine.device import describe_device, is_out_of_memory
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
 from media.pictures import encode_picture, read_picture, require_format
 from media.video_reader import VideoReader
 from report.visualize import encode_png, heat_map
-from settings import Settings, UserError
+from settings import Settings, UserError, one_line
 from system.files import write_atomically
 
+try:
+    import gradio as gr
+except ImportError as error:
+    raise UserError(
+        f"-a web: needs Gradio ({error}); expected `pip install -r requirements-web.txt`"
+    ) from None
+
 T = TypeVar("T")
-Tell = Callable[[int, int, str], object]  # of progress: how many are done, of how many, of what
+OnProgress = Callable[[int, int, str], object]  # called with what is done, of how many, of what
+ORPHAN_SECONDS = 86400  # after which an upload that no tab owns is removed
+ORPHAN_CHECK_SECONDS = 3600
+IMAGE_HEIGHT = 640  # pixels on the screen, at most
+# Gradio's field takes files that are dropped or chosen; with this it also takes pasted ones.
+PASTE_SCRIPT = """<script>
+document.addEventListener("paste", (event) => {
+  const field = document.querySelector("#drop input[type=file]");
+  if (!field || !event.clipboardData.files.length) return;
+  const transfer = new DataTransfer();
+  transfer.items.add(event.clipboardData.files[0]);
+  field.files = transfer.files;
+  field.dispatchEvent(new Event("change", {bubbles: true}));
+});
+</script>"""
+STYLE = f"#heat img {{width: 100%; max-height: {IMAGE_HEIGHT}px; object-fit: contain}}"
+# Gradio's own fonts are incomplete, and the browser would fetch the rest.
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
 
 def web(settings: Settings) -> int:
     """Show the page until a signal ends it.
 
     Raises:
-        UserError: Gradio is missing, the checkpoint is bad, or the address cannot be listened on.
-        KeyboardInterrupt: see system/interrupt.py. What was uploaded is gone by then.
+        UserError: the checkpoint is bad, or the address cannot be listened on.
+        KeyboardInterrupt: see system/interrupt.py. Uploads and results are removed by then.
     """
-    host = _require_address(settings)
+    host = check_address(settings)
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    os.environ["no_proxy"] = "*"  # Gradio asks its own server whether it is there
+    os.environ["no_proxy"] = "*"  # Gradio sends a request to its own server
     with Ranks() as ranks, tempfile.TemporaryDirectory(
         prefix="spanet-web-", ignore_cleanup_errors=True
     ) as folder:  # fmt: skip
         if ranks.is_distributed:
             raise UserError("-a web: runs in one process; expected a start without torchrun")
-        os.environ["GRADIO_TEMP_DIR"] = folder  # where it puts what is uploaded
-        try:
-            from actions.web_page import PASTE, STYLE, THEME, build_page
-        except ImportError as error:
-            raise UserError(
-                f"-a web: needs Gradio ({error}); expected `pip install -r requirements-web.txt`"
-            ) from None
-        bench = Bench(settings, ranks)
-        derainer = bench.derainer(settings.model, settings.self_ensemble)  # bad ones are told now
+        os.environ["GRADIO_TEMP_DIR"] = folder  # where it puts uploads
+        web_derainer = WebDerainer(settings, ranks)
+        derainer = web_derainer.load(settings.model, settings.self_ensemble)  # reports a bad one
         main_thread = MainThread()
-        page = build_page(bench, main_thread, Path(folder).resolve())
-        logging.getLogger("uvicorn.error").addFilter(Expected(folder))
+        page = WebPage(web_derainer, main_thread, Path(folder).resolve()).build()
+        logging.getLogger("uvicorn.error").addFilter(partial(is_unexpected, folder))
         _, address, _ = page.launch(
             server_name=host, server_port=settings.port or None, quiet=True,
             prevent_thread_lock=True, share=False, ssr_mode=False, pwa=False, mcp_server=False,
-            enable_monitoring=False, run_history=False, footer_links=[], head=PASTE, css=STYLE,
-            theme=THEME,
+            enable_monitoring=False, run_history=False, footer_links=[], head=PASTE_SCRIPT,
+            css=STYLE, theme=THEME,
         )  # fmt: skip
         device = describe_device(derainer.device, ranks)
         print(f"{derainer.path}, step {derainer.step}, on {device}")
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         try:
-            main_thread.work()
+            main_thread.run_jobs()
         finally:
             page.close(verbose=False)
     return 0
 
 
-class MainThread:
-    """Where the network works, as in `derain`: in another thread, torch may not have as many
-    threads, and results would differ in their last bits."""
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Future, Context, Callable[[], Any]]] = SimpleQueue()
-
-    def do(self, job: Callable[[], T]) -> T:
-        """Have a job done, from any other thread, and wait for it."""
-        future: Future = Future()
-        self._jobs.put((future, copy_context(), job))
-        return future.result()
-
-    def work(self) -> NoReturn:
-        """Do one job after the other, until a signal raises KeyboardInterrupt."""
-        while True:
-            future, context, job = self._jobs.get()
-            try:
-                future.set_result(context.run(job))
-            except Exception as error:
-                future.set_exception(error)
-            except BaseException:
-                future.set_exception(UserError("the program was ended"))  # who waits could not end
-                raise
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A filter of the server's log: a tab that was left while a file was sent is no news."""
-
-    folder: str
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        gone = isinstance(error, FileNotFoundError | RuntimeError) and self.folder in str(error)
-        return not gone and type(error).__name__ != "ClientDisconnect"
-
-
-def _require_address(settings: Settings) -> str:
-    """--host as an address of the web has it: an IPv6 one in brackets.
+def check_address(settings: Settings) -> str:
+    """--host as it stands in an address of the web: IPv6 in brackets.
 
     Raises:
-        UserError: nobody can listen there; Gradio would try a hundred ports before it says so.
+        UserError: it cannot be listened on. Gradio would try a hundred ports before it says so.
     """
     host = settings.host.strip("[]")
-    six = ":" in host
+    is_ipv6 = ":" in host
     try:
-        family = socket.AF_INET6 if six else socket.AF_INET
+        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
         socket.create_server((host, settings.port), family=family).close()
-    except (OSError, TypeError) as error:  # the latter: what cannot be a name
+    except (OSError, TypeError) as error:  # TypeError: it cannot be a name at all
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"--host {settings.host}, --port {settings.port}: cannot be listened on: {reason}; "
             "expected an address of this machine and a free port"
         ) from None
-    return f"[{host}]" if six else host
+    return f"[{host}]" if is_ipv6 else host
+
+
+def is_unexpected(folder: str, record: logging.LogRecord) -> bool:
+    """Whether the server's log shows a record: not if a tab was closed during an upload."""
+    error = record.exc_info[1] if record.exc_info else None
+    removed = isinstance(error, FileNotFoundError | RuntimeError) and folder in str(error)
+    return not removed and type(error).__name__ != "ClientDisconnect"
+
+
+class MainThread:
+    """Runs jobs of other threads in the main thread, as `derain` does.
+
+    In another thread torch may use another number of threads, and results would differ in their
+    last bits.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Future, Callable[[], Any]]] = SimpleQueue()
+
+    def run(self, job: Callable[[], T]) -> T:
+        """Have a job run, from any other thread, and wait for its result."""
+        future: Future[T] = Future()
+        self._jobs.put((future, partial(copy_context().run, job)))
+        return future.result()
+
+    def run_jobs(self) -> NoReturn:
+        """Run one job after the other, until a signal raises KeyboardInterrupt."""
+        while True:
+            future, job = self._jobs.get()
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+            except BaseException:
+                future.set_exception(UserError("the program was ended"))  # or its thread waits
+                raise
 
 
 @dataclass(frozen=True)
-class Result:
+class WebResult:
     """What the page shows of a file that was derained.
 
     Attributes:
         before, after, attention: PNG files; of a video, of the frame in the middle.
-        file: the derained file in the kind of its source, byte for byte as `derain` writes it.
-        said: what there is to say of it, in lines.
+        file: the derained file, byte for byte as `derain` writes it.
+        text: what to say of it, in lines.
     """
 
     before: Path
     after: Path
     attention: Path
     file: Path
-    said: str
+    text: str
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where the page has its files derained, by the settings of the action."""
+class WebDerainer:
+    """Derains the files of the page by the settings of the action."""
 
     settings: Settings
     ranks: Ranks
 
-    def checkpoints(self) -> list[str]:
-        """What there is to choose from: what -m names, and the files of the model folder."""
+    def list_checkpoints(self) -> list[str]:
+        """The checkpoints to choose from: the one of -m, and the files of the model folder."""
         folder = Path(self.settings.model_dir)
-        found = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
-        return list(dict.fromkeys([self.settings.model, *found]))
+        names = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
+        return list(dict.fromkeys([self.settings.model, *names]))
 
-    def derainer(self, model: str, views: int) -> Derainer:
-        """A derainer of a checkpoint as it is now: one in training changes. Raises UserError."""
-        if model not in self.checkpoints():
+    def load(self, model: str, views: int) -> Derainer:
+        """Load a checkpoint as it is now; one in training changes. Raises UserError."""
+        if model not in self.list_checkpoints():
             raise UserError(f"{model}: no such checkpoint; expected one of the model folder")
         settings = replace(self.settings, model=model, self_ensemble=views)
-        return Derainer.by_settings(checkpoint_path(settings), settings, self.ranks)
+        return Derainer.from_settings(checkpoint_path(settings), settings, self.ranks)
 
-    def derain(self, source: Path, folder: Path, model: str, views: int, tell: Tell) -> Result:
+    def derain(
+        self, source: Path, folder: Path, model: str, views: int, on_progress: OnProgress
+    ) -> WebResult:
         """Derain a picture or a video into a folder.
 
         Raises:
@@ -185,76 +204,214 @@ class Bench:
         """
         start = time.monotonic()
         (job,), *_ = plan_jobs(str(source), f"{folder}{os.sep}")
-        derainer = self.derainer(model, views)
-        if job.is_video:
-            (before, after, mask), notes = self._derain_video(derainer, job, tell)
-        else:
-            (before, after, mask), notes = self._derain_picture(derainer, job, tell)
-        shown = {"before": before, "after": after, "attention": heat_map(mask)}
-        places = {name: folder / "shown" / f"{name}.png" for name in shown}
-        for name, image in shown.items():
-            write_atomically(places[name], encode_png(image, name), durable=False)
+        derainer = self.load(model, views)
+        derain = self._derain_video if job.is_video else self._derain_picture
+        before, after, mask, lines = derain(derainer, job, on_progress)
+        previews = {"before": before, "after": after, "attention": heat_map(mask)}
+        paths = {name: folder / "previews" / f"{name}.png" for name in previews}
+        for name, image in previews.items():
+            write_atomically(paths[name], encode_png(image, name), durable=False)
         size, seconds = f"{before.shape[1]}x{before.shape[0]}", time.monotonic() - start
-        by = f"{model}, {views} views," if views > 1 else model
-        notes.insert(0, f"{source.name}: {size} pixels, by {by} in {seconds:.1f} s")
+        weights = f"{model}, {views} views," if views > 1 else model
+        lines.insert(0, f"{source.name}: {size} pixels, by {weights} in {seconds:.1f} s")
         if derainer.path.resolve() == DEMO:
-            notes.append(SYNTHETIC)
-        return Result(**places, file=job.target, said="\n".join(notes))
+            lines.append(DEMO_WARNING)
+        return WebResult(**paths, file=job.target, text="\n".join(filter(None, lines)))
 
     def _derain_picture(
-        self, derainer: Derainer, job: Job, tell: Tell
-    ) -> tuple[tuple[np.ndarray, ...], list[str]]:
-        """Before, after and mask, and what there is to say of it."""
-        picture, done = read_picture(job.source), 0
+        self, derainer: Derainer, job: Job, on_progress: OnProgress
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """Before and after, (H,W,3) uint8 BGR, the mask (H,W), and what to say of the picture."""
+        picture = read_picture(job.source)
         require_format(job.target, picture)
-        parts = derainer.parts(*picture.colour.shape[:2])
-
-        def tick(count: int) -> None:
-            nonlocal done
-            done += count
-            tell(done, parts, "parts")
-
-        tell(0, parts, "parts")
-        found = derainer.derained(picture.colour, str(job.source), tick)
-        after = finished(picture, found)
-        note = derainer.tile_note(picture.colour)
-        write_atomically(job.target, encode_picture(job.target, after), durable=False)
-        return (picture.preview(), after.preview(), found.mask), [note] * bool(note)
+        on_progress(0, derainer.count_parts(*picture.colour.shape[:2]), "parts")
+        result = derain_picture(
+            derainer, picture, str(job.source), lambda *counts: on_progress(*counts, "parts")
+        )
+        write_atomically(job.target, encode_picture(job.target, result.derained), durable=False)
+        images = picture.preview(), result.derained.preview()
+        return *images, result.mask, [result.tile_note]
 
     def _derain_video(
-        self, derainer: Derainer, job: Job, tell: Tell
-    ) -> tuple[tuple[np.ndarray, ...], list[str]]:
-        """The same of a frame in the middle."""
-        with contextlib.closing(VideoReader(job.source)) as source:
-            watched = _Watched(derainer, source.count, tell)
+        self, derainer: Derainer, job: Job, on_progress: OnProgress
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """The same for a frame in the middle of a video."""
         lines: list[str] = []
-        derain_videos(
-            self.settings, watched, self.ranks, [job], None, {}, tell=lines.append, keep=False
+        with closing(VideoReader(job.source)) as reader:
+            tile_note = derainer.compare_tiles(reader.convert_frame(reader.first))
+            video = derain_video(
+                derainer, self.ranks, reader, job.target,
+                on_frame=lambda done: on_progress(done, max(done, reader.count), "frames"),
+                on_warning=lambda line: lines.append(f"warning: {line}"),
+            )  # fmt: skip
+        lines = [f"{video.frames} frames; the slider shows one in the middle", tile_note, *lines]
+        return video.rainy, video.derained, video.mask, lines
+
+
+@dataclass(eq=False)
+class Tab:
+    """A tab of a browser: the file that it uploaded, and the folder of its results."""
+
+    upload: Path
+    results: Path
+
+
+class TabClosed(Exception):
+    """Nobody waits for the result: the tab was closed, or has another file."""
+
+
+class WebPage:
+    """The page: its layout, and what happens when a file is uploaded or a tab is closed.
+
+    Args:
+        folder: where Gradio puts uploads, and results go.
+    """
+
+    def __init__(self, derainer: WebDerainer, main_thread: MainThread, folder: Path) -> None:
+        self.derainer, self.main_thread, self.folder = derainer, main_thread, folder
+        self._tabs: dict[str | None, Tab] = {}
+        self._lock = threading.Lock()
+
+    def build(self) -> gr.Blocks:
+        """The page, ready to be launched."""
+        with gr.Blocks(
+            title="SPANet", analytics_enabled=False, fill_width=True,
+            delete_cache=(ORPHAN_CHECK_SECONDS, ORPHAN_SECONDS),
+        ) as page:  # fmt: skip
+            gr.Markdown("# SPANet: remove rain from a picture or a short video")
+            with gr.Row():
+                with gr.Column(scale=1, min_width=280):
+                    self._build_file_column()
+                with gr.Column(scale=3):
+                    self._build_image_column()
+            self._connect_events(page)
+        return page
+
+    def _build_file_column(self) -> None:
+        """The field for a file, what is said of its result, and the download."""
+        self.drop = gr.File(label="Drop, choose or paste a picture or a video", elem_id="drop")
+        self.text = gr.Textbox(label="Result", lines=3, interactive=False, elem_id="text")
+        self.download = gr.DownloadButton(
+            "Download", variant="primary", interactive=False, elem_id="download"
         )
-        notes = [f"{watched.done} frames; shown is one in the middle"]
-        notes += [note for note in (watched.note,) if note]
-        before, found = watched.middle
-        shown = before, found.uint8_image, found.mask
-        return shown, notes + lines
+
+    def _build_image_column(self) -> None:
+        """The slider over the picture before and after, the choices, and the attention map."""
+        settings = self.derainer.settings
+        self.slider = gr.ImageSlider(
+            label="before | after", interactive=False, buttons=["fullscreen"],
+            max_height=IMAGE_HEIGHT, elem_id="slider",
+        )  # fmt: skip
+        with gr.Row():
+            self.model = gr.Dropdown(
+                self.derainer.list_checkpoints(), value=settings.model, label="Weights",
+                info="the files of the model folder", elem_id="weights", filterable=False,
+            )  # fmt: skip
+            self.views = gr.Radio(
+                [1, 2, 4], value=settings.self_ensemble, label="Views", elem_id="views",
+                info="the mean over mirrored and turned views: slower, usually better",
+            )  # fmt: skip
+            self.attention = gr.Checkbox(label="Show the attention map", elem_id="attention")
+        self.heat = gr.Image(
+            label="attention: red where the network sees rain", interactive=False,
+            visible=False, buttons=["fullscreen"], elem_id="heat",
+        )  # fmt: skip
+
+    def _connect_events(self, page: gr.Blocks) -> None:
+        outputs = [self.slider, self.heat, self.download, self.text]
+        derain = {
+            "fn": self._derain, "inputs": [self.model, self.views], "outputs": outputs,
+            "show_progress_on": self.slider, "concurrency_id": "network", "concurrency_limit": 1,
+            "trigger_mode": "multiple",
+        }  # fmt: skip
+        uploaded = self.drop.upload(
+            self._receive_upload, self.drop, queue=False, preprocess=False, trigger_mode="multiple"
+        )
+        # The field is free for the next file at once, and the results of the last one disappear.
+        cleared = uploaded.then(
+            lambda: (None, *empty_outputs()), outputs=[self.drop, *outputs], queue=False
+        )
+        cleared.then(**derain)
+        gr.on([self.model.input, self.views.input], **derain)
+        self.attention.input(
+            lambda checked: gr.update(visible=checked), self.attention, self.heat, queue=False
+        )
+        page.load(
+            lambda: gr.update(choices=self.derainer.list_checkpoints()), outputs=self.model,
+            queue=False,
+        )  # fmt: skip
+        page.unload(self._close_tab)
+
+    def _receive_upload(self, upload: dict[str, Any], request: gr.Request) -> None:
+        path = Path(str(upload["path"])).resolve() if isinstance(upload, dict) else self.folder
+        if path.parent.parent == self.folder:  # uploads are there, whatever a browser claims
+            results = Path(tempfile.mkdtemp(dir=self.folder))
+            self._replace_tab(request.session_hash, Tab(path, results))
+
+    def _close_tab(self, request: gr.Request) -> None:
+        self._replace_tab(request.session_hash, None)
+
+    def _replace_tab(self, session: str | None, tab: Tab | None) -> None:
+        """Note the new file of a session, if any, and remove the files of its former one."""
+        with self._lock:
+            former = self._tabs.pop(session, None)
+            if tab:
+                self._tabs[session] = tab
+            if former:
+                shutil.rmtree(former.results, ignore_errors=True)
+                # Gradio keeps equal files of several tabs in one folder.
+                uploads = [other.upload for other in self._tabs.values()]
+                if former.upload not in uploads:
+                    former.upload.unlink(missing_ok=True)
+                if former.upload.parent not in [path.parent for path in uploads]:
+                    shutil.rmtree(former.upload.parent, ignore_errors=True)
+
+    def _derain(
+        self,
+        model: str,
+        views: int,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  by which Gradio recognizes it
+    ) -> tuple[Any, ...]:
+        """Derain the file of a tab. Returns values for slider, attention, download and text."""
+        tab = self._tabs.get(request.session_hash)
+        if tab is None:  # nothing uploaded yet, or closed before its turn came
+            return empty_outputs()
+        results = tab.results / str(time.monotonic_ns())  # a browser would cache an old name
+
+        def show_progress(done: int, total: int, unit: str) -> None:
+            if self._tabs.get(request.session_hash) is not tab:
+                raise TabClosed
+            progress((done, total), desc=tab.upload.name, unit=unit)
+
+        def hide_folders(text: str) -> str:
+            for folder in (tab.upload.parent, results):  # which mean nothing to a visitor
+                text = text.replace(f"{folder}{os.sep}", "")
+            return "\n".join(map(one_line, text.removeprefix("-i: ").splitlines()))
+
+        try:
+            result = self.main_thread.run(
+                partial(self.derainer.derain, tab.upload, results, model, views, show_progress)
+            )
+            images = (result.before, result.after), result.attention
+            download = gr.update(value=result.file, interactive=True)
+            return *images, download, hide_folders(result.text)
+        except TabClosed:
+            return tuple(gr.skip() for _ in range(4))
+        except UserError as error:
+            message = str(error.args[0])  # not cut short yet
+        except OSError as error:
+            message = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = "not enough memory; expected a smaller picture"
+        finally:
+            if self._tabs.get(request.session_hash) is not tab:
+                shutil.rmtree(tab.results, ignore_errors=True)
+        return empty_outputs(hide_folders(message))
 
 
-class _Watched:
-    """A derainer for derain_videos, which tells of each frame and keeps one in the middle."""
-
-    def __init__(self, derainer: Derainer, count: int, tell: Tell) -> None:
-        self._derainer, self._count, self._tell = derainer, count, tell
-        self.done, self.note = 0, ""
-        self.middle: tuple[np.ndarray, Derained] | None = None
-
-    def derained(self, image: np.ndarray, name: str) -> Derained:
-        found = self._derainer.derained(image, name)
-        if not self.middle or self.done <= self._count // 2:
-            self.middle = image, found
-        self.done += 1
-        self._tell(self.done, max(self.done, self._count), "frames")
-        return found
-
-    def tile_note(self, image: np.ndarray) -> str:
-        note = self._derainer.tile_note(image)
-        self.note = self.note or note
-        return note
+def empty_outputs(text: str = "") -> tuple[Any, ...]:
+    """Values for slider, attention, download and text if there is no result."""
+    return None, None, gr.update(value=None, interactive=False), text

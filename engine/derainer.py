@@ -1,14 +1,17 @@
-"""Derainer: a network at work. An image goes in, the clean image and the attention map come out."""
+"""Derainer: a network ready for inference. An image goes in, a clean image and a mask come out."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from dataset import to_float
 from engine import checkpoint, tiles
@@ -19,12 +22,14 @@ from settings import Settings, UserError
 from system import machine
 from system.reading import read_bytes
 
-CHANGES = 16  # of the size, after which freed memory goes back to the system
-Tick = Callable[[int], None]  # told how many parts of the work are done since the last call
+SIZE_CHANGES = 16  # after so many, freed memory goes back to the system
+TILE_SIDES = (1024, 512, 256, 128, 64)  # pixels, that are proposed where memory is short
+SAMPLE_SIDE = 1024  # pixels at most, of the sample on which tiles are compared with the whole
+OnProgress = Callable[[int, int], object]  # called with how many parts are done, and of how many
 
 
-class Derained:
-    """A derained image on the device that made it; what is asked of it is fetched from there."""
+class DerainedImage:
+    """A derained image on the device that computed it; its properties copy it to the CPU."""
 
     def __init__(self, clean: Tensor, mask: Tensor) -> None:
         self._clean, self._mask = clean, mask
@@ -45,52 +50,43 @@ class Derained:
         return self._mask.cpu().numpy()
 
 
+@dataclass(eq=False)
 class Derainer:
-    """A network with its weights on a device, in a precision, by views and tiles.
+    """A network ready for inference: weights on a device, with precision, views and tiles.
 
     Attributes:
         net: the network.
         device: where it is, and computes.
-        path, step, digest: the checkpoint file of its weights, the step that they are of, and the
-            beginning of the file's SHA-256; empty where the network is one in training.
-        direction_attention: whether those weights need the paper's.
+        precision: of the network's arithmetic: "fp32", "tf32" (on a GPU) or "bf16".
+        views: 1, or the mean over 2 (mirrored) or 4 (also half-turned) views of an image.
+        tile: side of blended tiles, in pixels; 0 takes every image whole.
+        sharing: processes of this machine that derain at the same time.
+        path, step, digest: the checkpoint file, the step it was saved at, and the beginning of its
+            SHA-256. Weights in training have no file.
+        direction_attention: whether the file's weights need the paper's direction attention.
     """
 
+    net: SPANet
+    device: torch.device
+    precision: str = "fp32"
+    views: int = 1
+    tile: int = 0
+    sharing: int = 1
     path: Path | None = None
-    step = -1
-    digest = ""
-    direction_attention = False
-
-    def __init__(
-        self,
-        net: SPANet,
-        device: torch.device,
-        *,
-        precision: str = "fp32",
-        views: int = 1,
-        tile: int = 0,
-        sharing: int = 1,
-    ) -> None:
-        """
-        Args:
-            precision: of the network's arithmetic: "fp32", "tf32" (on a GPU) or "bf16".
-            views: 1, or the mean over 2 (mirrored) or 4 (also half-turned) views of an image.
-            tile: side of blended tiles, in pixels; 0 takes every image whole.
-            sharing: processes of this machine that derain at the same time.
-        """
-        self.net, self.device, self.precision = net, device, precision
-        self.views, self.tile, self.sharing = views, tile, sharing
-        self._tiles_told = False
-        self._fitted = 0  # bytes that the largest image so far was reckoned to take
-        self._size, self._changes = (0, 0), 0  # of the last image; images of another than before
+    step: int = -1
+    digest: str = ""
+    direction_attention: bool = False
+    _tiles_compared: bool = field(default=False, init=False)
+    _largest_need: int = field(default=0, init=False)  # bytes, of an image that was derained
+    _last_size: tuple[int, ...] = field(default=(), init=False)
+    _size_changes: int = field(default=0, init=False)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, **ways: Any) -> "Derainer":
-        """A derainer with the weights of a checkpoint file; whether they need the paper's direction
-        attention is read from it.
+    def load(cls, path: Path, device: torch.device, **options: Any) -> "Derainer":
+        """Load the weights of a checkpoint file, which says whether they use direction attention.
 
         Args:
-            ways: precision, views, tile, sharing, as for the class itself.
+            options: precision, views, tile, sharing, as for the class itself.
 
         Raises:
             UserError: the file is bad (see checkpoint.load), or is not of this network.
@@ -99,18 +95,17 @@ class Derainer:
         attention = checkpoint.has_direction_attention(content)
         net = SPANet(attention)
         checkpoint.load_weights(net, path, content)
-        derainer = cls(net.to(device).eval(), device, **ways)
-        derainer.path, derainer.step = path, content["clock"]
-        derainer.direction_attention = attention
-        derainer.digest = hashlib.sha256(read_bytes(path)).hexdigest()[:16]
-        return derainer
+        digest = hashlib.sha256(read_bytes(path)).hexdigest()[:16]
+        origin = {"path": path, "step": content["clock"], "digest": digest}
+        net = net.to(device).eval()
+        return cls(net, device, **origin, direction_attention=attention, **options)
 
     @classmethod
-    def by_settings(cls, path: Path, settings: Settings, ranks: Ranks) -> "Derainer":
-        """A derainer of a checkpoint file, on the device and in the ways that the settings choose.
+    def from_settings(cls, path: Path, settings: Settings, ranks: Ranks) -> "Derainer":
+        """Load a checkpoint file onto the device, and with the options, of the settings.
 
         Raises:
-            UserError: see load and device.prepare.
+            UserError: see load and prepare_device.
         """
         device = prepare_device(settings, ranks)
         checkpoint.require_checkpoint(path)
@@ -123,94 +118,104 @@ class Derainer:
             sharing=ranks.local_size,
         )
 
-    def about(self) -> str:
+    def describe_weights(self) -> str:
         """Which weights these are, for people."""
         return f"{self.path}, step {self.step}, SHA-256 {self.digest}"
 
-    def __call__(
-        self, image: np.ndarray, name: str = "image", tick: Tick | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Derain one image, as `derained` does.
-
-        Returns:
-            The clean image (H,W,3) float32, BGR, clipped to 0..1, and the mask (H,W) in 0..1.
-        """
-        found = self.derained(image, name, tick)
-        return found.float_image, found.mask
-
     @torch.inference_mode()
-    def derained(
-        self, image: np.ndarray, name: str = "image", tick: Tick | None = None
-    ) -> Derained:
+    def derain(
+        self, image: np.ndarray, name: str = "image", on_progress: OnProgress = lambda *_: None
+    ) -> DerainedImage:
         """Derain one image of any size.
 
         Args:
             image: (H,W,3) uint8 or uint16, BGR.
-            name: how a message names it.
-            tick: told of progress, in all as many parts as `parts` says.
+            name: what a message calls it.
+            on_progress: called after each of the parts that `count_parts` counts.
 
         Raises:
-            UserError: the image does not fit into memory.
+            UserError: the image does not fit into memory, or the output is not finite.
         """
-        self._return_holes(image.shape[:2])
-        needed = tiles.estimate_memory(*image.shape[:2], self.tile)
-        if needed > self._fitted and needed > free_memory(self.device, self.sharing):
+        size = image.shape[:2]
+        self._trim_memory(size)
+        needed = tiles.estimate_memory(*size, self.tile)
+        if needed > self._largest_need and needed > free_memory(self.device, self.sharing):
             machine.trim_memory()  # what earlier images left with the process
             if needed > free_memory(self.device, self.sharing):
-                raise self._too_large(image, name, needed)
+                raise self._memory_error(name, *size)
         try:
-            batch = to_float(torch.from_numpy(image)[None].to(self.device))
-            with self._telling(tick), self._arithmetic():
+            batch = self._to_batch(image)
+            with self._progress_hook(size, on_progress), self._precision_context():
                 mask, clean = tiles.derain_tiled(self.net, batch, self.views, self.tile)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise self._too_large(image, name, needed) from None
+            raise self._memory_error(name, *size) from None
         if not (clean.isfinite().all() and mask.isfinite().all()):
             weights = self.path or "the weights in training"
             raise UserError(
-                f"{name}: what {weights} make of it is not finite, so that there is no picture; "
+                f"{name}: the output of {weights} is not finite, so there is no picture; "
                 "expected other weights"
             )
-        self._fitted = max(self._fitted, needed)
-        return Derained(clean[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
+        self._largest_need = max(self._largest_need, needed)
+        return DerainedImage(clean[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
 
-    def _return_holes(self, size: tuple[int, int]) -> None:
-        """Give memory back now and then where images differ in size.
-
-        What one size leaves free, another does not quite fit: by and by, what is kept would be
-        mostly holes.
-        """
-        self._changes += size != self._size
-        self._size = size
-        if self._changes == CHANGES:
-            machine.trim_memory()
-            self._changes = 0
-
-    def parts(self, height: int, width: int) -> int:
-        """How many parts of the work an image of that size has, for a tick."""
+    def count_parts(self, height: int, width: int) -> int:
+        """How many times `derain` calls on_progress for an image of that size."""
         stages = STAGES if hasattr(self.net, "SAM1") else 1
         return stages * self.views * tiles.count_tiles(height, width, self.tile)
 
-    @contextmanager
-    def _telling(self, tick: Tick | None) -> Iterator[None]:
-        """Within it, tick(1) at every attention map, a quarter of the network's way."""
-        if tick is None:
-            yield
-            return
-        marked = getattr(self.net, "SAM1", self.net)
-        hook = marked.register_forward_hook(lambda *_: tick(1))
-        try:
-            yield
-        finally:
-            hook.remove()
+    @torch.inference_mode()
+    def compare_tiles(self, image: np.ndarray) -> str:
+        """How far tiles are from the whole, for the first image that is cut; otherwise empty.
+
+        It is measured on a sample, in tiles of half its side, which takes no more memory than a
+        tile.
+        """
+        if self._tiles_compared or not self.tile or max(image.shape[:2]) <= self.tile:
+            return ""
+        self._tiles_compared = True
+        side = min(self.tile, SAMPLE_SIDE)
+        top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+        sample = np.ascontiguousarray(image[top : top + side, left : left + side])
+        with self._precision_context():
+            psnr = tiles.tile_psnr(self.net, self._to_batch(sample), side // 2, self.views)
+        height, width = sample.shape[:2]
+        return (
+            f"tiles are an approximation: on a sample of {width}x{height} pixels, tiles of "
+            f"{side // 2} come within {psnr:.1f} dB PSNR of the whole (more is closer)"
+        )
+
+    def _to_batch(self, image: np.ndarray) -> Tensor:
+        return to_float(torch.from_numpy(image)[None].to(self.device))
+
+    def _trim_memory(self, size: tuple[int, ...]) -> None:
+        """Give freed memory back after every SIZE_CHANGES changes of the image size.
+
+        The blocks that one size leaves free are a little too small for another, so without this
+        the process would keep more and more memory.
+        """
+        self._size_changes += size != self._last_size
+        self._last_size = size
+        if self._size_changes == SIZE_CHANGES:
+            machine.trim_memory()
+            self._size_changes = 0
+
+    def _progress_hook(self, size: tuple[int, ...], on_progress: OnProgress) -> RemovableHandle:
+        """Until it is left, every attention map, a quarter of a pass, calls on_progress."""
+        parts, total = itertools.count(1), self.count_parts(*size)
+
+        def advance(*_: object) -> None:
+            on_progress(next(parts), total)
+
+        return getattr(self.net, "SAM1", self.net).register_forward_hook(advance)
 
     @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """Within it, the precision is this derainer's, whatever the process computes in."""
+    def _precision_context(self) -> Iterator[None]:
+        """Within it, torch computes in this derainer's precision, whatever the process uses."""
         cudnn = torch.backends.cudnn
         before = cudnn.allow_tf32, cudnn.benchmark
-        # Images differ in size: trying cuDNN's ways for each would take longer than the work.
+        # Images differ in size: timing cuDNN's algorithms for each would take longer than the work.
         cudnn.allow_tf32, cudnn.benchmark = self.precision == "tf32", False
         try:
             with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
@@ -218,32 +223,15 @@ class Derainer:
         finally:
             cudnn.allow_tf32, cudnn.benchmark = before
 
-    @torch.inference_mode()
-    def tile_note(self, image: np.ndarray) -> str:
-        """How far tiles are from the whole, the first time that an image was cut; else nothing.
-
-        Told of a sample, in tiles of half its side: memory need not hold more than before.
-        """
-        if self._tiles_told or not self.tile or max(image.shape[:2]) <= self.tile:
-            return ""
-        self._tiles_told = True
-        side = min(self.tile, 1024)
-        top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
-        sample = np.ascontiguousarray(image[top : top + side, left : left + side])
-        batch = to_float(torch.from_numpy(sample)[None].to(self.device))
-        with self._arithmetic():
-            psnr = tiles.tile_psnr(self.net, batch, side // 2, self.views)
-        height, width = sample.shape[:2]
-        return (
-            f"tiles are an approximation: on a sample of {width}x{height} pixels, tiles of "
-            f"{side // 2} come within {psnr:.1f} dB PSNR of the whole (more is closer)"
-        )
-
-    def _too_large(self, image: np.ndarray, name: str, needed: int) -> UserError:
-        (height, width), free = image.shape[:2], free_memory(self.device, self.sharing)
+    def _memory_error(self, name: str, height: int, width: int) -> UserError:
+        needed = tiles.estimate_memory(height, width, self.tile)
+        free = free_memory(self.device, self.sharing)
         largest = self.tile or max(height, width)
-        smaller = [side for side in (1024, 512, 256, 128, 64) if side < largest]
-        fitting = [side for side in smaller if tiles.estimate_memory(height, width, side) <= free]
+        fitting = [
+            side
+            for side in TILE_SIDES
+            if side < largest and tiles.estimate_memory(height, width, side) <= free
+        ]
         hint = f", or --tile {fitting[0]}" if fitting else ""
         return UserError(
             f"{name}: {width}x{height} pixels need about {needed / 2**30:.3g} GiB of memory on "

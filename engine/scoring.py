@@ -38,7 +38,7 @@ def score(
     """
 
     def work(_: int, rainy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return derainer.derained(rainy).float_image, clean
+        return derainer.derain(rainy).float_image, clean
 
     def finish(images: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
         output, clean = images

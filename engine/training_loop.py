@@ -280,7 +280,7 @@ def _write_pictures(run: TrainingRun, derainer: Derainer, preview: Batch) -> Non
     """Write each crop of the preview as rainy, derained and clean image, mask and mask label."""
     _, _, labels = preview.tensors(torch.device("cpu"), run.settings.mask_threshold)
     for index, file in enumerate(preview.files):
-        derained = derainer.derained(preview.rainy[index], file)
+        derained = derainer.derain(preview.rainy[index], file)
         images = [preview.rainy[index], derained.uint8_image, preview.clean[index]]
         images += [heat_map(derained.mask), heat_map(labels[index].numpy())]
         sheet = contact_sheet(images, CAPTIONS, columns=len(images))

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import main
-from engine.derainer import Derained, Derainer
+from engine.derainer import DerainedImage, Derainer
 from engine.training_run import TrainingRun
 from rain import backgrounds, streaks, synthetic_rain
 from settings import Settings
@@ -91,10 +91,10 @@ def model() -> None:
 def unchanged(model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network changes nothing, at once: what is tested is what becomes of videos beside it."""
 
-    def derained(self, image, name="image", tick=None) -> Derained:
-        return Derained(torch.from_numpy(image) / 255, torch.zeros(image.shape[:2]))
+    def derain(self, image, name="image", on_progress=None) -> DerainedImage:
+        return DerainedImage(torch.from_numpy(image) / 255, torch.zeros(image.shape[:2]))
 
-    monkeypatch.setattr(Derainer, "derained", derained)
+    monkeypatch.setattr(Derainer, "derain", derain)
 
 
 @pytest.fixture
@@ -108,7 +108,11 @@ def rainy() -> np.ndarray:
 
 def expected(image: np.ndarray, **options) -> np.ndarray:
     """What model/latest makes of an image."""
-    return Derainer.load(Path("model/latest"), torch.device("cpu"), **options)(image)[0]
+    return (
+        Derainer.load(Path("model/latest"), torch.device("cpu"), **options)
+        .derain(image)
+        .float_image
+    )
 
 
 def write_pairs(

@@ -46,7 +46,7 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     derainer = Derainer.load(Path("model/latest"), torch.device("cpu"))
     for row in found:
         rainy, clean = cv2.imread(row["rainy"]), cv2.imread(row["clean"])
-        output, _ = derainer(rainy)
+        output = derainer.derain(rainy).float_image
         assert output.shape == rainy.shape
         assert np.array_equal(cv2.imread(f"results/derained/{row['name']}.png"), to_uint8(output))
         assert cv2.imread(f"results/mask/{row['name']}.png").shape == rainy.shape
@@ -183,12 +183,12 @@ def test_headers_are_looked_at_before_the_first_image_is_derained(run, pairs, mo
     lines = pairs.read_text().splitlines()
     wrong = lines[1].split()[0] + " " + lines[0].split()[1]
     pairs.write_text(f"{wrong}\n{lines[0]}\n")
-    told, derained = [], Derainer.derained
-    monkeypatch.setattr("actions.test.warn", told.append)
-    monkeypatch.setattr(Derainer, "derained", lambda *a: told.append("derained") or derained(*a))
+    events, derain = [], Derainer.derain
+    monkeypatch.setattr("actions.test.warn", events.append)
+    monkeypatch.setattr(Derainer, "derain", lambda *a: events.append("derained") or derain(*a))
     assert run("-a", "test", "--test-list", pairs, "--device", "cpu")[0] == 2
-    assert "list.txt:1: the images of a pair differ in size" in told[0]
-    assert (told[1:], len(rows())) == (["derained"], 1)
+    assert "list.txt:1: the images of a pair differ in size" in events[0]
+    assert (events[1:], len(rows())) == (["derained"], 1)
     monkeypatch.setattr("actions.test.warn", warn)
     pairs.write_text(f"{wrong}\n{wrong}\n")
     before = Path("results/summary.json").read_text()

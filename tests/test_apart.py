@@ -1,4 +1,4 @@
-"""What is read is not written, two runs do not write one result, and what is told as done is there.
+"""No input is overwritten, no two runs write one result, and a reported result exists.
 
 By real processes where two of them meet.
 """
@@ -179,16 +179,16 @@ def test_names_of_unfinished_files_are_their_own():
     assert Path("out.png").read_bytes() == b"new"
 
 
-# What is told as done
+# Results that are reported
 
 
-def test_results_that_are_removed_meanwhile_are_told(run, model, rainy, monkeypatch):
+def test_results_that_are_removed_meanwhile_are_reported(run, model, rainy, monkeypatch):
     Path("in").mkdir()
     for name in "abcd":
         cv2.imwrite(f"in/{name}.png", rainy)
-    original, calls = Derainer.derained, []
+    original, calls = Derainer.derain, []
 
-    def derained(self, *arguments):
+    def derain(self, *arguments):
         calls.append(1)
         if len(calls) == 4:
             end = time.monotonic() + 10
@@ -197,7 +197,7 @@ def test_results_that_are_removed_meanwhile_are_told(run, model, rainy, monkeypa
             shutil.rmtree("out")
         return original(self, *arguments)
 
-    monkeypatch.setattr(Derainer, "derained", derained)
+    monkeypatch.setattr(Derainer, "derain", derain)
     status, out, err = run("-a", "derain", "-i", "in", "-o", "out", *DEVICE)
     assert status == 2
     assert "4 of 4 derained" not in out
@@ -216,7 +216,7 @@ def test_a_list_of_patches_that_are_gone_is_not_written():
 
 
 @pytest.mark.parametrize("action", ["test", "derain"])
-def test_weights_that_overflow_the_network_are_told(run, pairs, model, action):
+def test_weights_that_overflow_the_network_are_reported(run, pairs, model, action):
     content = torch.load("model/latest", weights_only=True)
     content["net"]["conv_in.0.weight"][:] = 3e38
     torch.save(content, "model/latest")
@@ -224,6 +224,6 @@ def test_weights_that_overflow_the_network_are_told(run, pairs, model, action):
     words = {"test": ["--test-list", pairs], "derain": ["-i", first, "-o", "out.png"]}[action]
     status, _, err = run("-a", action, *words, *DEVICE)
     assert status == 2
-    assert f"{first}: what model/latest make of it is not finite" in err
+    assert f"{first}: the output of model/latest is not finite" in err
     assert err.count("\n") == 1
     assert not Path("out.png").exists()

@@ -12,7 +12,7 @@ from PIL import Image
 from test_ranks import finish, torchrun
 from test_videos import frames, write_video
 
-from actions import derain_pictures
+from actions import derain
 from actions.derain import plan_jobs
 from engine.derainer import Derainer
 from media.pictures import read_picture, to_uint8
@@ -27,9 +27,9 @@ def test_a_picture_to_a_file_and_to_a_folder(run, model, rainy):
     cv2.imwrite("a.png", rainy)
     status, out, err = run(*DERAIN, "-i", "a.png", "-o", "deep/er/b.png")
     assert (status, err) == (0, "")
-    weights, told = out.splitlines()
+    weights, summary = out.splitlines()
     assert weights.startswith("model/latest, step 4, on ")
-    assert told == "1 of 1 derained: deep/er/b.png"
+    assert summary == "1 of 1 derained: deep/er/b.png"
     assert os.listdir("deep/er") == ["b.png"]
     assert np.array_equal(cv2.imread("deep/er/b.png"), to_uint8(expected(rainy)))
     status, out, err = run(*DERAIN, "-i", "a.png", "-o", "folder")
@@ -39,7 +39,7 @@ def test_a_picture_to_a_file_and_to_a_folder(run, model, rainy):
     assert "1 of 1 derained; open folder/index.html" in out
 
 
-def test_the_demo_weights_are_told_to_know_synthetic_rain_alone(run, rainy):
+def test_the_demo_weights_warn_that_they_know_synthetic_rain_alone(run, rainy):
     cv2.imwrite("a.png", rainy)
     demo = ("-a", "derain", "-m", "demo", "--model-dir", ROOT / "model", "--device", "cpu")
     status, _, err = run(*demo, "-i", "a.png", "-o", "b.png")
@@ -52,22 +52,24 @@ def test_the_demo_weights_are_told_to_know_synthetic_rain_alone(run, rainy):
 def test_a_single_picture_shows_progress_where_it_takes_long(
     run, model, rainy, monkeypatch, options, parts
 ):
-    monkeypatch.setattr(derain_pictures, "SOON", 0.0)
+    monkeypatch.setattr(derain, "PICTURE_PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     cv2.imwrite("a.png", rainy)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     counts = [f"{n}/{parts} parts" for n in range(1, parts + 1)]
     assert [line.split("  ")[0] for line in out.splitlines() if " parts " in line] == counts
-    monkeypatch.setattr(derain_pictures, "SOON", 1000.0)
+    monkeypatch.setattr(derain, "PICTURE_PROGRESS_SECONDS", 1000.0)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     assert "parts" not in out
 
 
 def test_parts_of_tiles_are_counted(model, rainy):
     derainer = Derainer.load(Path("model/latest"), torch.device("cpu"), views=2, tile=30)
-    ticks = []
-    derainer(rainy, tick=ticks.append)
-    assert len(ticks) == derainer.parts(*rainy.shape[:2]) == 4 * 2 * 2 * 3
+    counts = []
+    derainer.derain(rainy, on_progress=lambda *count: counts.append(count))
+    total = derainer.count_parts(*rainy.shape[:2])
+    assert total == 4 * 2 * 2 * 3
+    assert counts == [(done, total) for done in range(1, total + 1)]
 
 
 @pytest.mark.parametrize("target", ["results-1.5", "rain.d", "my.results", "new.gif/", "old.gif"])
@@ -232,17 +234,17 @@ def test_names_of_any_bytes(run, model, rainy):
     assert "\ufffd #%'" in page
 
 
-def test_tiles_are_told_of_once_where_there_are_some(run, model, rainy):
+def test_a_note_on_tiles_appears_once_if_there_are_some(run, model, rainy):
     Path("in").mkdir()
     for name, size in (("a", (30, 20)), ("b", (90, 70)), ("c", (90, 70))):
         cv2.imwrite(f"in/{name}.png", cv2.resize(rainy, size))
     Path("list.txt").write_text("in/a.png\nin/b.png\nin/c.png\n")
-    told = "on a sample of 64x64 pixels, tiles of 32 come within "
+    note = "on a sample of 64x64 pixels, tiles of 32 come within "
     _, out, _ = run(*DERAIN, "-i", "in", "-o", "out", "--tile", 64)
-    assert out.count(told) == 1
+    assert out.count(note) == 1
     words = ("-a", "test", "-m", "latest", "--test-list", "list.txt", "--device", "cpu")
-    assert run(*words, "--tile", 64)[1].count(told) == 1
-    assert told not in run(*words)[1]
+    assert run(*words, "--tile", 64)[1].count(note) == 1
+    assert note not in run(*words)[1]
 
 
 def test_plan_names_videos_of_other_kinds_anew(tmp_path):
@@ -258,7 +260,7 @@ def test_plan_names_videos_of_other_kinds_anew(tmp_path):
         plan_jobs(str(tmp_path / "in"), "")
 
 
-def test_a_picture_too_large_is_told_with_what_it_needs(run, model, rainy, monkeypatch):
+def test_a_picture_too_large_is_refused_with_what_it_needs(run, model, rainy, monkeypatch):
     cv2.imwrite("a.png", cv2.resize(rainy, (200, 150)))
     whole = to_uint8(expected(cv2.imread("a.png")))
     monkeypatch.setattr(machine, "free_memory", lambda: 30 * 2**20)

@@ -166,9 +166,10 @@ def test_training_chooses_among_cudnns_ways_and_deraining_leaves_them(monkeypatc
     seen = []
     cudnn = torch.backends.cudnn
 
-    def net(image):
-        seen.append((cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32))
-        return image[:, :1], image
+    class Net(torch.nn.Module):
+        def forward(self, image):
+            seen.append((cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32))
+            return image[:, :1], image
 
     for name in ("benchmark", "deterministic", "allow_tf32"):
         monkeypatch.setattr(cudnn, name, getattr(cudnn, name))  # put back after the test
@@ -176,6 +177,6 @@ def test_training_chooses_among_cudnns_ways_and_deraining_leaves_them(monkeypatc
         run = TrainingRun(Settings("train", device="cpu", deterministic=deterministic))
         assert (cudnn.benchmark, cudnn.deterministic) == (not deterministic, deterministic)
         cudnn.allow_tf32 = True
-        Derainer(net, run.device)(np.zeros((4, 4, 3), np.uint8))
+        Derainer(Net(), run.device).derain(np.zeros((4, 4, 3), np.uint8))
         assert seen.pop() == (False, deterministic, False)
         assert (cudnn.benchmark, cudnn.allow_tf32) == (not deterministic, True)

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from engine import checkpoint, tiles
-from engine.derainer import CHANGES, Derainer
+from engine.derainer import SIZE_CHANGES, Derainer
 from model import SPANet
 from rain.backgrounds import photograph
 from system import machine
@@ -100,22 +100,22 @@ def test_memory_is_reckoned_about_right():
 def test_tiles_and_views_of_a_derainer():
     image = np.random.default_rng(0).integers(0, 256, (70, 150, 3), np.uint8)
     derainer = Derainer(SPANet(), torch.device("cpu"), views=2, tile=64)
-    output, mask = derainer(image)
+    output = derainer.derain(image)
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         expected_mask, expected = tiles.derain_tiled(derainer.net, x, 2, 64)
-    assert np.allclose(output, expected[0].permute(1, 2, 0).clamp(0, 1), atol=1e-6)
-    assert np.allclose(mask, expected_mask[0, 0], atol=1e-6)
-    deep, _ = derainer(image.astype(np.uint16) * 257)
-    assert np.allclose(deep, output, atol=1e-6)
+    assert np.allclose(output.float_image, expected[0].permute(1, 2, 0).clamp(0, 1), atol=1e-6)
+    assert np.allclose(output.mask, expected_mask[0, 0], atol=1e-6)
+    deep = derainer.derain(image.astype(np.uint16) * 257)
+    assert np.allclose(deep.float_image, output.float_image, atol=1e-6)
 
 
 def test_memory_is_given_back_where_sizes_differ(monkeypatch):
     returned, derainer = [], Derainer(SPANet().eval(), torch.device("cpu"))
     monkeypatch.setattr(machine, "trim_memory", lambda: returned.append(True))
     for _ in range(40):
-        derainer(np.zeros((8, 9, 3), np.uint8))
+        derainer.derain(np.zeros((8, 9, 3), np.uint8))
     assert not returned
-    for side in range(10, 10 + 2 * CHANGES):
-        derainer(np.zeros((side, 8, 3), np.uint8))
+    for side in range(10, 10 + 2 * SIZE_CHANGES):
+        derainer.derain(np.zeros((side, 8, 3), np.uint8))
     assert len(returned) == 2

@@ -258,7 +258,7 @@ def test_a_part_that_is_not_there_is_refused(run, unchanged, rainy, words, told)
 @pytest.mark.parametrize("known", [True, False])
 def test_the_time_for_all_is_told_after_the_first_frames(run, unchanged, monkeypatch, known):
     path = make("a.mkv" if known else "a.h264", count=40).rename("a.mkv")
-    monkeypatch.setattr("actions.derain_videos.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("actions.derain.SLOW_SECONDS", 0.0)
     status, out, _ = run(*DERAIN, "-i", path, "-o", "b.mkv")
     assert status == 0
     assert out.count("a.mkv: 40 frames take about 0:00:0") == known

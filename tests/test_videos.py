@@ -168,15 +168,15 @@ def test_a_bad_video_stops_no_other(run, model, monkeypatch):
     Path("in").mkdir()
     for name in ("a", "b", "c"):
         write_video(f"in/{name}.mp4", frames=4, sound=False)
-    derain_one, calls = Derainer.derained, []
+    derain_one, calls = Derainer.derain, []
 
-    def derain(self, image, name="image", tick=None):
+    def derain(self, image, name, *arguments):
         calls.append(name)
         if name == "in/b.mp4" and calls.count(name) == 3:
             raise UserError("in/b.mp4: too large")
-        return derain_one(self, image, name, tick)
+        return derain_one(self, image, name, *arguments)
 
-    monkeypatch.setattr(Derainer, "derained", derain)
+    monkeypatch.setattr(Derainer, "derain", derain)
     status, out, err = run(*DERAIN, "-i", "in", "-o", "out")
     assert (status, err) == (2, "main.py: in/b.mp4: too large\n")
     assert "2 of 3 derained" in out

@@ -84,7 +84,7 @@ def test_a_picture_comes_back_as_derain_writes_it(tab, given, name):
 def test_the_views_are_those_that_are_chosen(tab, given):
     tab.give(given / "deep.png")
     tab.page.click("#views label:has-text('4')")
-    tab.until(lambda: "4 views" in tab.said)
+    tab.until(lambda: "4 views" in tab.text)
     _, found = tab.download()
     derain(tab.server, given / "deep.png", Path("four.png"), "--self-ensemble", 4)
     assert found == Path("four.png").read_bytes()
@@ -138,9 +138,9 @@ def test_a_bad_file_is_a_line_on_the_page(tab, rainy, name, data, word):
     path = Path(name)
     path.write_bytes(cv2.imencode(".png", rainy)[1].tobytes()[:-60] if data is None else data)
     tab.page.set_input_files("#drop input[type=file]", path)
-    tab.until(lambda: word in tab.said)
-    assert tab.said.count("\n") == 0
-    assert str(tab.server.folder) not in tab.said
+    tab.until(lambda: word in tab.text)
+    assert tab.text.count("\n") == 0
+    assert str(tab.server.folder) not in tab.text
     assert tab.page.locator("#download[disabled]").count() == 1
     good = Path("good.png")
     good.write_bytes(cv2.imencode(".png", rainy)[1].tobytes())
@@ -157,16 +157,16 @@ def test_a_picture_is_pasted(tab, given):
         }""",
         list((given / "pasted.png").read_bytes()),
     )
-    tab.until(lambda: "pasted.png" in tab.said)
+    tab.until(lambda: "pasted.png" in tab.text)
     assert tab.download() == ("pasted.png", derained(given, "pasted.png"))
 
 
 def test_a_video_comes_back_as_derain_writes_it(tab, given):
     tab.give(given / "a photo.jpg")
     tab.page.set_input_files("#drop input[type=file]", given / "clip.mp4")
-    tab.until(lambda: tab.said == "")  # what there was of the picture is gone at once
+    tab.until(lambda: tab.text == "")  # what there was of the picture is gone at once
     assert tab.page.locator("#download[disabled]").count() == 1
-    tab.until(lambda: "6 frames; shown is one in the middle" in tab.said)
+    tab.until(lambda: "6 frames; the slider shows one in the middle" in tab.text)
     assert tab.download() == ("clip.mp4", derained(given, "clip.mp4"))
 
 
@@ -181,11 +181,11 @@ def test_the_checkpoint_is_chosen_from_the_folder(tab, given):
         tab.page.click(f"[role=option]:has-text('{name}')")
 
     choose("step_1")
-    tab.until(lambda: "by step_1" in tab.said)
+    tab.until(lambda: "by step_1" in tab.text)
     choose("broken")
-    tab.until(lambda: "not a checkpoint" in tab.said)
+    tab.until(lambda: "not a checkpoint" in tab.text)
     choose("other")
-    tab.until(lambda: "by other" in tab.said)
+    tab.until(lambda: "by other" in tab.text)
 
 
 def test_one_job_at_a_time(browser, server, given):
@@ -193,12 +193,12 @@ def test_one_job_at_a_time(browser, server, given):
     for tab in tabs:
         tab.page.set_input_files("#drop input[type=file]", given / "a photo.jpg")
     for tab in tabs:
-        tab.until(lambda tab=tab: "pixels" in tab.said)
+        tab.until(lambda tab=tab: "pixels" in tab.text)
         tab.context.close()
     assert set(server.record("running")) == {1}
 
 
-def test_what_was_uploaded_goes_when_the_page_is_left(browser, server, given):
+def test_uploads_are_removed_when_their_tab_is_closed(browser, server, given):
     first, second = Tab(browser, server), Tab(browser, server)
     for tab in (first, second):
         tab.give(given / "a photo.jpg")
@@ -207,7 +207,7 @@ def test_what_was_uploaded_goes_when_the_page_is_left(browser, server, given):
     second.page.wait_for_timeout(1000)
     assert second.download()[0] == "a photo.jpg"  # what two gave alike stays for the second
     second.page.click("#views label:has-text('2')")
-    second.until(lambda: "2 views" in second.said)
+    second.until(lambda: "2 views" in second.text)
     second.context.close()
     end = time.monotonic() + 30
     while server.uploads():
@@ -225,7 +225,7 @@ def test_a_file_may_be_given_twice_and_under_another_name(browser, server, given
     Path("else.png").write_bytes(cv2.imencode(".png", rainy)[1].tobytes())
     one.give(Path("else.png"))
     other.page.click("#views label:has-text('2')")
-    other.until(lambda: "copy.jpg" in other.said and "2 views" in other.said)
+    other.until(lambda: "copy.jpg" in other.text and "2 views" in other.text)
     for tab in (one, other):
         tab.context.close()
 
@@ -238,7 +238,7 @@ def test_a_job_that_nobody_waits_for_ends(browser, server, given, rainy):
     tab.until(lambda: len(server.record("running")) > before)
     tab.give(given / "a photo.jpg")
     tab.page.wait_for_timeout(500)
-    assert "large.png" not in tab.said
+    assert "large.png" not in tab.text
     assert tab.download()[0] == "a photo.jpg"
     tab.context.close()
 

@@ -28,7 +28,7 @@ def watch(event, arguments):
     elif event == "socket.getaddrinfo":
         print(json.dumps(["look up", str(arguments[0])]), file=record)
 sys.addaudithook(watch)
-derain = web.Bench.derain
+derain = web.WebDerainer.derain
 def counted(*arguments):
     global running
     with lock:
@@ -40,7 +40,7 @@ def counted(*arguments):
         time.sleep(0.3)
         with lock:
             running -= 1
-web.Bench.derain = counted
+web.WebDerainer.derain = counted
 sys.exit(program.run_program(main.main))
 """
 DEVICE = ["--device", "cpu"]
@@ -86,19 +86,19 @@ class Tab:
         self.page.wait_for_selector("#drop input[type=file]", state="attached")
 
     @property
-    def said(self) -> str:
-        return self.page.input_value("#said textarea")
+    def text(self) -> str:
+        return self.page.input_value("#text textarea")
 
     def until(self, done: Callable[[], bool]) -> None:
         end = time.monotonic() + 60
         while not done():
-            assert time.monotonic() < end, self.said
+            assert time.monotonic() < end, self.text
             self.page.wait_for_timeout(50)
 
     def give(self, path: Path, word: str = "pixels") -> None:
         """Upload a file, and wait until the page says that word of it."""
         self.page.set_input_files("#drop input[type=file]", path)
-        self.until(lambda: path.name in self.said and word in self.said)
+        self.until(lambda: path.name in self.text and word in self.text)
 
     def download(self) -> tuple[str, bytes]:
         self.page.wait_for_selector("#download:not([disabled])")

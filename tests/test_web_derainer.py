@@ -1,9 +1,10 @@
-"""What works behind the page of `-a web`, without a browser."""
+"""What runs behind the page of `-a web`, without a browser."""
 
 import logging
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,43 +13,46 @@ import pytest
 from conftest import write_rain
 from web_tab import DEVICE
 
-from actions.web import Bench, Expected, MainThread
 from engine import derainer
 from engine.ranks import Ranks
 from settings import Settings, UserError
 
+pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
+
+from actions.web import MainThread, WebDerainer, is_unexpected
+
 
 @pytest.fixture
-def bench(model) -> Bench:
+def web_derainer(model) -> WebDerainer:
     with Ranks() as ranks:
-        yield Bench(Settings("web", device="cpu"), ranks)
+        yield WebDerainer(Settings("web", device="cpu"), ranks)
 
 
-def test_a_picture_too_large_is_refused_as_derain_refuses_it(bench, run, rainy, monkeypatch):
+def test_a_picture_too_large_is_refused_as_derain_refuses_it(web_derainer, run, rainy, monkeypatch):
     cv2.imwrite("large.png", rainy)
     monkeypatch.setattr(derainer, "free_memory", lambda *_: 2**20)
     status, _, err = run("-a", "derain", "-i", "large.png", "-o", "x.png", *DEVICE)
     assert status == 2
     with pytest.raises(UserError) as caught:
-        bench.derain(Path("large.png"), Path("out"), "latest", 1, lambda *_: None)
+        web_derainer.derain(Path("large.png"), Path("out"), "latest", 1, lambda *_: None)
     assert f"main.py: {caught.value}\n" == err
     assert "48x36 pixels need about" in err
 
 
-def test_only_checkpoints_of_the_folder_are_taken(bench):
+def test_only_checkpoints_of_the_folder_are_taken(web_derainer):
     Path("secret").write_text("")
     with pytest.raises(UserError, match="no such checkpoint"):
-        bench.derainer("../secret", 1)
+        web_derainer.load("../secret", 1)
 
 
-def test_progress_is_told_to_its_end(bench, rainy):
+def test_progress_is_reported_to_its_end(web_derainer, rainy):
     cv2.imwrite("a.png", rainy)
     write_rain(Path("a.mkv"), 5)
     for name, unit, first, count in (("a.png", "parts", 0, 8), ("a.mkv", "frames", 1, 5)):
-        tell = Mock()
-        bench.derain(Path(name), Path("out"), "latest", 2, tell)
-        told = [call.args for call in tell.call_args_list]
-        assert told == [(done, count, unit) for done in range(first, count + 1)]
+        on_progress = Mock()
+        web_derainer.derain(Path(name), Path("out"), "latest", 2, on_progress)
+        reports = [call.args for call in on_progress.call_args_list]
+        assert reports == [(done, count, unit) for done in range(first, count + 1)]
 
 
 def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
@@ -58,10 +62,10 @@ def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
     main_thread = MainThread()
     with ThreadPoolExecutor(1) as pool:
         done, failed, ended = (
-            pool.submit(main_thread.do, job) for job in (lambda: 3, lambda: 1 / 0, cut)
+            pool.submit(main_thread.run, job) for job in (lambda: 3, lambda: 1 / 0, cut)
         )
         with pytest.raises(KeyboardInterrupt):
-            main_thread.work()
+            main_thread.run_jobs()
         assert done.result(10) == 3
         with pytest.raises(ZeroDivisionError):
             failed.result(10)
@@ -71,7 +75,7 @@ def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
 
 def test_the_log_is_silent_of_files_that_went_alone(tmp_path, caplog):
     log = logging.getLogger("a server's")
-    log.addFilter(Expected(str(tmp_path)))
+    log.addFilter(partial(is_unexpected, str(tmp_path)))
     for path in (tmp_path / "gone.png", Path("other.png")):
         try:
             path.read_bytes()
@@ -83,7 +87,7 @@ def test_the_log_is_silent_of_files_that_went_alone(tmp_path, caplog):
 
 def test_gradio_is_missing(run, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "actions.web_page", raising=False)
+    monkeypatch.delitem(sys.modules, "actions.web", raising=False)
     status, _, err = run("-a", "web", *DEVICE)
     assert (status, err.count("\n")) == (2, 1)
     assert "expected `pip install -r requirements-web.txt`" in err
@@ -98,7 +102,6 @@ def test_an_address_that_cannot_be_listened_on_is_one_line(run, host):
     assert f"--host {host}, --port {port}: cannot be listened on: " in err
 
 
-def test_a_bad_checkpoint_is_told_at_the_start(run):
-    pytest.importorskip("gradio")
+def test_a_bad_checkpoint_is_reported_at_the_start(run):
     status, _, err = run("-a", "web", "-m", "none", *DEVICE)
     assert (status, "no such checkpoint" in err) == (2, True)

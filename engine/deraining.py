@@ -1,0 +1,211 @@
+"""Deraining a user's own pictures and videos: the functions behind `-a derain` and `-a web`.
+
+They print nothing: results are returned, and what happens on the way is handed to callbacks.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import av
+import numpy as np
+
+from engine.derainer import DerainedImage, Derainer, OnProgress
+from engine.ranks import Ranks
+from media.pictures import Picture
+from media.video_reader import VideoReader
+from media.video_writer import VideoWriter
+from system.interrupt import defer_signals
+from system.overlap import map_threads, prefetch
+
+FrameGroup = tuple[list[av.VideoFrame], np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class DerainedPicture:
+    """A picture before and after.
+
+    Attributes:
+        rainy, derained: the picture, of one kind.
+        mask: the attention map, (H,W) float32 in 0..1.
+        seconds: what deraining it took.
+        tile_note: how far tiles are from the whole, see Derainer.compare_tiles.
+    """
+
+    rainy: Picture
+    derained: Picture
+    mask: np.ndarray
+    seconds: float
+    tile_note: str
+
+
+@dataclass(frozen=True)
+class DerainedVideo:
+    """A video that was written.
+
+    Attributes:
+        rainy, derained: a frame in the middle before and after, (H,W,3) uint8 BGR.
+        mask: its attention map, (H,W) float32 in 0..1.
+        frames: how many were written.
+        seconds: what deraining them took.
+    """
+
+    rainy: np.ndarray
+    derained: np.ndarray
+    mask: np.ndarray
+    frames: int
+    seconds: float
+
+
+def derain_picture(
+    derainer: Derainer, picture: Picture, name: str, on_progress: OnProgress = lambda *_: None
+) -> DerainedPicture:
+    """Derain a picture of any kind; depth, grey, transparency, profile and EXIF data stay.
+
+    Args:
+        name: what a message calls it.
+        on_progress: see Derainer.derain.
+
+    Raises:
+        UserError: see Derainer.derain.
+    """
+    start = time.monotonic()
+    output = derainer.derain(picture.colour, name, on_progress)
+    if picture.plain:  # rounded on the device: a quarter of the bytes to fetch
+        derained = replace(picture, colour=output.uint8_image)
+    else:
+        derained = picture.with_colour(output.float_image)
+    mask, seconds = output.mask, time.monotonic() - start
+    return DerainedPicture(picture, derained, mask, seconds, derainer.compare_tiles(picture.colour))
+
+
+def derain_video(
+    derainer: Derainer,
+    ranks: Ranks,
+    reader: VideoReader,
+    target: Path,
+    on_frame: Callable[[int], object] = lambda _: None,
+    on_warning: Callable[[str], object] = lambda _: None,
+    on_early_end: Callable[[int], object] | None = None,
+) -> DerainedVideo | None:
+    """Derain the frames that a reader was opened for into a new video; the sound is copied.
+
+    Ranks share the frames, and the first one writes them.
+
+    Args:
+        on_frame: called with the number of frames done so far.
+        on_warning: on the first rank, called with a line for all that is lost or guessed: before
+            the first frame with what is known then, after the last with the rest.
+        on_early_end: on the first rank, called with the number of frames if an error or a signal
+            ends the video early. The file then holds these frames. None removes the file.
+
+    Returns:
+        What was written, on the first rank; None on the others.
+
+    Raises:
+        UserError: a frame cannot be derained, see Derainer.derain, or written (VideoWriteError).
+    """
+    start = time.monotonic()
+    writer = VideoWriter(target, reader) if ranks.first else None
+    try:
+        for line in (*reader.notes, *writer.notes) if writer else ():
+            on_warning(line)
+        middle = _derain_frames(derainer, ranks, reader, writer, on_frame)
+    except BaseException:
+        # A file that cannot be written is gone already.
+        if writer and on_early_end and writer.frame_count and writer.temp_path.exists():
+            with defer_signals():
+                writer.close()
+            on_early_end(writer.frame_count)
+        elif writer:
+            writer.discard()
+        raise
+    if not writer:
+        return None
+    with defer_signals():
+        writer.close()
+    for line in (*reader.list_warnings(), *writer.warnings):
+        on_warning(line)
+    rainy, output = middle
+    seconds = time.monotonic() - start
+    return DerainedVideo(rainy, output.uint8_image, output.mask, writer.frame_count, seconds)
+
+
+def _derain_frames(
+    derainer: Derainer,
+    ranks: Ranks,
+    reader: VideoReader,
+    writer: VideoWriter | None,
+    on_frame: Callable[[int], object],
+) -> tuple[np.ndarray, DerainedImage] | None:
+    """Derain each frame into the writer.
+
+    One thread decodes frames ahead of the network, and another one encodes them behind it.
+
+    Returns:
+        A frame in the middle, of those that this rank had, (H,W,3) uint8 BGR, and its output.
+    """
+    middle: tuple[np.ndarray, DerainedImage] | None = None
+    derained = 0
+
+    def derain_own(image: np.ndarray) -> np.ndarray:
+        nonlocal middle
+        output = derainer.derain(image, str(reader.path))
+        if not middle or derained + ranks.rank <= reader.count // 2:
+            middle = image, output  # which stays on the device until it is shown
+        return output.uint8_image
+
+    def derain_groups() -> Iterator[av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]]:
+        nonlocal derained
+        for item in groups:
+            if isinstance(item, av.Packet):
+                yield item
+                continue
+            frames, own = item
+            images = ranks.map_over_ranks(len(frames), lambda _, own=own: derain_own(own))
+            yield frames, list(images)
+            derained += len(frames)
+
+    def write(item: av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]) -> int:
+        if isinstance(item, av.Packet):
+            writer.write_packet(item)
+            return 0
+        for frame, image in zip(*item, strict=True):
+            if writer:
+                writer.write_frame(image, frame)
+        return len(item[0])
+
+    groups = prefetch(_group_frames(reader, ranks, with_sound=writer is not None))
+    with closing(groups), closing(map_threads(derain_groups(), write, threads=1)) as counts:
+        written = 0
+        for count in filter(None, counts):
+            written += count
+            on_frame(written)
+    return middle
+
+
+def _group_frames(
+    reader: VideoReader, ranks: Ranks, with_sound: bool
+) -> Iterator[FrameGroup | av.Packet]:
+    """The frames of a video, a group of one for each rank, with the sound between them.
+
+    With a group comes the image of this rank, (H,W,3) uint8 BGR: the last group can be too short
+    to have one.
+    """
+    group: list[av.VideoFrame] = []
+
+    def own_image() -> np.ndarray | None:
+        return reader.convert_frame(group[ranks.rank]) if ranks.rank < len(group) else None
+
+    for item in reader.items:
+        if isinstance(item, av.VideoFrame):
+            group.append(item)
+        elif with_sound:
+            yield item
+        if len(group) == ranks.world_size:
+            yield group, own_image()
+            group = []
+    if group:
+        yield group, own_image()
