@@ -406,9 +406,10 @@ def format_pair(pair: Pair, folder: Path | None = None) -> str:
     return "\t".join(names) + "\t" * (len(names) == 1) + "\n"
 
 
-def write_list(path: Path, lines: Iterable[str]) -> None:
-    """Write a list, of lines that end in a newline. Raises UserError."""
+def write_list(path: Path, lines: Iterable[str]) -> Path:
+    """Write a list, of lines that end in a newline. Returns its path. Raises UserError."""
     write_atomically(path, "".join(lines).encode())
+    return path
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:

@@ -133,8 +133,7 @@ def read_image(path: Path, where: str) -> np.ndarray:
 
 def _decode(data: bytes, name: str) -> Picture:
     if data.startswith(image_file.PNG):
-        for _ in image_file.read_png_chunks(data):  # which verifies their checksums
-            pass
+        Image.open(io.BytesIO(data)).verify()  # the checksums, which decoding skips
     image = image_file.open_image(io.BytesIO(data), name)
     required, free = image.width * image.height * DECODING_BYTES, machine.free_memory()
     if required > free:
@@ -256,7 +255,7 @@ def encode_picture(path: Path, picture: Picture) -> bytes:
                 metadata=None,
             )
         else:
-            return _encode_deep_png(colour, alpha, picture)
+            return _encode_16bit_png(picture)
     except MemoryError:
         raise UserError(f"{path}: not enough memory to write it") from None
     except (OSError, ValueError, cv2.error, struct.error) as error:
@@ -267,27 +266,19 @@ def encode_picture(path: Path, picture: Picture) -> bytes:
     return file.getvalue()
 
 
-def _encode_deep_png(colour: np.ndarray, alpha: np.ndarray | None, picture: Picture) -> bytes:
-    if alpha is not None:
-        pixels = np.dstack([colour, alpha])  # OpenCV has no grey with alpha
+def _encode_16bit_png(picture: Picture) -> bytes:
+    if picture.alpha is not None:
+        pixels = np.dstack([picture.colour, picture.alpha])  # OpenCV has no grey with alpha
     else:
-        pixels = colour[..., 0] if picture.grey else colour
-    profile = picture.profile if _is_profile(picture.profile, pixels.ndim == 2) else None
-    data = [np.frombuffer(profile, np.uint8)] if profile else []
-    kinds = [cv2.IMAGE_METADATA_ICCP] if profile else []
-    done, encoded = cv2.imencodeWithMetadata(".png", np.ascontiguousarray(pixels), kinds, data)
-    if not done:
-        raise ValueError("refused by OpenCV")
-    return encoded.tobytes()
-
-
-def _is_profile(profile: bytes | None, grey: bool) -> bool:
-    """Whether libpng takes it: it would print a line of its own, and refuse the picture."""
-    return (
-        profile is not None
-        and len(profile) > 132
-        and int.from_bytes(profile[:4], "big") == len(profile)
-        and len(profile) % 4 == 0
-        and profile[16:20] == (b"GRAY" if grey else b"RGB ")
-        and profile[36:40] == b"acsp"
-    )
+        pixels = picture.colour[..., 0] if picture.grey else picture.colour
+    pixels = np.ascontiguousarray(pixels)
+    colour_space = b"GRAY" if pixels.ndim == 2 else b"RGB "
+    if picture.profile and picture.profile[16:20] == colour_space:
+        profile = np.frombuffer(picture.profile, np.uint8)
+        with image_file.mute_stderr():  # libpng refuses a damaged profile, and prints a line
+            done, encoded = cv2.imencodeWithMetadata(
+                ".png", pixels, [cv2.IMAGE_METADATA_ICCP], [profile]
+            )
+        if done:
+            return encoded.tobytes()
+    return cv2.imencode(".png", pixels)[1].tobytes()

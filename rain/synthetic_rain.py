@@ -17,6 +17,7 @@ import av
 import cv2
 import numpy as np
 
+from media.lists import write_list
 from media.video_container import ffmpeg_address
 from rain.backgrounds import DRY_SCENES, dead_leaves, drawn, drawn_scene, photograph
 from rain.streaks import Rain, add_rain, log_uniform, rain_frames
@@ -100,7 +101,7 @@ def write_test_set(folder: Path, seed: int) -> Path:
             rng = np.random.default_rng([seed, number, look])
             rainy = add_rain(clean, rain, rng)
             lines.append(write_pair(folder, f"{name}_{title}", rainy, clean))
-    return _write_list(folder / "test.txt", lines)
+    return write_list(folder / "test.txt", lines)
 
 
 def write_videos(folder: Path, seed: int) -> Path:
@@ -131,8 +132,8 @@ def write_dry_sets(folder: Path, seed: int) -> list[Path]:
             image = drawn_scene(scene, DRAWN_SIDE, rng)
             drawings.append(write_pair(folder, f"{scene.__name__}_{which}", image, image))
     return [
-        _write_list(folder / "photographs.txt", photographs),
-        _write_list(folder / "drawings.txt", drawings),
+        write_list(folder / "photographs.txt", photographs),
+        write_list(folder / "drawings.txt", drawings),
     ]
 
 
@@ -224,7 +225,7 @@ def write_training_set(
     for index in range(count):
         pair = training_pair(photographs, side, np.random.default_rng([seed, 3, index]))
         lines.append(write_pair(folder, f"{index:05d}", *pair))
-    return _write_list(folder / "train.txt", lines)
+    return write_list(folder / "train.txt", lines)
 
 
 def write_sheet(folder: Path, side: int, seed: int, photographs: list[np.ndarray]) -> Path:
@@ -251,11 +252,6 @@ def _rounded(image: np.ndarray) -> np.ndarray:
 def _write_picture(path: Path, image: np.ndarray) -> Path:
     # Not by OpenCV, which knows no names but UTF-8.
     write_atomically(path, cv2.imencode(".png", image)[1].tobytes(), durable=False)
-    return path
-
-
-def _write_list(path: Path, lines: list[str]) -> Path:
-    write_atomically(path, "".join(lines).encode())
     return path
 
 
