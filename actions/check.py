@@ -23,7 +23,7 @@ from media.inspection import (
     shrink_advice,
 )
 from media.lists import Pair, format_pair, read_list, read_pair, write_list
-from report.table import escape_csv_formula
+from report.tables import escape_csv_formula
 from settings import Settings, UserError
 from system import machine
 from system.files import check_no_overlap, exclusive, require_writable, write_atomically

@@ -29,7 +29,7 @@ from media.video_reader import VideoReader
 from media.video_writer import VideoWriteError
 from report import copies, page
 from report.result_folder import open_result_folder
-from report.table import Row
+from report.tables import DERAINED, RAINY, Result
 from settings import Settings, UserError, one_line
 from system.files import check_still_there, write_atomically
 from system.interrupt import defer_signals
@@ -112,7 +112,7 @@ class _Run:
     derainer: Derainer
     jobs: list[Job]
     folder: Path | None
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, Result] = field(default_factory=dict)
     bad: int = 0
 
     def derain_all(self) -> None:
@@ -126,11 +126,11 @@ class _Run:
             if self.ranks.first and self.folder and self.rows:
                 name = Path(self.settings.input).name
                 title = f"SPANet: {name}, derained by {self.derainer.path.name}"
-                content = page.plain_page([self.rows[number] for number in sorted(self.rows)])
-                seconds = time.monotonic() - start
-                about = page.about(self.derainer.describe_weights(), device, seconds)
+                results = [self.rows[number] for number in sorted(self.rows)]
+                source = ("model", self.derainer.describe_weights())
+                run = page.describe_run(source, device, time.monotonic() - start)
                 with defer_signals():
-                    page.write_page(self.folder, title, content, about, self.settings)
+                    page.write_page(self.folder, title, results, run, self.settings)
 
     def print_summary(self) -> None:
         """Print how many jobs have a result, and where to find it."""
@@ -180,7 +180,7 @@ class _Run:
                 self.derainer, picture, name, lambda *_: progress.advance(1)
             )
 
-    def _write_picture(self, item: tuple[int, DerainedPicture] | UserError) -> Row | str:
+    def _write_picture(self, item: tuple[int, DerainedPicture] | UserError) -> Result | str:
         """Write a picture and what the page shows of it; its row, or why there is none."""
         try:
             if isinstance(item, UserError):
@@ -194,8 +194,8 @@ class _Run:
         write_atomically(self.jobs[number].target, data)
         before, after = picture.rainy, picture.derained
         if self.folder:
-            previews = {"before": before.preview(), "after": after.preview()}
-            copies.write_pictures(self.folder, number, previews, picture.mask)
+            previews = {RAINY: before.preview(), DERAINED: after.preview()}
+            copies.write_copies(self.folder, number, previews, picture.mask)
         row = self._new_row(number, before.colour, after.colour, picture)
         row.note = picture.tile_note
         return row
@@ -255,8 +255,8 @@ class _Run:
             )  # fmt: skip
         if video:
             if self.folder:
-                previews = {"before": video.rainy, "after": video.derained}
-                copies.write_pictures(self.folder, number, previews, video.mask)
+                previews = {RAINY: video.rainy, DERAINED: video.derained}
+                copies.write_copies(self.folder, number, previews, video.mask)
             row = self._new_row(number, video.rainy, video.derained, video)
             row.frames, row.begin = video.frames, reader.start_time
             self.rows[number] = row
@@ -275,12 +275,11 @@ class _Run:
         before: np.ndarray,
         after: np.ndarray,
         result: DerainedPicture | DerainedVideo,
-    ) -> Row:
+    ) -> Result:
         """The row of a job on the page; before and after are (H,W,3) of one type, BGR."""
-        job, files = self.jobs[number], {}
-        if self.folder:
-            files = page.files_of(self.folder, before=job.source, after=job.target)
-        row = Row.of(number, job.name, files, before, after, result.mask)
+        job = self.jobs[number]
+        files = {RAINY: job.source, DERAINED: job.target}
+        row = Result.from_images(number, job.name, files, before, after, result.mask)
         row.seconds = result.seconds
         return row
 

@@ -1,41 +1,55 @@
-"""The action `score`: results of other programs, held against the clean images. No network runs.
+"""The action `score`: score results of other programs by the clean images. No network runs.
 
 In the folder -o: metrics.csv (a row a result), summary.json (the means), table.md and table.tex
-(a row a method, to be put into a paper) and index.html (all of it, to look at).
+(a row a method, for a paper) and index.html (a page of all of it).
 """
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from actions.score_pairs import Done, Task, score_pair
+import numpy as np
+
 from media.folders import describe_skipped
+from media.image_file import JPEG
 from media.inspection import inspect_headers
-from media.lists import PairList, read_list
+from media.lists import Pair, PairList, read_list, read_pair
+from media.pictures import read_image
 from media.results import Match, Method, find_methods, match_results, result_names
-from report import comparison, page
-from report.comparison import INPUT
-from report.metrics import BYTES_A_PIXEL
-from report.result_folder import open_result_folder
-from report.table import Table, in_json, write_json
+from report import page, tables
+from report.copies import write_copies
+from report.metrics import MEASURE_BYTES_PER_PIXEL, measure
+from report.result_folder import open_result_folder, read_head
+from report.tables import CLEAN, RAINY, Result
 from settings import Settings, UserError
 from system import machine
 from system.files import format_path
 from system.overlap import map_processes
 from system.progress import Progress, warn
+from system.reading import open_regular
+from system.text import first_few, format_count
 
-TAKEN = {INPUT: "rainy", page.CLEAN.name: "clean"}  # names
-WRITTEN = ("metrics.csv", "summary.json", "table.md", "table.tex")
-TOLD = 5  # of many names, as many are told
+OUTPUTS = ("metrics.csv", "summary.json", "table.md", "table.tex")
+MOST_DOUBTS = 5  # that are reported of a method
+
+
+class Task(NamedTuple):
+    """A pair of the list, and the methods' results for it, by the methods' names."""
+
+    index: int
+    name: str
+    pair: Pair
+    results: dict[str, Path]
 
 
 def score(settings: Settings) -> int:
     """Score the results in `-i` by the clean images of `--test-list`. Returns the exit status.
 
-    That is 2 where a picture has no result, a result no picture, or one of either is bad: they are
-    told, and the others are scored.
+    That is 2 if a picture has no result, a result no picture, or one of either is bad: they are
+    reported, and the others are scored.
 
     Raises:
         UserError: bad input, no result that can be scored, or a file that cannot be written.
@@ -44,175 +58,228 @@ def score(settings: Settings) -> int:
         raise UserError("-i and -o: expected a folder of results, and a folder to write into")
     start, folder = time.monotonic(), Path(settings.output)
     methods, empty = find_methods(Path(settings.input), folder)
-    for name, what in TAKEN.items():
+    for name in (RAINY, CLEAN):
         if name in [method.name for method in methods]:
             raise UserError(
-                f"-i: {settings.input}: a method is called {name}, as the {what} images are; "
+                f"-i: {settings.input}: a method is called {name}, as the {name} images are; "
                 "expected another name"
             )
-    how = settings.layout, settings.side_by_side
-    pairs = read_list(settings.test_list, False, print, *how, allow_unpaired=True)
+    layout = settings.layout, settings.side_by_side
+    pairs = read_list(settings.test_list, False, print, *layout, allow_unpaired=True)
     if not pairs.paired:
-        print(f"{settings.test_list}: taken as the clean images; there is no row of the {INPUT}")
-    names = result_names([pair.rainy for pair in pairs])
+        print(f"{settings.test_list}: taken as the clean images; the tables have no row {RAINY}")
     results = [path for method in methods for path in method.files]
     if folder.resolve() in {Path(settings.input).resolve(), *(p.parent.resolve() for p in results)}:
         raise UserError(f"-o: {folder}: the results are there; expected another folder")
-    inputs = [Path(settings.test_list), *results]
-    inputs += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
+    inputs = [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
+    inputs += [Path(settings.test_list), *results]
     if empty:
-        warn(f"left out, as without pictures: {_some(format_path(path) for path in empty)}")
-    matches = [match_results(method, pairs, names) for method in methods]
-    for method, found in zip(methods, matches, strict=True):
-        _tell_match(method, found, pairs)
-    if not any(found.files for found in matches):
+        warn(f"skipped folders without pictures: {first_few(map(format_path, empty))}")
+    names = result_names([pair.rainy for pair in pairs])
+    matches = {method.name: match_results(method, pairs, names) for method in methods}
+    for method in methods:
+        _report_match(method, matches[method.name], pairs)
+    if not any(match.files for match in matches.values()):
         raise UserError(f"-i: {settings.input}: none of its pictures is of {settings.test_list}")
+    tasks = []
+    for index, (name, pair) in enumerate(zip(names, pairs, strict=True)):
+        own = {method: m.files[index] for method, m in matches.items() if index in m.files}
+        tasks.append(Task(index, name, pair, own))
     _require_own_tables(folder)
-    with open_result_folder(folder, "-o", inputs=inputs, outputs=[], stale=reversed(WRITTEN)):
-        tasks = []
-        for place, (name, pair) in enumerate(zip(names, pairs, strict=True)):
-            own = {n: found.files.get(place) for n, found in enumerate(matches, 1)}
-            tasks.append(Task(place, name, pair, {n: path for n, path in own.items() if path}))
-        done = _scored(settings, folder, methods, tasks)
-        _write(settings, folder, methods, pairs, done, time.monotonic() - start)
-    complete = not empty and all(found.complete for found in matches)
-    return 0 if complete and not any(one.complaints for one in done) else 2
+    with open_result_folder(folder, "-o", inputs=inputs, outputs=[], stale=reversed(OUTPUTS)):
+        scored, is_whole = _score_tasks(settings, folder, list(matches), tasks)
+        _report_results(settings, folder, list(matches), len(pairs), scored, start)
+    complete = is_whole and not empty and all(match.complete for match in matches.values())
+    return 0 if complete else 2
 
 
-def _some(names: Iterable[object]) -> str:
-    names = list(map(str, names))
-    return ", ".join(names[:TOLD]) + (f", and {len(names) - TOLD} more" if names[TOLD:] else "")
+def _report_match(method: Method, match: Match, pairs: PairList) -> None:
+    """Report which of a method's results are scored, and which are not."""
+    name, rule = method.name, f"; {match.rule}" if match.rule else ""
+    print(f"{name}: {len(match.files)} of {len(pairs)} pictures have a result{rule}")
+    if method.others:
+        print(f"{name}: {describe_skipped(method.others)}")
+    for text in match.doubts[:MOST_DOUBTS]:
+        warn(f"{name}: {text}; not scored")
+    if match.doubts[MOST_DOUBTS:]:
+        warn(f"{name}: and {len(match.doubts) - MOST_DOUBTS} more that are not clear")
+    if match.unmatched:
+        files = first_few(format_path(path.name) for path in match.unmatched)
+        count = format_count(len(match.unmatched), "file")
+        warn(f"{name}: skipped {count} of no picture in the list: {files}")
+    if match.missing:
+        truths = (pairs[index].clean or pairs[index].rainy for index in match.missing)
+        files = first_few(format_path(path.name) for path in truths)
+        warn(f"{name}: no result for {len(match.missing)} of {len(pairs)}: {files}")
 
 
 def _require_own_tables(folder: Path) -> None:
-    """Raise UserError if another action wrote the tables in the folder."""
-    table, *others = (folder / name for name in WRITTEN)
-    comparison.require_own_table(table)
-    existing = [path for path in others if path.exists()]
-    if existing and not table.exists():
-        raise UserError(f"{existing[0]}: is not of -a score; expected another -o")
+    """Raise UserError if another program or action wrote the tables in the folder."""
+    table, *others = (folder / name for name in OUTPUTS)
+    head = read_head(table)
+    if head is None:
+        foreign = [path for path in others if path.exists()]
+    else:
+        foreign = [table] if head and not head.startswith(b"method,") else []
+    if foreign:
+        raise UserError(f"{foreign[0]}: is not of -a score; expected another -o")
 
 
-def _tell_match(method: Method, found: Match, pairs: PairList) -> None:
-    """Say what of a method's results is scored, and what is not."""
-    name, count = method.name, len(found.files)
-    how = f"; {found.how}" if found.how else ""
-    print(f"{name}: {count} of {len(pairs)} pictures have a result{how}")
-    if method.others:
-        print(f"{name}: {describe_skipped(method.others)}")
-    for text in found.doubts[:TOLD]:
-        warn(f"{name}: {text}; not scored")
-    if found.doubts[TOLD:]:
-        warn(f"{name}: and {len(found.doubts) - TOLD} more of this kind")
-    if found.strangers:
-        names = _some(format_path(path.name) for path in found.strangers)
-        warn(f"{name}: of no picture of the list: {len(found.strangers)}: {names}")
-    if found.missing:
-        names = _some(
-            format_path((pairs[place].clean or pairs[place].rainy).name) for place in found.missing
-        )
-        warn(f"{name}: no result for {len(found.missing)} of {len(pairs)}: {names}")
-
-
-def _scored(
-    settings: Settings, folder: Path, methods: list[Method], tasks: list[Task]
-) -> list[Done]:
-    names = [INPUT, *(method.name for method in methods)]
-    work = partial(score_pair, names=names, folder=folder, crop=settings.crop_to_common)
-    found: list[Done] = []
-    results = map_processes(tasks, work, _processes(settings, tasks))
+def _score_tasks(
+    settings: Settings, folder: Path, methods: list[str], tasks: list[Task]
+) -> tuple[list[Result], bool]:
+    """The results of the tasks that could be scored, and whether all of them could be."""
+    kinds = {method: str(number) for number, method in enumerate(methods, 1)}
+    work = partial(score_pair, folder=folder, kinds=kinds, crop=settings.crop_to_common)
+    table, results, is_whole = tables.CsvFile(folder / OUTPUTS[0]), [], True
+    finished = map_processes(tasks, work, _count_processes(settings, tasks))
     try:
-        with (
-            closing(results),
-            Table(folder / WRITTEN[0], comparison.COLUMNS) as table,
-            Progress("picture", 0, len(tasks), []) as progress,
-        ):
-            for done in results:
-                for line in done.complaints:
+        with closing(finished), Progress("picture", 0, len(tasks), []) as progress:
+            for result, errors in finished:
+                for line in errors:
                     warn(line)
-                for one in done.scores:
-                    texts = one.method, one.name, one.result, one.truth
-                    table.add(texts, [one.width, one.height, *one.scores.values()])
-                found.append(done)
+                is_whole = is_whole and not errors
+                if result:
+                    for row in tables.long_rows(result):
+                        table.write_row(row)
+                    results.append(result)
                 progress.advance(1)
     except BaseException:
-        if found:
-            print(f"{len(found)} of {len(tasks)} pictures were scored; {table.path} holds them")
+        if results:
+            print(f"{len(results)} of {len(tasks)} pictures were scored; {table.path} holds them")
         raise
-    return found
+    return results, is_whole
 
 
-def _processes(settings: Settings, tasks: list[Task]) -> int:
-    """One for each core, but no more than there is memory for."""
+def _count_processes(settings: Settings, tasks: list[Task]) -> int:
+    """One process a core, but no more than there is memory for."""
     pairs = [task.pair for task in tasks]
-    looks = (found for _, found in inspect_headers(pairs, range(len(pairs))))
-    pixels = max((w * h for w, h in (one for one in looks if isinstance(one, tuple))), default=0)
-    images = 3 + max(len(task.results) for task in tasks)  # and one that is being made
-    needed = pixels * (BYTES_A_PIXEL + 3 * images)
+    headers = (size for _, size in inspect_headers(pairs, range(len(pairs))))
+    pixels = max((w * h for w, h in (s for s in headers if isinstance(s, tuple))), default=0)
+    images = 3 + max(len(task.results) for task in tasks)  # and one that is being decoded
+    needed = pixels * (MEASURE_BYTES_PER_PIXEL + 3 * images)
     most = settings.num_threads or machine.count_cores()
     return max(1, min(most, machine.free_memory() // (2 * needed) if needed else most))
 
 
-def _write(
+def score_pair(
+    task: Task, folder: Path, kinds: dict[str, str], crop: bool
+) -> tuple[Result | None, list[str]]:
+    """Score every result of a pair, and write the copies that the page shows.
+
+    Args:
+        kinds: of the methods' copies, by the methods' names.
+        crop: whether to score what images of two sizes share at the top left.
+
+    Returns:
+        The result, or None if nothing was scored, and an error message for each bad image.
+    """
+    pair, errors = task.pair, []
+    try:
+        rainy, clean = read_pair(pair)
+    except UserError as error:
+        return None, [str(error)]
+    images = {RAINY: rainy, CLEAN: clean}
+    files = {RAINY: pair.rainy, CLEAN: pair.clean}
+    if clean is None:  # the list names clean images alone
+        images, files = {CLEAN: rainy}, {CLEAN: pair.rainy}
+    truth = images[CLEAN]
+    result = Result(task.index, task.name, files | task.results, truth.shape[1], truth.shape[0])
+    for method, path in task.results.items():
+        try:
+            image = read_image(path, f"{method}, for {pair.location}")
+        except UserError as error:
+            errors.append(str(error))
+            continue
+        if image.shape != truth.shape:
+            sizes = (
+                f"{image.shape[1]}x{image.shape[0]}, its truth {truth.shape[1]}x{truth.shape[0]}"
+            )
+            if not crop:
+                errors.append(
+                    f"{method}: {format_path(path)} is {sizes}; not scored: expected one size, or "
+                    "--crop-to-common to compare what they share at the top left"
+                )
+                continue
+            result.compared[method] = tuple(map(min, image.shape[1::-1], truth.shape[1::-1]))
+        images[method] = image
+    for name, image in images.items():
+        if name != CLEAN:
+            height, width = map(min, image.shape[:2], truth.shape[:2])
+            both = image[:height, :width], truth[:height, :width]
+            result.scores[name] = measure(*both, order="BGR")
+    if not result.scores:
+        return None, errors
+    copies = {kinds.get(name, name): _fit(image, truth.shape) for name, image in images.items()}
+    write_copies(folder, task.index, copies)
+    return result, errors
+
+
+def _fit(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The top left part of an image, padded with black to (H,W,3)."""
+    image = image[: shape[0], : shape[1]]
+    padding = [(0, side - own) for side, own in zip(shape, image.shape, strict=True)]
+    return np.pad(image, padding) if image.shape != shape else image
+
+
+def _report_results(
     settings: Settings,
     folder: Path,
-    methods: list[Method],
-    pairs: PairList,
-    done: list[Done],
-    seconds: float,
+    methods: list[str],
+    listed: int,
+    results: list[Result],
+    start: float,
 ) -> None:
     """Write means, tables and page, and print the means. Raises UserError."""
-    names = [method.name for method in methods]
-    scores = [score for one in done for score in one.scores]
-    means = comparison.means_of(scores, [INPUT, *names])
-    if all(mean.method == INPUT for mean in means):
+    means = tables.compute_means(results, [RAINY, *methods])
+    if all(mean.method == RAINY for mean in means):
         raise UserError(f"-i: {settings.input}: none of its pictures could be scored")
-    for number, name in enumerate(names, 1):
-        for text in _notes(number, done):
-            print(f"{name}: {text}")
-    if not comparison.are_alike(means):
+    _print_notes(methods, results)
+    if not tables.share_pictures(means):
         print("the means are over different pictures: they cannot be compared")
-    comparison.write_tables(folder, means, len(pairs))
-    _write_summary(settings, folder / WRITTEN[1], means, len(pairs), seconds)
-    run = page.about("none: results of other programs", f"{machine.count_cores()} cores", seconds)
-    title = f"{', '.join(names)} on {Path(settings.test_list).name}"
-    content = _content(names, means, done, len(pairs))
-    page.write_page(folder, title, content, run, settings)
-    print(f"results in {folder}: {', '.join(WRITTEN)}")
-    print(f"open {folder / page.PAGE} to look at them")
-    comparison.show(means, len(pairs))
-
-
-def _notes(number: int, done: list[Done]) -> Iterator[str]:
-    jpeg = sum(number in one.jpeg for one in done)
-    cropped = sum(number in one.cropped for one in done)
-    if jpeg:
-        yield f"{jpeg} of its results are JPEG files, whose losses count against it"
-    if cropped:
-        yield f"{cropped} of its results have another size: scored by what they share, top left"
-
-
-def _content(names: list[str], means: list[comparison.Mean], done: list[Done], listed: int) -> dict:
-    methods = [page.Side(name, str(number), True) for number, name in enumerate(names, 1)]
-    rows = [one.shown for one in done if one.shown]
-    rainy = [page.Side(INPUT, "before", True)] if means[0].method == INPUT else []
-    told = [(mean.method, mean.images, mean.scores) for mean in means]
-    count = f"{len(rows)} of {listed}" if len(rows) < listed else f"{listed}"
-    lead = f"{count} pictures, {len(names)} method{'s' * (len(names) > 1)}."
-    sides = [*rainy, *methods, page.CLEAN]
-    return page.content(lead, sides, rows, told, WRITTEN, bool(rainy))
-
-
-def _write_summary(
-    settings: Settings, path: Path, means: list[comparison.Mean], listed: int, seconds: float
-) -> None:
-    methods = {m.method: {"images": m.images, "means": in_json(m.scores)} for m in means}
-    told = {
+    tables.write_tables(folder, means, listed)
+    seconds = time.monotonic() - start
+    summary = {
         "results": settings.input,
         "list": settings.test_list,
         "images_listed": listed,
         "crop_to_common": settings.crop_to_common,
         "seconds": round(seconds, 3),
-        "methods": methods,
+        "methods": {
+            mean.method: {"images": len(mean.indices), "means": tables.json_scores(mean.scores)}
+            for mean in means
+        },
     }
-    write_json(path, told)
+    tables.write_json(folder / OUTPUTS[1], summary)
+    sides = [page.Side(RAINY, RAINY, scored=True)] if means[0].method == RAINY else []
+    sides += [page.Side(name, str(n), scored=True) for n, name in enumerate(methods, 1)]
+    sides.append(page.Side(CLEAN, CLEAN))
+    title = f"{', '.join(methods)} on {Path(settings.test_list).name}"
+    title += f": {len(results)} of {listed} images" * (len(results) < listed)
+    source = ("source", "scored results; no network was run")
+    run = page.describe_run(source, f"{machine.count_cores()} cores", seconds)
+    page.write_page(folder, title, results, run, settings, sides, means, OUTPUTS)
+    print(f"results in {folder}: {', '.join(OUTPUTS)}")
+    print(f"open {folder / page.PAGE} to look at them")
+    tables.print_means(means, listed)
+
+
+def _print_notes(methods: Sequence[str], results: list[Result]) -> None:
+    """Print how many results of each method are JPEG files, or of another size."""
+    for method in methods:
+        scored = [result for result in results if method in result.scores]
+        jpegs = sum(_is_jpeg(result.files[method]) for result in scored)
+        cropped = sum(method in result.compared for result in scored)
+        if jpegs:
+            print(f"{method}: {jpegs} of its results are JPEG files, whose losses count against it")
+        if cropped:
+            print(
+                f"{method}: {cropped} of its results have another size: scored by what they "
+                "share, top left"
+            )
+
+
+def _is_jpeg(path: Path) -> bool:
+    with suppress(OSError), open_regular(path) as file:  # it may be removed by now
+        return file.read(len(JPEG)) == JPEG
+    return False

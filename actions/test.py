@@ -1,19 +1,19 @@
-"""The action `test`: derain a list of images, and score them where it has the clean ones.
+"""The action `test`: derain the images of a list, and score them if it names the clean ones.
 
 In the result folder: derained/STEM.png, mask/STEM.png (the first attention map as a heat map),
-compare/STEM.png (rainy, derained, clean where known, mask, side by side), metrics.csv (a row an
-image), summary.json (the means, and what was run) and index.html (all of it, to look at).
+compare/STEM.png (rainy, derained, clean if known, mask, side by side), metrics.csv (a row a
+picture), summary.json (the means, and what was run) and index.html (a page of all of it).
+
+A picture goes from the list (media/lists.py) through `derain_pairs` (engine/scoring.py), which
+derains each pair, to `_write_result`, which writes its files and returns its `Result`. The tables
+and the page are made from all results (report/tables.py, report/page.py).
 """
 
-import math
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engine.checkpoint import checkpoint_path
@@ -21,234 +21,175 @@ from engine.derainer import Derainer
 from engine.device import describe_device
 from engine.events import EventFile
 from engine.ranks import Ranks
-from engine.scoring import map_images_over_ranks
+from engine.scoring import DerainedPair, derain_pairs
 from media.inspection import inspect_headers
 from media.lists import Pair, read_list
-from media.results import DERAINED, result_names
+from media.results import result_names
 from model import CONSTANT_MASK
-from report import page
-from report.copies import write_pictures
+from report import page, tables
+from report.copies import write_copies
 from report.metrics import MEASURES, measure
 from report.result_folder import open_result_folder
-from report.table import (
-    COLUMNS,
-    SCORES,
-    SIDES,
-    Row,
-    Table,
-    means_of,
-    print_means,
-    print_worst,
-    write_summary,
-)
+from report.tables import CLEAN, DERAINED, RAINY, Result
 from report.visualize import encode_png, heat_map, strip
 from settings import Settings, UserError
 from system.files import check_still_there, write_atomically
 from system.progress import Progress, warn
 
 EVENTS = "test_derain"
-TOLD = ("metrics.csv", "summary.json")  # in the result folder, besides pictures and page
+METRICS_CSV, SUMMARY = "metrics.csv", "summary.json"
 
 
 def test(settings: Settings) -> int:
     """Derain every image of `--test-list` with checkpoint `-m`. Returns the exit status.
 
-    That is 2 where images were bad: they are told, and the others are derained. Ranks share the
-    images; the first one writes the table, in the order of the list.
+    That is 2 if images were bad: they are reported, and the others are derained. Ranks share the
+    images; the first one writes the tables, in the order of the list.
 
     Raises:
         UserError: bad input, no good image at all, or results that cannot be written. Results of
             the images before it stay, each whole.
     """
     with Ranks() as ranks:
-        how = ranks.say, settings.layout, settings.side_by_side
-        pairs = read_list(settings.test_list, False, *how)
+        layout = settings.layout, settings.side_by_side
+        listed = read_list(settings.test_list, False, ranks.say, *layout)
         derainer = Derainer.from_settings(checkpoint_path(settings), settings, ranks)
-        names = result_names([pair.rainy for pair in pairs])
+        names = result_names([pair.rainy for pair in listed])
         folder = Path(settings.result_dir)
-        inputs = [Path(settings.test_list), derainer.path]
-        inputs += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
-        outputs = [path for name in names for path in _pictures(folder, name)]
-        listed, good = len(pairs), _good(pairs, ranks)
-        pairs, names = ([of[index] for index in good] for of in (pairs, names))
+        inputs = [path for pair in listed for path in (pair.rainy, pair.clean) if path]
+        inputs += [Path(settings.test_list), derainer.path]
+        outputs = [path for name in names for path in _picture_paths(folder, name)]
+        readable = _find_readable(listed, ranks)
+        pairs, names = ([items[index] for index in readable] for items in (listed, names))
         with open_result_folder(
             folder,
             "--result-dir",
             inputs=inputs,
             outputs=outputs,
-            stale=TOLD,
+            stale=(METRICS_CSV, SUMMARY),
             first=ranks.first,
             barrier=lambda: ranks.all_gather(None),
         ):
-            if ranks.first:
-                name = describe_device(derainer.device, ranks)
-                print(f"{derainer.path}, step {derainer.step}, on {name}", flush=True)
-            start = time.monotonic()
-            rows = _derain_list(settings, ranks, derainer, pairs, names)
-            if not rows:
+            device = describe_device(derainer.device, ranks)
+            ranks.say(f"{derainer.path}, step {derainer.step}, on {device}")
+            start, results = time.monotonic(), []
+            try:
+                _derain_list(settings, ranks, derainer, pairs, names, results)
+            except BaseException:
+                if results:
+                    ranks.say(f"{len(results)} of {len(pairs)} images are done; their files stay")
+                raise
+            if not results:
                 raise UserError(f"{settings.test_list}: none of its images could be derained")
             if ranks.first:
-                _tell(settings, derainer, rows, listed, name, time.monotonic() - start)
-                check_still_there(
-                    [p for row in rows for p in _pictures(folder, row.name)], "results"
-                )
-        ranks.all_gather(None)  # one that leaves with status 2 has the others ended
-    return 0 if len(rows) == listed else 2
+                seconds = time.monotonic() - start
+                _report_results(settings, derainer, results, len(listed), device, seconds)
+                pictures = [p for result in results for p in _picture_paths(folder, result.name)]
+                check_still_there(pictures, "results")
+        ranks.all_gather(None)  # a rank that leaves with status 2 ends the others
+    return 0 if len(results) == len(listed) else 2
 
 
-def _good(pairs: Sequence[Pair], ranks: Ranks) -> list[int]:
-    """The numbers of the pairs whose headers are in order; the others are told. Raises UserError
-    where there is none."""
+def _find_readable(pairs: Sequence[Pair], ranks: Ranks) -> list[int]:
+    """The numbers of the pairs whose headers are in order. Warns of the others.
+
+    Raises:
+        UserError: there is none.
+    """
     own = range(ranks.rank, len(pairs), ranks.world_size)
-    looks = inspect_headers(pairs, own, silent=not ranks.first)
-    found = {index: str(bad) for index, bad in looks if isinstance(bad, UserError)}
-    bad = {index: message for part in ranks.all_gather(found) for index, message in part.items()}
-    if len(bad) == len(pairs) == 1:
-        raise UserError(bad[0])
-    for index in sorted(bad) if ranks.first else ():
-        warn(bad[index])
-    if len(bad) == len(pairs):
+    headers = inspect_headers(pairs, own, silent=not ranks.first)
+    own_errors = {index: str(error) for index, error in headers if isinstance(error, UserError)}
+    errors = {index: text for part in ranks.all_gather(own_errors) for index, text in part.items()}
+    if len(errors) == len(pairs) == 1:
+        raise UserError(errors[0])
+    for index in sorted(errors) if ranks.first else ():
+        warn(errors[index])
+    if len(errors) == len(pairs):
         raise UserError(f"none of the {len(pairs)} images of the list can be used")
-    return [index for index in range(len(pairs)) if index not in bad]
+    return [index for index in range(len(pairs)) if index not in errors]
 
 
-def _pictures(folder: Path, name: str) -> list[Path]:
-    """The files of an image's results, but for those of the page."""
+def _picture_paths(folder: Path, name: str) -> list[Path]:
+    """The files of a picture's results, except those of the page."""
     return [folder / kind / f"{name}.png" for kind in (DERAINED, "mask", "compare")]
 
 
-@dataclass
-class _Worked:
-    """An image of the list that was derained, and what its results are made from.
-
-    Attributes:
-        rainy, clean, derained: (H,W,3) uint8 BGR.
-        output: derained as the network gave it, (H,W,3) float32, where it is to be scored.
-        mask: (H,W) float32.
-    """
-
-    index: int
-    rainy: np.ndarray
-    clean: np.ndarray | None
-    derained: np.ndarray
-    output: np.ndarray | None
-    mask: np.ndarray
-    seconds: float
-    note: str
-
-
 def _derain_list(
-    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: Sequence[Pair], names: list[str]
-) -> list[Row]:
-    """Derain, score and write each image, under its name; the rows of the results.
-
-    What is wrong with one that has no row is told.
-    """
+    settings: Settings,
+    ranks: Ranks,
+    derainer: Derainer,
+    pairs: Sequence[Pair],
+    names: list[str],
+    results: list[Result],
+) -> None:
+    """Derain, score and write each image, and append its result. Warns of the bad ones."""
     folder, scored = Path(settings.result_dir), pairs[0].clean is not None
 
-    def work(index: int, rainy: np.ndarray, clean: np.ndarray | None) -> _Worked:
-        start = time.monotonic()
-        found = derainer.derain(rainy, f"{pairs[index].location}: {pairs[index].rainy}")
-        output = found.float_image if scored else None
-        derained, mask = found.uint8_image, found.mask
-        seconds = time.monotonic() - start
-        note = derainer.compare_tiles(rainy)
-        return _Worked(index, rainy, clean, derained, output, mask, seconds, note)
+    def finish(derained: DerainedPair) -> Result:
+        return _write_result(folder, names[derained.index], pairs[derained.index], derained)
 
-    def finish(done: _Worked) -> Row:
-        pair, name = pairs[done.index], names[done.index]
-        _write_pictures(folder, name, done)
-        shown = {"before": done.rainy, "after": done.derained}
-        if done.clean is not None:
-            shown["clean"] = done.clean
-        write_pictures(folder, done.index, shown, done.mask)
-        sources = {} if pair.halves else {"before": pair.rainy, "clean": pair.clean}
-        files = page.files_of(folder, **sources, after=_pictures(folder, name)[0])
-        row = Row.of(done.index, name, files, done.rainy, done.derained, done.mask)
-        row.seconds, row.note = done.seconds, done.note
-        row.rainy, row.clean = str(pair.rainy), str(pair.clean or "")
-        if done.clean is not None:
-            row.scores = _scores(done.output, done.rainy, done.clean)
-        return row
-
-    if not scored and ranks.first:
-        print(f"{settings.test_list} has no clean images: pictures only, no metrics")
-    told, rows = scored and ranks.first, []
-    done = map_images_over_ranks(
-        ranks, pairs, settings.num_workers, work, finish, lambda done: done.rainy.size // 3
-    )
-    log = EventFile(Path(settings.log_dir) / EVENTS) if told else None
+    if not scored:
+        ranks.say(f"{settings.test_list} has no clean images: pictures only, no metrics")
+    finished = derain_pairs(derainer, ranks, pairs, settings.num_workers, finish)
+    table = tables.CsvFile(folder / METRICS_CSV)
+    log = EventFile(Path(settings.log_dir) / EVENTS) if scored and ranks.first else None
     with (
-        _told_what_is_done(rows, len(pairs), ranks),
-        closing(done),
+        closing(finished),
         closing(log) if log else nullcontext(),
-        Table(folder / TOLD[0] if told else None, COLUMNS) as table,
         Progress("image", 0, len(pairs), list(MEASURES) if scored else [], settings.log_every,
                  silent=not ranks.first) as progress,
     ):  # fmt: skip
-        for index, row in enumerate(done):
-            if isinstance(row, str):
+        for index, result in enumerate(finished):
+            if isinstance(result, str):
                 if ranks.first:
-                    warn(row)
+                    warn(result)
                 continue
+            if result.note and ranks.first and not any(earlier.note for earlier in results):
+                progress.say(result.note)
             if log:
-                log.scalars({f"image/{key}": value for key, value in row.scores.items()}, index)
-            if row.note and ranks.first and not any(earlier.note for earlier in rows):
-                progress.say(row.note)
-            texts = row.name, row.rainy, row.clean
-            table.add(
-                texts, [row.width, row.height, *(row.scores.get(name, math.nan) for name in SCORES)]
-            )
-            rows.append(row)
-            shown = {m: row.scores[f"output_released_{m}"] for m in MEASURES} if scored else {}
-            progress.update(index, shown)
+                table.write_row(tables.wide_row(result))
+                scores = tables.flatten_scores(result.scores)
+                log.scalars({f"image/{name}": value for name, value in scores.items()}, index)
+            results.append(result)
+            released = result.scores.get(DERAINED, {})
+            progress.update(index, {m: released[f"released_{m}"] for m in MEASURES if scored})
         if log:
-            means = {f"score/{name}": value for name, value in means_of(rows).items()}
-            log.scalars(means, derainer.step)
-    return rows
+            means = tables.flatten_means(tables.compute_means(results, [RAINY, DERAINED]))
+            log.scalars({f"score/{name}": value for name, value in means.items()}, derainer.step)
 
 
-@contextmanager
-def _told_what_is_done(rows: list[Row], count: int, ranks: Ranks) -> Iterator[None]:
-    """Say how far it came, where something ends it early."""
-    try:
-        yield
-    except BaseException:
-        if ranks.first and rows:
-            print(f"{len(rows)} of {count} images were done; what there is of them stays")
-        raise
-
-
-def _scores(output: np.ndarray, rainy: np.ndarray, clean: np.ndarray) -> dict[str, float]:
-    """The scores of a row: of the derained image, (H,W,3) float, and of the rainy one."""
-    return {
-        f"{side}_{name}": value
-        for side, image in zip(SIDES, (output, rainy), strict=True)
-        for name, value in measure(image, clean, order="BGR").items()
-    }
-
-
-def _write_pictures(folder: Path, name: str, done: _Worked) -> None:
-    heat = heat_map(done.mask)
-    compared = [done.rainy, done.derained, done.clean, heat]
-    side_by_side = strip([image for image in compared if image is not None])
-    pictures = done.derained, heat, side_by_side
-    for path, picture in zip(_pictures(folder, name), pictures, strict=True):
+def _write_result(folder: Path, name: str, pair: Pair, derained: DerainedPair) -> Result:
+    """Write the pictures of a derained pair, and score it if there is a clean image."""
+    output, mask = derained.output, derained.output.mask
+    images = {RAINY: derained.rainy, DERAINED: output.uint8_image}
+    files = {RAINY: pair.rainy, DERAINED: _picture_paths(folder, name)[0]}
+    if pair.clean is not None:
+        images[CLEAN], files[CLEAN] = derained.clean, pair.clean
+    heat = heat_map(mask)
+    pictures = images[DERAINED], heat, strip([*images.values(), heat])
+    for path, picture in zip(_picture_paths(folder, name), pictures, strict=True):
         write_atomically(path, encode_png(picture, str(path)))
+    write_copies(folder, derained.index, images, mask)
+    result = Result.from_images(derained.index, name, files, images[RAINY], images[DERAINED], mask)
+    result.seconds, result.note = derained.seconds, derained.note
+    if pair.clean is not None:
+        for image, pixels in ((RAINY, derained.rainy), (DERAINED, output.float_image)):
+            result.scores[image] = measure(pixels, derained.clean, order="BGR")
+    return result
 
 
-def _tell(
+def _report_results(
     settings: Settings,
     derainer: Derainer,
-    rows: list[Row],
+    results: list[Result],
     listed: int,
     device: str,
     seconds: float,
 ) -> None:
-    """Write summary and page, and print where results lie and what their means are."""
-    folder, scored = Path(settings.result_dir), bool(rows[0].scores)
-    means = means_of(rows) if scored else {}
-    facts = {
+    """Write summary and page, and print where the results are and what their means are."""
+    folder, scored = Path(settings.result_dir), bool(results[0].scores)
+    means = tables.compute_means(results, [RAINY, DERAINED])
+    summary = {
         "model": str(derainer.path),
         "step": derainer.step,
         "direction_attention": derainer.direction_attention,
@@ -256,35 +197,33 @@ def _tell(
         "tile": settings.tile,
         "precision": settings.precision,
         "list": settings.test_list,
-        "images": len(rows),
+        "images": len(results),
         "images_listed": listed,
         "device": str(derainer.device),
         "torch": torch.__version__,
         "seconds": round(seconds, 3),
+        "means": tables.json_scores(tables.flatten_means(means)),
     }
-    write_summary(folder / "summary.json", facts, means)
-    content = page.scored_page(rows, means, TOLD) if scored else page.plain_page(rows, TOLD[1:])
+    tables.write_json(folder / SUMMARY, summary)
     title = f"SPANet: {Path(settings.test_list).name}, derained by {derainer.path.name}"
-    title += f": {len(rows)} of {listed} images" * (len(rows) < listed)
-    page.write_page(
-        folder, title, content, page.about(derainer.describe_weights(), device, seconds), settings
-    )
-    print(f"results in {folder}: derained, mask, compare, summary.json" + ", metrics.csv" * scored)
+    title += f": {len(results)} of {listed} images" * (len(results) < listed)
+    run = page.describe_run(("model", derainer.describe_weights()), device, seconds)
+    sides = page.SCORED_SIDES if scored else page.PLAIN_SIDES
+    links = [METRICS_CSV] * scored + [SUMMARY]
+    page.write_page(folder, title, results, run, settings, sides, means, links)
+    print(f"results in {folder}: {', '.join([DERAINED, 'mask', 'compare', *links])}")
     print(f"open {folder / page.PAGE} to look at them")
-    _warn_of_constant_masks(derainer, rows)
-    if scored:
-        print_worst(rows)
-        print_means(means, len(rows), listed)
-    elif len(rows) < listed:
-        print(f"{len(rows)} of {listed} images")
-
-
-def _warn_of_constant_masks(derainer: Derainer, rows: list[Row]) -> None:
-    deviations = [row.deviation for row in rows if row.width * row.height > 1]
-    if deviations and max(deviations) < CONSTANT_MASK:
-        print(
-            f"main.py: warning: the attention map of {derainer.path} is constant on "
-            "every image, so the network does not look for rain; train it again with a lower --lr "
-            "or another --seed",
-            file=sys.stderr,
+    sizable = [result.deviation for result in results if result.width * result.height > 1]
+    if sizable and max(sizable) < CONSTANT_MASK:
+        warn(
+            f"warning: the attention map of {derainer.path} is constant on every image, so the "
+            "network does not look for rain; train it again with a lower --lr or another --seed"
         )
+    if scored:
+        tables.print_worst(results)
+        tables.print_means(means, listed)
+        psnr, ssim = (means[1].scores[f"released_{m}"] for m in MEASURES)
+        count = tables.count_pictures(means, listed)
+        print(f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, {count})")
+    elif len(results) < listed:
+        print(f"{len(results)} of {listed} images")

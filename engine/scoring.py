@@ -1,23 +1,84 @@
-"""Scores of whole images: the pairs of a list, shared out among the ranks."""
+"""Derain the pairs of a list: the loop that testing and the scores of a training run share."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 import dataset
-from engine.derainer import Derainer
+from engine.derainer import DerainedImage, Derainer
 from engine.ranks import Ranks
 from media.lists import Pair
-from report.metrics import BYTES_A_PIXEL, MEASURES, measure
+from report.metrics import MEASURE_BYTES_PER_PIXEL, MEASURES, measure
 from settings import UserError
 from system.overlap import count_threads, map_threads
-from system.progress import LINE_SECONDS
+from system.progress import SlowNotice
 
-T, U = TypeVar("T"), TypeVar("U")
-BYTES_OF_IMAGES = 54  # a pixel: rainy, derained and clean, as floats and as they were read
+T = TypeVar("T")
+IMAGE_BYTES_PER_PIXEL = 54  # rainy, derained and clean image, as floats and as they were read
+
+
+@dataclass
+class DerainedPair:
+    """A pair of a list, and the network's output for it.
+
+    Attributes:
+        index: the place of the pair in the list.
+        rainy, clean: (H,W,3) uint8 BGR; clean is None if the list has no clean images.
+        seconds: that deraining took.
+        note: see Derainer.compare_tiles.
+    """
+
+    index: int
+    rainy: np.ndarray
+    clean: np.ndarray | None
+    output: DerainedImage
+    seconds: float
+    note: str
+
+
+def derain_pairs(
+    derainer: Derainer,
+    ranks: Ranks,
+    pairs: Sequence[Pair],
+    workers: int,
+    finish: Callable[[DerainedPair], T],
+) -> Iterator[T | str]:
+    """finish(derained pair) of each pair in order, or the message about a pair that is bad.
+
+    Ranks share the pairs, and every rank gets all results. Workers read the next images and threads
+    finish the last ones while the network runs.
+
+    Args:
+        workers: processes that read images.
+    """
+    images = dataset.whole_images(pairs[ranks.rank :: ranks.world_size], workers)
+
+    def derain_images() -> Iterator[DerainedPair | UserError]:
+        own = range(ranks.rank, len(pairs), ranks.world_size)
+        for index, item in zip(own, images, strict=True):
+            if isinstance(item, UserError):
+                yield item
+                continue
+            (rainy, clean), start = item, time.monotonic()
+            output = derainer.derain(rainy, f"{pairs[index].location}: {pairs[index].rainy}")
+            seconds, note = time.monotonic() - start, derainer.compare_tiles(rainy)
+            yield DerainedPair(index, rainy, clean, output, seconds, note)
+
+    def finish_item(item: DerainedPair | UserError) -> T | str:
+        return str(item) if isinstance(item, UserError) else finish(item)
+
+    def estimate_bytes(item: DerainedPair | UserError) -> int:
+        pixels = 0 if isinstance(item, UserError) else item.rainy.size // 3
+        return pixels * (MEASURE_BYTES_PER_PIXEL + IMAGE_BYTES_PER_PIXEL)
+
+    threads = count_threads(ranks.local_size)
+    results = map_threads(derain_images(), finish_item, threads, estimate_bytes)
+    with closing(images), closing(results):
+        yield from ranks.map_over_ranks(len(pairs), lambda _: next(results))
 
 
 def score(
@@ -30,69 +91,24 @@ def score(
     """Mean PSNR and SSIM of whole derained images, in the released protocol, on every rank.
 
     Args:
-        workers: processes that load images.
-        say: what tells a user, on the first rank, how far it is, every ten seconds.
+        workers: processes that read images.
+        say: prints how many images are done, now and then, on the first rank.
 
     Raises:
         UserError: a bad image.
     """
 
-    def work(_: int, rainy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return derainer.derain(rainy).float_image, clean
+    def measure_pair(pair: DerainedPair) -> list[float]:
+        scores = measure(pair.output.float_image, pair.clean, order="BGR", protocols=["released"])
+        return [scores[f"released_{m}"] for m in MEASURES]
 
-    def finish(images: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-        output, clean = images
-        return measure(output, clean, order="BGR", protocols=["released"])
-
-    sums, told = [0.0, 0.0], time.monotonic()
-
-    def pixels(images: tuple[np.ndarray, np.ndarray]) -> int:
-        return images[1].size // 3
-
-    with closing(map_images_over_ranks(ranks, pairs, workers, work, finish, pixels)) as scores:
-        for index, values in enumerate(scores):
-            if isinstance(values, str):
-                raise UserError(values)
-            if ranks.first and time.monotonic() - told >= LINE_SECONDS:
-                told = time.monotonic()
-                say(f"scoring: {index + 1} of {len(pairs)} images")
-            own = (values[f"released_{m}"] for m in MEASURES)
-            sums = [total + value for total, value in zip(sums, own, strict=True)]
-    psnr, ssim = (total / len(pairs) for total in sums)
+    notice = SlowNotice(say if ranks.first else lambda _: None)
+    scores: list[list[float]] = []
+    with closing(derain_pairs(derainer, ranks, pairs, workers, measure_pair)) as results:
+        for result in results:
+            if isinstance(result, str):
+                raise UserError(result)
+            scores.append(result)
+            notice.update(f"scoring: {len(scores)} of {len(pairs)} images")
+    psnr, ssim = (sum(column) / len(pairs) for column in zip(*scores, strict=True))
     return psnr, ssim
-
-
-def map_images_over_ranks(
-    ranks: Ranks,
-    pairs: Sequence[Pair],
-    workers: int,
-    work: Callable[[int, np.ndarray, np.ndarray | None], T],
-    finish: Callable[[T], U],
-    pixels: Callable[[T], int],
-) -> Iterator[U | str]:
-    """finish(work(index, rainy, clean)) of each pair in turn, each done by one of the ranks.
-
-    The work is done here, one pair after the other; what finishes it runs beside it, in threads.
-    In the place of a bad pair there is what is wrong with it.
-
-    Args:
-        pixels: how many pixels of an image are being finished, for the memory that it takes.
-    """
-    own = range(ranks.rank, len(pairs), ranks.world_size)
-    images = dataset.whole_images(pairs[ranks.rank :: ranks.world_size], workers)
-
-    def worked() -> Iterator[T | UserError]:
-        for index, pair in zip(own, images, strict=True):
-            yield pair if isinstance(pair, UserError) else work(index, *pair)
-
-    def finished(done: T | UserError) -> U | str:
-        return str(done) if isinstance(done, UserError) else finish(done)
-
-    def needed(done: T | UserError) -> int:
-        return (
-            0 if isinstance(done, UserError) else pixels(done) * (BYTES_A_PIXEL + BYTES_OF_IMAGES)
-        )
-
-    results = map_threads(worked(), finished, count_threads(ranks.local_size), needed)
-    with closing(images), closing(results):
-        yield from ranks.map_over_ranks(len(pairs), lambda _: next(results))

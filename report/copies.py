@@ -1,7 +1,7 @@
 """The pictures of a page, in index_files/: copies that it can draw, and thumbnails.
 
-A copy lies in a script that hands it to the page, as a page on disk may neither read nor save what
-it draws from an image file. It is exact up to VIEW pixels a side, and reduced above.
+A copy is a script that passes the image to the page: a page on disk may neither read nor save what
+it draws from an image file. It is exact up to VIEW pixels a side, and smaller above.
 """
 
 import base64
@@ -16,57 +16,52 @@ from system.files import write_atomically
 
 FOLDER = "index_files"
 VIEW, THUMBNAIL = 1280, 160  # pixels of the longer side at most
-OWN = re.compile(r"\d{6,}-(before|after|clean|mask|thumb|\d+)\.(js|jpg)")
-HUE = (147, 20, 255)  # BGR, of the attention map
+COPY_NAME = re.compile(r"\d{6,}-(rainy|derained|before|after|clean|mask|thumb|\d+)\.(js|jpg)")
+MASK_COLOUR = (147, 20, 255)  # BGR
+JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
 
 
-def own_copies(folder: Path) -> list[Path]:
-    """The pictures of an earlier page; nothing else."""
-    return [path for path in (folder / FOLDER).glob("[0-9]*-*") if OWN.fullmatch(path.name)]
+def find_copies(folder: Path) -> list[Path]:
+    """The pictures of an earlier page in a folder; nothing else."""
+    return [p for p in (folder / FOLDER).glob("[0-9]*-*") if COPY_NAME.fullmatch(p.name)]
 
 
-def write_pictures(
+def write_copies(
     folder: Path, index: int, images: Mapping[str, np.ndarray], mask: np.ndarray | None = None
 ) -> None:
-    """Write what the page shows of picture `index`.
+    """Write the copies of picture `index`, and a thumbnail of its first image.
 
     Args:
-        images: (H,W,3) uint8 BGR, by the kinds of their sides; of the first there is a thumbnail.
+        images: (H,W,3) uint8 BGR, by the kinds of their sides.
         mask: (H,W) float in 0..1.
 
     Raises:
         UserError: they cannot be written.
     """
-    exact = "clean" in images  # an error map would show the losses of a JPEG
+    lossless = "clean" in images  # an error map would show the losses of a JPEG
     for kind, image in images.items():
-        _write_copy(
-            folder, index, kind, _reduced(image, VIEW), exact=exact or max(image.shape[:2]) <= VIEW
-        )
+        exact = lossless or max(image.shape[:2]) <= VIEW
+        _write_copy(folder, index, kind, _shrink(image, VIEW), exact)
     if mask is not None:
-        strength = np.rint(_reduced(np.nan_to_num(mask).clip(0, 1), VIEW) * 255).astype(np.uint8)
-        hue = np.full((*strength.shape, 3), HUE, np.uint8)
-        _write_copy(folder, index, "mask", np.dstack([hue, strength]), exact=True)
-    thumbnail = _reduced(next(iter(images.values())), THUMBNAIL)
-    _, data = cv2.imencode(".jpg", thumbnail, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    _write(folder, f"{index:06d}-thumb.jpg", data.tobytes())
+        alpha = np.rint(_shrink(np.nan_to_num(mask).clip(0, 1), VIEW) * 255).astype(np.uint8)
+        colour = np.full((*alpha.shape, 3), MASK_COLOUR, np.uint8)
+        _write_copy(folder, index, "mask", np.dstack([colour, alpha]), exact=True)
+    _, jpeg = cv2.imencode(".jpg", _shrink(next(iter(images.values())), THUMBNAIL), JPEG_OPTIONS)
+    thumbnail = folder / FOLDER / f"{index:06d}-thumb.jpg"
+    write_atomically(thumbnail, jpeg.tobytes(), durable=False)
 
 
 def _write_copy(folder: Path, index: int, kind: str, image: np.ndarray, exact: bool) -> None:
-    if exact:
-        (_, data), media = cv2.imencode(".png", image), "image/png"
-    else:
-        (_, data), media = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90]), "image/jpeg"
-    key = f"{index:06d}-{kind}"
-    text = b'copy("%s", "data:%s;base64,%s");\n'
-    script = text % (key.encode(), media.encode(), base64.b64encode(data.tobytes()))
-    _write(folder, f"{key}.js", script)
+    suffix, options = (".png", []) if exact else (".jpg", JPEG_OPTIONS)
+    _, data = cv2.imencode(suffix, image, options)
+    key, media_type = f"{index:06d}-{kind}", "image/png" if exact else "image/jpeg"
+    base64_text = base64.b64encode(data.tobytes()).decode()
+    script = f'copy("{key}", "data:{media_type};base64,{base64_text}");\n'
+    write_atomically(folder / FOLDER / f"{key}.js", script.encode(), durable=False)
 
 
-def _write(folder: Path, name: str, data: bytes) -> None:
-    write_atomically(folder / FOLDER / name, data, durable=False)
-
-
-def _reduced(image: np.ndarray, side: int) -> np.ndarray:
+def _shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """An image whose longer side has at most that many pixels."""
     scale = side / max(image.shape[:2])
     if scale >= 1:
         return image

@@ -22,14 +22,14 @@ import numpy as np
 from media.pictures import to_uint8
 
 PROTOCOLS = ("released", "rgb", "y", "y_down", "y_round")
-DATA_RANGES = {"released": 2, "rgb": 1}  # of SSIM, where it is that of the colours
+DATA_RANGES = {"released": 2, "rgb": 1}  # of SSIM on the colours
 MEASURES = ("psnr", "ssim")
-GAUSSIAN = {
+GAUSSIAN_OPTIONS = {
     "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255
 }  # fmt: skip
 BGR_TO_Y = np.array([24.966, 128.553, 65.481])  # BT.601, for channels in 0..1
-BYTES_A_PIXEL = 56  # that measuring takes at its peak, the images not counted
-BAND = 48 << 10  # pixels whose SSIM is computed at a time: what it takes then stays in the cache
+MEASURE_BYTES_PER_PIXEL = 56  # at the peak of `measure`, without the images
+BAND_PIXELS = 48 << 10  # whose SSIM is computed at a time, so that it fits into the cache
 
 
 def measure(
@@ -67,16 +67,16 @@ def measure(
     if order == "RGB":
         images = tuple(image[..., ::-1] for image in images)
     planes = [luminance(image) for image in images] if set(protocols) - set(DATA_RANGES) else []
-    found = {}
+    scores: dict[str, float] = {}
     for protocol in protocols:
         if protocol in DATA_RANGES:
-            psnr, ssim = _of_colours(protocol, *images)
-        elif protocol == "y_down" and "y_psnr" in found and _factor(clean.shape) == 1:
-            psnr, ssim = found["y_psnr"], found["y_ssim"]
+            psnr, ssim = _score_rgb(protocol, *images)
+        elif protocol == "y_down" and "y_psnr" in scores and _downsampling_factor(clean.shape) == 1:
+            psnr, ssim = scores["y_psnr"], scores["y_ssim"]
         else:
-            psnr, ssim = _of_luminance(protocol, planes)
-        found |= {f"{protocol}_psnr": psnr, f"{protocol}_ssim": ssim}
-    return found
+            psnr, ssim = _score_luminance(protocol, planes)
+        scores |= {f"{protocol}_psnr": psnr, f"{protocol}_ssim": ssim}
+    return scores
 
 
 def _as_float(name: str, image: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def _as_float(name: str, image: np.ndarray) -> np.ndarray:
     raise ValueError(f"measure: {name} must be uint8, or float in 0..1, got {image.dtype}")
 
 
-def _of_colours(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
+def _score_rgb(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
     psnr = _psnr(clean, output, data_range=1)
     options = {"win_size": 7, "channel_axis": -1, "data_range": DATA_RANGES[protocol]}
     return psnr, _ssim(clean, output, 7, **options)
@@ -98,21 +98,21 @@ def luminance(image: np.ndarray) -> np.ndarray:
     return 16 + (to_uint8(image) / 255) @ BGR_TO_Y
 
 
-def _of_luminance(protocol: str, planes: list[np.ndarray]) -> tuple[float, float]:
+def _score_luminance(protocol: str, planes: list[np.ndarray]) -> tuple[float, float]:
     if protocol == "y_round":
         planes = [np.rint(plane) for plane in planes]
     psnr = _psnr(*planes, data_range=255)
     if protocol == "y_down":
-        planes = [_averaged_down(plane) for plane in planes]
-    return psnr, _ssim(*planes, 11, **GAUSSIAN)
+        planes = [_average_down(plane) for plane in planes]
+    return psnr, _ssim(*planes, 11, **GAUSSIAN_OPTIONS)
 
 
-def _averaged_down(image: np.ndarray) -> np.ndarray:
+def _average_down(image: np.ndarray) -> np.ndarray:
     """An image (H,W) whose shorter side is near 256: means of f x f pixels, one every f pixels.
 
     Beyond the edges the image is mirrored, its outermost pixels repeated.
     """
-    factor = _factor(image.shape)
+    factor = _downsampling_factor(image.shape)
     if factor == 1:
         return image
     middle = ((factor + 1) // 2 - 1,) * 2
@@ -120,7 +120,7 @@ def _averaged_down(image: np.ndarray) -> np.ndarray:
     return means[::factor, ::factor]
 
 
-def _factor(shape: tuple[int, ...]) -> int:
+def _downsampling_factor(shape: tuple[int, ...]) -> int:
     return max(1, (2 * min(shape[:2]) + 256) // 512)  # rounded, halves up
 
 
@@ -139,7 +139,7 @@ def _ssim(true: np.ndarray, test: np.ndarray, side: int, **options) -> float:
     height, width = true.shape[:2]
     if min(height, width) < side:
         return math.nan
-    rows, step = height - side + 1, max(1, BAND // width)  # of windows
+    rows, step = height - side + 1, max(1, BAND_PIXELS // width)  # of windows
     total = 0.0
     for first in range(0, rows, step):
         count = min(step, rows - first)

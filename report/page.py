@@ -14,32 +14,33 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from report.copies import VIEW
-from report.metrics import MEASURES, PROTOCOLS
+from report.metrics import PROTOCOLS
 from report.result_folder import PAGE
-from report.table import SIDES, Row
+from report.tables import CLEAN, DERAINED, METRICS, RAINY, Mean, Result, json_number
 from settings import Settings
 from system.files import write_atomically
+from system.text import format_count
 
 SCRIPTS = ("page.js", "page_pictures.js", "page_lists.js")
 PACKAGES = ("torch", "numpy", "numba", "opencv-python-headless", "scikit-image")
+COLUMNS = {"attention": 4, "change": 2, "seconds": 2, "frames": 0}  # digits, without clean images
 
 
 @dataclass(frozen=True)
 class Side:
-    """What the slider of a page can show of each picture.
+    """An image that the page can compare with another of the same picture.
 
     Attributes:
-        name: what it is called.
-        kind: what its copies are called: before, after, clean, or a number.
-        scored: whether it is held against the clean one.
+        name: rainy, derained or clean, or a method's.
+        kind: in the names of its copies: rainy, derained or clean, or a method's number.
+        scored: whether it is compared with the clean image; a picture may then lack it.
     """
 
     name: str
@@ -47,39 +48,88 @@ class Side:
     scored: bool = False
 
 
-@dataclass
-class Shown:
-    """A picture of a page.
+PLAIN_SIDES = [Side(RAINY, RAINY), Side(DERAINED, DERAINED)]
+SCORED_SIDES = [Side(RAINY, RAINY, True), Side(DERAINED, DERAINED, True), Side(CLEAN, CLEAN)]
 
-    Attributes:
-        index: the number of its copies.
-        width, height: pixels.
-        has: the kinds of the sides that it has copies of.
-        mask: whether it has an attention map.
-        files: the files of its sides, as links from the page, by kind.
-        scores: by kind, a number for each protocol and measure.
-        values: one for each further column of the page.
-        begin: of a video, where in the rainy one the derained one begins, seconds.
+
+def write_page(
+    folder: Path,
+    title: str,
+    results: Sequence[Result],
+    run: list[tuple[str, str]],
+    settings: Settings,
+    sides: Sequence[Side] = PLAIN_SIDES,
+    means: Sequence[Mean] = (),
+    links: Sequence[str] = (),
+) -> None:
+    """Write index.html.
+
+    Args:
+        run: names and values of what was run.
+        means: of the scored sides; none if there are no clean images.
+        links: names of files in the folder.
+
+    Raises:
+        UserError: it cannot be written.
     """
+    lead = f"{format_count(len(results), 'picture')}: {', '.join(side.name for side in sides)}."
+    if not means:
+        lead += " Attention is the mean of the attention map; change is the mean difference in"
+        lead += " grey levels."
+    data = {
+        "lead": lead,
+        "links": list(links),
+        "sides": [asdict(side) for side in sides],
+        "protocols": list(PROTOCOLS) if means else [],
+        "gains": sides[0].name == RAINY,
+        "columns": [] if means else [{"label": n, "digits": d} for n, d in COLUMNS.items()],
+        "view": VIEW,
+        "means": [
+            {"side": m.method, "images": len(m.indices), "values": _json_scores(m.scores)}
+            for m in means
+        ],
+        "rows": [_page_row(folder, result, sides, bool(means)) for result in results],
+        "run": run,
+        "settings": [(name, str(value)) for name, value in asdict(settings).items()],
+    }
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False)
+    parts = {
+        "{{STYLE}}": _read_part("page.css"),
+        "{{SCRIPT}}": "".join(map(_read_part, SCRIPTS)),
+        "{{TITLE}}": html.escape(title),
+        "{{DATA}}": text.replace("<", "\\u003c"),  # within a script nothing else could end it
+    }
+    page = re.sub(r"\{\{[A-Z]+\}\}", lambda match: parts[match[0]], _read_part("page.html"))
+    write_atomically(folder / PAGE, page.encode())
 
-    index: int
-    name: str
-    width: int
-    height: int
-    has: Sequence[str]
-    mask: bool = False
-    files: dict[str, str] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    values: Sequence[float] = ()
-    begin: float | None = None
+
+def _page_row(
+    folder: Path, result: Result, sides: Sequence[Side], scored: bool
+) -> dict[str, object]:
+    longer = max(result.width, result.height)
+    scores = [result.scores.get(side.name) for side in sides]
+    return {
+        "index": result.index,
+        "name": result.name,
+        "width": result.width,
+        "height": result.height,
+        "reduced": longer > VIEW,
+        "copy": min(longer, VIEW),
+        "has": [n for n, side in enumerate(sides) if scores[n] or not side.scored],
+        "mask": not math.isnan(result.attention),
+        "begin": result.begin,
+        "files": {
+            side.kind: _link(folder, result.files[side.name])
+            for side in sides
+            if side.name in result.files
+        },
+        "scores": [_json_scores(values) if values else None for values in scores],
+        "values": [] if scored else [json_number(getattr(result, name)) for name in COLUMNS],
+    }
 
 
-BEFORE, AFTER, CLEAN = Side("rainy", "before"), Side("derained", "after"), Side("clean", "clean")
-
-
-def files_of(folder: Path, **files: Path | None) -> dict[str, str]:
-    """Links from the page in a folder to files, by the kinds of their sides."""
-    return {kind: _link(folder, path) for kind, path in files.items() if path}
+def _json_scores(scores: dict[str, float]) -> list[float | str]:
+    return [json_number(scores[name]) for name in METRICS]
 
 
 def _link(folder: Path, path: Path) -> str:
@@ -90,119 +140,10 @@ def _link(folder: Path, path: Path) -> str:
     return quote(os.fsencode(relative).replace(os.sep.encode(), b"/"))
 
 
-def scored_page(rows: list[Row], means: dict[str, float], links: Sequence[str]) -> dict[str, Any]:
-    """What the page shows of a test's rows, where the clean images are known."""
-    sides = [Side("rainy", "before", True), Side("derained", "after", True), CLEAN]
-    kinds = dict(zip(SIDES, ("after", "before"), strict=True))
-    shown = []
-    for row in rows:
-        scores = {
-            kind: {name: row.scores[f"{side}_{name}"] for name in _names()}
-            for side, kind in kinds.items()
-        }
-        shown.append(_shown(row, sides, scores=scores))
-    told = [
-        (side.name, len(rows), {name: means[f"{own}_{name}"] for name in _names()})
-        for side, own in zip(sides, reversed(SIDES), strict=False)
-    ]
-    lead = f"{_count(len(rows), 'picture')}, rainy and derained, beside the clean ones."
-    return content(lead, sides, shown, told, links)
-
-
-def plain_page(rows: list[Row], links: Sequence[str] = ()) -> dict[str, Any]:
-    """What the page shows where the clean images are not known."""
-    kinds = {"attention": 4, "change": 2, "seconds": 2, "frames": 0}
-    sides = [BEFORE, AFTER]
-    shown = [_shown(row, sides, values=[getattr(row, name) for name in kinds]) for row in rows]
-    lead = (
-        f"{_count(len(rows), 'picture')}, rainy and derained. Attention is the mean of the "
-        "attention map, change that of the difference in grey levels."
-    )
-    columns = [{"label": name, "digits": digits} for name, digits in kinds.items()]
-    return content(lead, sides, shown, [], links) | {"columns": columns, "by": 1}
-
-
-def content(
-    lead: str,
-    sides: list[Side],
-    shown: list[Shown],
-    means: list[tuple[str, int, dict[str, float]]],
-    links: Sequence[str],
-    input: bool = True,
-) -> dict[str, Any]:
-    """The data of a page.
-
-    Args:
-        means: name, number of images and means of each scored side.
-        links: names of files beside the page.
-        input: whether the first scored side is the rainy image, over which others have gains.
-    """
-    return {
-        "lead": lead,
-        "links": list(links),
-        "sides": [asdict(side) for side in sides],
-        "protocols": list(PROTOCOLS) if means else [],
-        "input": input,
-        "columns": [],
-        "by": None,
-        "view": VIEW,
-        "means": [
-            {"side": name, "images": count, "values": _numbers(values)}
-            for name, count, values in means
-        ],
-        "rows": [_row(picture, sides) for picture in shown],
-    }
-
-
-def _shown(row: Row, sides: list[Side], **told: Any) -> Shown:
-    has = [side.kind for side in sides]
-    masked = not math.isnan(row.attention)
-    about = row.index, row.name, row.width, row.height, has, masked, row.files
-    return Shown(*about, begin=row.begin, **told)
-
-
-def _row(picture: Shown, sides: list[Side]) -> dict[str, Any]:
-    longer = max(picture.width, picture.height)
-    scores = (picture.scores.get(side.kind) for side in sides)
-    return {
-        "index": picture.index,
-        "name": picture.name,
-        "width": picture.width,
-        "height": picture.height,
-        "reduced": longer > VIEW,
-        "copy": min(longer, VIEW),
-        "has": [number for number, side in enumerate(sides) if side.kind in picture.has],
-        "mask": picture.mask,
-        "begin": picture.begin,
-        "files": picture.files,
-        "scores": [_numbers(values) if values else None for values in scores],
-        "values": [_number(value) for value in picture.values],
-    }
-
-
-def _names() -> list[str]:
-    return [f"{protocol}_{measure}" for protocol in PROTOCOLS for measure in MEASURES]
-
-
-def _numbers(scores: dict[str, float]) -> list[float | str | None]:
-    return [_number(scores[name]) for name in _names()]
-
-
-def _number(value: float) -> float | str | None:
-    """As JSON can hold it: it has no infinity and no NaN."""
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def about(model: str, device: str, seconds: float) -> list[tuple[str, str]]:
-    """What was run: model, versions, device, time."""
+def describe_run(source: tuple[str, str], device: str, seconds: float) -> list[tuple[str, str]]:
+    """What was run, as names and values: source, command, device, time, versions."""
     return [
-        ("model", model),
+        source,
         ("command", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         ("device", device),
         ("finished", datetime.now().astimezone().isoformat(" ", "seconds")),
@@ -218,21 +159,5 @@ def _version(package: str) -> str:
         return f"{package}, installed otherwise"
 
 
-def write_page(
-    folder: Path, title: str, page: dict[str, Any], run: list[tuple[str, str]], settings: Settings
-) -> None:
-    """Write index.html. Raises UserError."""
-    chosen = [(name, str(value)) for name, value in asdict(settings).items()]
-    data = json.dumps(page | {"run": run, "settings": chosen}, allow_nan=False, ensure_ascii=False)
-    parts = {
-        "{{STYLE}}": _part("page.css"),
-        "{{SCRIPT}}": "".join(map(_part, SCRIPTS)),
-        "{{TITLE}}": html.escape(title),
-        "{{DATA}}": data.replace("<", "\\u003c"),  # within a script nothing else could end it
-    }
-    text = re.sub(r"\{\{[A-Z]+\}\}", lambda found: parts[found[0]], _part("page.html"))
-    write_atomically(folder / PAGE, text.encode())
-
-
-def _part(name: str) -> str:
+def _read_part(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from report.copies import own_copies
+from report.copies import find_copies
 from settings import UserError
 from system.files import check_no_overlap, exclusive, remove_unfinished_of, require_writable
 from system.reading import open_regular
@@ -62,18 +62,23 @@ def open_result_folder(
 
 def own_files(folder: Path) -> list[Path]:
     """The page of a folder and the copies of its pictures; nothing else."""
-    return [folder / PAGE, *own_copies(folder)]
+    return [folder / PAGE, *find_copies(folder)]
 
 
 def require_own_page(folder: Path) -> None:
     """Raise UserError if the folder has an index.html that is not of this program."""
     page = folder / PAGE
-    try:
-        with open_regular(page) as file:
-            own = MARK in file.read(4096)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"{page}: cannot be read: {error.strerror}") from None
-    if not own:
+    head = read_head(page)
+    if head is not None and MARK not in head:
         raise UserError(f"{page}: is not a page of results; expected a folder without one")
+
+
+def read_head(path: Path) -> bytes | None:
+    """The first bytes of a file, or None if there is none. Raises UserError."""
+    try:
+        with open_regular(path) as file:
+            return file.read(4096)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 
 from report import page
-from report.copies import write_pictures
-from report.metrics import PROTOCOLS
-from report.table import Row
+from report.copies import write_copies
+from report.tables import DERAINED, METRICS, RAINY, Result, compute_means
 from settings import Settings
 
 COLOURS = ((0, 0, 200), (0, 200, 0), (200, 0, 0))  # BGR, of rainy, derained and clean
@@ -71,26 +70,30 @@ def read_copy(path: Path) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def made(folder: Path, count: int, name: str = "image <b>{}</b>") -> Path:
+def write_test_page(folder: Path, count: int, name: str = "image <b>{}</b>") -> Path:
     """A page of a test of that many flat pictures: rainy red, derained green, truth blue."""
     rng = np.random.default_rng(0)
     flat = [np.full((30, 40, 3), colour, np.uint8) for colour in COLOURS]
-    shown = dict(zip(("before", "after", "clean"), flat, strict=True))
-    rows = []
+    images = dict(zip((RAINY, DERAINED, "clean"), flat, strict=True))
+    results = []
     for index in range(count):
         if index < 3:
-            write_pictures(folder, index, shown, np.ones((30, 40)))
-        files = {"after": f"derained/{index} %.png"}
-        row = Row(index, name.format(index), files, 40, 30, 0.5, 0.1, 3.0)
-        for side, base in (("input", 25), ("output", 30)):
-            for protocol in PROTOCOLS:
-                row.scores[f"{side}_{protocol}_psnr"] = base + rng.normal(0, 2)
-                row.scores[f"{side}_{protocol}_ssim"] = rng.uniform(0.8, 1)
-        rows.append(row)
-    rows[1].scores["output_released_psnr"] = float("inf")
-    rows[2].scores["output_released_psnr"] = float("nan")
-    means = dict.fromkeys(rows[0].scores, 0.5)
-    content = page.scored_page(rows, means, ["metrics.csv"])
+            write_copies(folder, index, images, np.ones((30, 40)))
+        files = {DERAINED: folder / f"derained/{index} %.png"}
+        result = Result(index, name.format(index), files, 40, 30, 0.5, 0.1, 3.0)
+        for image, psnr in ((RAINY, 25), (DERAINED, 30)):
+            values = [
+                psnr + rng.normal(0, 2) if metric.endswith("psnr") else rng.uniform(0.8, 1)
+                for metric in METRICS
+            ]
+            result.scores[image] = dict(zip(METRICS, values, strict=True))
+        results.append(result)
+    results[1].scores[DERAINED]["released_psnr"] = float("inf")
+    results[2].scores[DERAINED]["released_psnr"] = float("nan")
+    means = compute_means(results, [RAINY, DERAINED])
     run = [("model", "model/x </script><script>alert(1)</script>")]
-    page.write_page(folder, "A test & more", content, run, Settings("test", device="cpu"))
+    settings = Settings("test", device="cpu")
+    page.write_page(
+        folder, "A test & more", results, run, settings, page.SCORED_SIDES, means, ["metrics.csv"]
+    )
     return folder / "index.html"

@@ -18,7 +18,7 @@ from engine.derainer import Derainer
 from engine.training_run import TrainingRun
 from media.pictures import to_uint8
 from report.metrics import measure
-from report.table import Row, print_worst
+from report.tables import Result, print_worst
 from settings import Settings
 from system.progress import warn
 
@@ -36,7 +36,7 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     status, out, err = run("-a", "test", "-m", "latest", "--test-list", pairs, "--device", "cpu")
     assert (status, err) == (0, "")
     expected = [f"{kind}/pair{i}.png" for kind in ("compare", "derained", "mask") for i in range(5)]
-    kinds = ("after.js", "before.js", "clean.js", "mask.js", "thumb.jpg")
+    kinds = ("clean.js", "derained.js", "mask.js", "rainy.js", "thumb.jpg")
     expected += [f"index_files/{i:06d}-{kind}" for kind in kinds for i in range(5)]
     assert tree("results") == sorted([*expected, "index.html", "metrics.csv", "summary.json"])
 
@@ -53,7 +53,7 @@ def test_pairs_are_scored_and_written(run, pairs, model):
         strip = cv2.imread(f"results/compare/{row['name']}.png")
         assert strip.shape == (rainy.shape[0], 4 * rainy.shape[1] + 3 * 4, 3)
         assert np.array_equal(strip[:, : rainy.shape[1]], rainy)
-        for side, image in (("output", output), ("input", rainy)):
+        for side, image in (("output", output), ("rainy", rainy)):
             for name, value in measure(image, clean, order="BGR").items():
                 assert float(row[f"{side}_{name}"]) == pytest.approx(value, abs=1e-9)
 
@@ -70,7 +70,7 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     assert lines[-1] == last
     after, before = (
         {row["name"]: float(row[f"{side}_released_psnr"]) for row in found}
-        for side in ("output", "input")
+        for side in ("output", "rainy")
     )
     lowest = min(after, key=after.get)
     assert f"lowest PSNR: {lowest}, {after[lowest]:.4f} dB" in lines
@@ -92,8 +92,8 @@ def test_released_figures(run, shared):
     (row,) = rows()
     assert float(row["output_released_psnr"]) == pytest.approx(37.3429, abs=2e-4)
     assert float(row["output_released_ssim"]) == pytest.approx(0.9878, abs=2e-4)
-    assert float(row["input_released_psnr"]) == pytest.approx(22.4140, abs=2e-4)
-    assert float(row["input_released_ssim"]) == pytest.approx(0.8672, abs=2e-4)
+    assert float(row["rainy_released_psnr"]) == pytest.approx(22.4140, abs=2e-4)
+    assert float(row["rainy_released_ssim"]) == pytest.approx(0.8672, abs=2e-4)
 
 
 def test_list_without_truth_gives_pictures_only(run, pairs, model):
@@ -123,12 +123,12 @@ def test_one_pixel_and_equal_images(run, model):
     first, second = rows()
     low = min(first, second, key=lambda row: float(row["output_released_psnr"]))
     least = f"{low['name']}, {float(low['output_released_psnr']):.4f} dB"
-    told = "the rainy and clean images are equal in 2 of 2 pairs: there PSNR tells what was changed"
+    told = "the rainy and clean images are equal in 2 of 2 pairs: there PSNR shows what was changed"
     assert f"{told}, most in {least}" in out.splitlines()
-    assert first["input_released_psnr"] == "inf"
+    assert first["rainy_released_psnr"] == "inf"
     assert first["output_released_ssim"] == ""
     means = json.loads(Path("results/summary.json").read_text())["means"]
-    assert means["input_released_psnr"] == "inf"
+    assert means["rainy_released_psnr"] == "inf"
     assert means["output_released_ssim"] == "nan"
     assert isinstance(means["output_released_psnr"], float)
 
@@ -228,7 +228,7 @@ def test_results_do_not_depend_on_the_other_images_or_workers(run, tmp_path, mod
     expected = rows()[0]
     run("-a", "test", "--test-list", second, "--device", "cpu", "--num-workers", 0)
     (found,) = rows()
-    keys = [key for key in found if key.startswith(("output", "input"))]
+    keys = [key for key in found if key.startswith(("output", "rainy"))]
     assert [found[key] for key in keys] == [expected[key] for key in keys]
 
 
@@ -268,14 +268,14 @@ def test_direction_attention_is_read_from_the_checkpoint(run, pairs):
 def test_the_worst_of_pairs_with_and_without_rain(capsys):
     def told(**scores):
         for name, (before, after) in scores.items():
-            scores = {"input_released_psnr": before, "output_released_psnr": after}
-            rows.append(Row(0, name, {}, 8, 8, 0, 0, 0, 0, scores=scores))
+            psnr = {"rainy": {"released_psnr": before}, "derained": {"released_psnr": after}}
+            rows.append(Result(0, name, {}, 8, 8, scores=psnr))
         print_worst(rows)
         return capsys.readouterr().out.splitlines()
 
     rows = []
     assert told(better=(20, 30)) == ["lowest PSNR: better, 30.0000 dB"]
-    dry = "the rainy and clean images are equal in {} pairs: there PSNR tells what was changed, "
+    dry = "the rainy and clean images are equal in {} pairs: there PSNR shows what was changed, "
     assert told(dry=(math.inf, math.inf))[1:] == [dry.format("1 of 2") + "nothing"]
     assert told(worse=(40, 39.5), same=(31, 31), hurt=(math.inf, 25)) == [
         "lowest PSNR: hurt, 25.0000 dB",

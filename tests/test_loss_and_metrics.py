@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 from cal_ssim import SSIM, gaussian_window
 from engine.training_step import compute_losses, train_one_step
 from media.pictures import to_uint8
-from report.metrics import GAUSSIAN, MEASURES, PROTOCOLS, luminance, measure
+from report.metrics import GAUSSIAN_OPTIONS, MEASURES, PROTOCOLS, luminance, measure
 
 
 class Darker(torch.nn.Module):
@@ -282,7 +282,7 @@ def test_ssim_in_bands_is_that_of_the_whole(size):
         whole = structural_similarity(*exact, data_range=peak, **options)
         assert found[f"{protocol}_ssim"] == pytest.approx(whole, abs=1e-12)
     if min(size) >= 11:
-        whole = structural_similarity(*map(luminance, colours), **GAUSSIAN)
+        whole = structural_similarity(*map(luminance, colours), **GAUSSIAN_OPTIONS)
         assert found["y_ssim"] == pytest.approx(whole, abs=1e-12)
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pages import COLOURS, Watched, made
+from pages import COLOURS, Watched, write_test_page
 
 from report import page
-from report.copies import VIEW, own_copies, write_pictures
+from report.copies import VIEW, find_copies, write_copies
+from report.tables import METRICS, RAINY, Result, compute_means
 from settings import Settings
 
 SIZE = 60, 80
-KINDS = ("before", "after", "clean")
+KINDS = ("rainy", "derained", "clean")
 
 
 def drawn(
@@ -23,16 +24,15 @@ def drawn(
     images = {kind: rng.integers(0, 256, (*size, 3), np.uint8) for kind in kinds}
     mask = np.zeros(size)
     mask[: size[0] // 2] = 1
-    shown = []
+    results = []
     for index in range(2):
-        write_pictures(folder, index, images, mask)
-        shown.append(page.Shown(index, f"street {index}", *size[::-1], kinds, mask=True))
+        write_copies(folder, index, images, mask)
+        results.append(Result(index, f"street {index}", {}, *size[::-1], attention=0.5))
     for kind, image in images.items():
         cv2.imwrite(str(folder / f"{kind}.png"), image)
-        shown[0].files[kind] = f"{kind}.png"
-    sides = [page.BEFORE, page.AFTER, page.CLEAN][: len(kinds)]
-    content = page.content("", sides, shown, [], [])
-    page.write_page(folder, "Noise", content, [], Settings("test"))
+        results[0].files[kind] = folder / f"{kind}.png"
+    sides = [page.Side(kind, kind) for kind in kinds]
+    page.write_page(folder, "Noise", results, [], Settings("test"), sides)
     return images
 
 
@@ -43,7 +43,7 @@ def inked(seen: Watched, row: int, column: int) -> np.ndarray:
 
 
 def test_the_slider_moves_and_the_sides_change(browser, tmp_path):
-    seen = Watched(browser, made(tmp_path, 3))
+    seen = Watched(browser, write_test_page(tmp_path, 3))
     red, green, blue = (np.array(colour) for colour in COLOURS)
     assert np.array_equal(seen.pixel(0.25, 0.3), red)
     assert np.array_equal(seen.pixel(0.75, 0.3), green)
@@ -79,7 +79,7 @@ def test_zoom_shows_the_pixels_themselves_and_keeps_both_sides_in_step(browser, 
         seen.page.mouse.wheel(0, -100)
     seen.page.wait_for_timeout(100)
     assert seen.page.evaluate("view.k") > 4 * fit
-    for column, kind in ((39, "before"), (41, "after")):
+    for column, kind in ((39, "rainy"), (41, "derained")):
         assert np.array_equal(inked(seen, 30, column), images[kind][30, column])
     transforms = """[...document.querySelectorAll('.half img:first-child')]
         .map(one => getComputedStyle(one).transform)"""
@@ -96,7 +96,7 @@ def test_zoom_shows_the_pixels_themselves_and_keeps_both_sides_in_step(browser, 
     seen.press("Shift+ArrowLeft", "Shift+ArrowUp")
     assert seen.page.evaluate("[view.x, view.y]") == [x + 60, y + 60]
     seen.press("f")
-    for kind in ("after", "before"):
+    for kind in ("derained", "rainy"):
         assert np.array_equal(inked(seen, 28, 38), images[kind][28, 38])
         seen.press("f")
     seen.press("0")
@@ -131,7 +131,7 @@ def differences(images: dict[str, np.ndarray], kind: str, times: int) -> np.ndar
 def test_the_error_map_is_the_difference_times_the_factor(browser, tmp_path):
     images = drawn(tmp_path)
     seen = Watched(browser, tmp_path / "index.html")
-    places = (29, 38, "before"), (30, 41, "after"), (31, 42, "after")
+    places = (29, 38, "rainy"), (30, 41, "derained"), (31, 42, "derained")
     seen.press("e", *["+"] * 8)
     for row, column, kind in places:
         expected = differences(images, kind, 8)[row, column]
@@ -141,7 +141,7 @@ def test_the_error_map_is_the_difference_times_the_factor(browser, tmp_path):
         expected = differences(images, kind, 3)[row, column]
         assert np.abs(inked(seen, row, column) - expected).max() <= 1
     seen.page.uncheck("#error")
-    assert np.array_equal(inked(seen, 30, 41), images["after"][30, 41])
+    assert np.array_equal(inked(seen, 30, 41), images["derained"][30, 41])
 
 
 def test_a_side_chosen_twice_is_shown_twice_on_every_picture(browser, tmp_path):
@@ -156,12 +156,12 @@ def test_a_side_chosen_twice_is_shown_twice_on_every_picture(browser, tmp_path):
 
 def test_stepping_fast_ends_at_the_picture_that_is_named(browser, tmp_path):
     flat = {k: np.zeros((30, 40, 3), np.uint8) for k in KINDS}
-    shown = []
+    results = []
     for index in range(20):
-        write_pictures(tmp_path, index, {kind: image + 10 * index for kind, image in flat.items()})
-        shown.append(page.Shown(index, str(index), 40, 30, KINDS))
-    content = page.content("", [page.BEFORE, page.AFTER, page.CLEAN], shown, [], [])
-    page.write_page(tmp_path, "Grey", content, [], Settings("test"))
+        write_copies(tmp_path, index, {kind: image + 10 * index for kind, image in flat.items()})
+        results.append(Result(index, str(index), {}, 40, 30))
+    sides = [page.Side(kind, kind) for kind in KINDS]
+    page.write_page(tmp_path, "Grey", results, [], Settings("test"), sides)
     seen = Watched(browser, tmp_path / "index.html")
     for _ in range(17):
         seen.page.keyboard.press("ArrowRight")
@@ -171,11 +171,11 @@ def test_stepping_fast_ends_at_the_picture_that_is_named(browser, tmp_path):
 
 
 def test_no_result_has_no_error_map(browser, tmp_path):
-    images = {kind: np.full((30, 40, 3), 200, np.uint8) for kind in ("before", "clean")}
-    write_pictures(tmp_path, 0, images)
-    shown = [page.Shown(0, "a", 40, 30, tuple(images))]
-    content = page.content("", [page.BEFORE, page.AFTER, page.CLEAN], shown, [], [])
-    page.write_page(tmp_path, "One", content, [], Settings("test"))
+    images = {kind: np.full((30, 40, 3), 200, np.uint8) for kind in ("rainy", "clean")}
+    write_copies(tmp_path, 0, images)
+    results = [Result(0, "a", {}, 40, 30, scores={RAINY: dict.fromkeys(METRICS, 1.0)})]
+    means = compute_means(results, [RAINY])
+    page.write_page(tmp_path, "One", results, [], Settings("test"), page.SCORED_SIDES, means)
     seen = Watched(browser, tmp_path / "index.html")
     seen.press("e")
     assert seen.page.locator("#label1").inner_text() == "derained: no result"
@@ -211,7 +211,7 @@ def test_the_crop_in_view_is_saved_at_its_own_pixels(browser, tmp_path):
     found = cv2.imread(str(download.value.path())).astype(int)
     on_screen = inked(seen, int(y) + 1, int(x) + 1)
     assert np.abs(found[1, 1] - on_screen).max() <= 2
-    assert np.abs(found[1, 1] - images["before"][int(y) + 1, int(x) + 1].astype(int)).max() > 9
+    assert np.abs(found[1, 1] - images["rainy"][int(y) + 1, int(x) + 1].astype(int)).max() > 9
     assert seen.complaints == []
 
 
@@ -253,7 +253,7 @@ def test_large_pictures_are_reduced_until_they_are_zoomed(browser, tmp_path):
     assert all(one.startswith("data:image/png") for one in seen.page.evaluate(SOURCES))
     seen.press(*["+"] * 16)
     middle = size[1] // 2
-    places = (middle - 2, "before"), (middle + 2, "after")
+    places = (middle - 2, "rainy"), (middle + 2, "derained")
     for keys in ([], ["a", "a"], ["ArrowRight", "ArrowLeft"]):
         seen.press(*keys)
         assert all(one.endswith(".png") for one in seen.page.evaluate(SOURCES))
@@ -263,16 +263,20 @@ def test_large_pictures_are_reduced_until_they_are_zoomed(browser, tmp_path):
     for column, kind in places:
         expected = differences(images, kind, 8)[440, column]
         assert np.abs(inked(seen, 440, column) - expected).max() <= 1
-    (tmp_path / "after.png").unlink()
-    cv2.imwrite(str(tmp_path / "before.png"), images["before"][:, 1:])  # no longer that picture
+    (tmp_path / "derained.png").unlink()
+    cv2.imwrite(str(tmp_path / "rainy.png"), images["rainy"][:, 1:])  # no longer that picture
     seen = Watched(browser, tmp_path / "index.html")
     seen.press(*["+"] * 16)
     assert all(one.startswith("data:image/png") for one in seen.page.evaluate(SOURCES))
 
 
 def test_reduced_copies_without_a_clean_image_take_little_room(tmp_path):
-    drawn(tmp_path, (40, 2 * VIEW), ("before", "after"))
-    copies = [path.read_bytes()[:50] for path in own_copies(tmp_path) if path.stem.endswith("r")]
+    drawn(tmp_path, (40, 2 * VIEW), ("rainy", "derained"))
+    copies = [
+        path.read_bytes()[:50]
+        for path in find_copies(tmp_path)
+        if path.suffix == ".js" and "mask" not in path.name
+    ]
     assert copies
     assert all(b"data:image/jpeg" in text for text in copies)
 
@@ -291,7 +295,7 @@ def test_any_shape_can_be_looked_into(browser, tmp_path, size):
 
 def test_a_page_that_lost_its_pictures_says_so(browser, tmp_path):
     drawn(tmp_path)
-    for path in own_copies(tmp_path):
+    for path in find_copies(tmp_path):
         path.unlink()
     seen = Watched(browser, tmp_path / "index.html")
     assert "missing in index_files" in seen.page.locator("#lost").inner_text()
@@ -302,7 +306,7 @@ def test_a_page_that_lost_its_pictures_says_so(browser, tmp_path):
 
 def test_what_is_missing_of_one_picture_is_not_told_of_the_next(browser, tmp_path):
     drawn(tmp_path)
-    (tmp_path / "index_files" / "000000-after.js").unlink()
+    (tmp_path / "index_files" / "000000-derained.js").unlink()
     seen = Watched(browser, tmp_path / "index.html")
     assert seen.page.locator("#lost").is_visible()
     seen.press("ArrowRight")
@@ -310,6 +314,6 @@ def test_what_is_missing_of_one_picture_is_not_told_of_the_next(browser, tmp_pat
 
 
 def test_a_phone_scrolls_in_one_direction(browser, tmp_path):
-    seen = Watched(browser, made(tmp_path, 3, "scene_" * 30 + "{}"), width=390)
+    seen = Watched(browser, write_test_page(tmp_path, 3, "scene_" * 30 + "{}"), width=390)
     assert seen.page.evaluate("document.documentElement.scrollWidth") == 390
     assert seen.page.locator("#stage").bounding_box()["width"] > 350

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_pairs
-from pages import Watched, made
+from pages import Watched, write_test_page
 
 from report.result_folder import open_result_folder
-from report.table import COLUMNS, SCORES, Row, Table
+from report.tables import CLEAN, METRICS, RAINY, CsvFile, Result, wide_row
 
 FOCUSED = "(node => node.id || node.className || node.innerText)(document.activeElement)"
 GAIN = 5  # the column of the PSNR gain, after the name and both scores of either side
 
 
 def test_the_table_sorts_by_every_heading_and_shows_the_extremes(browser, tmp_path):
-    seen = Watched(browser, made(tmp_path, 25))
+    seen = Watched(browser, write_test_page(tmp_path, 25))
     names = [f"image <b>{i}</b>" for i in range(25)]
     assert seen.column(0) == names
     headings = seen.page.locator("#table thead th button")
@@ -56,7 +56,7 @@ def test_the_table_sorts_by_every_heading_and_shows_the_extremes(browser, tmp_pa
 
 
 def test_all_of_it_by_keyboard(browser, tmp_path):
-    seen = Watched(browser, made(tmp_path, 3))
+    seen = Watched(browser, write_test_page(tmp_path, 3))
     page, reached = seen.page, []
     for _ in range(60):
         page.keyboard.press("Tab")
@@ -82,7 +82,7 @@ def test_all_of_it_by_keyboard(browser, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark_can_be_read(browser, tmp_path, scheme):
-    seen = Watched(browser, made(tmp_path, 3), scheme)
+    seen = Watched(browser, write_test_page(tmp_path, 3), scheme)
     names = ["body", ".faint", ".pick", ".loss", "a", "dt"]
     colours = seen.page.evaluate(f"""() => {names}.map(name =>
         getComputedStyle(document.querySelector(name) || document.body).color)""")
@@ -102,14 +102,14 @@ def luminance(colour: str) -> float:
 
 
 def test_a_thousand_pictures_are_light(browser, tmp_path):
-    path = made(tmp_path, 1000, "a/{}.png")
+    path = write_test_page(tmp_path, 1000, "a/{}.png")
     assert path.stat().st_size < 1_000_000
     seen = Watched(browser, path)
     asked = {url.rsplit("/", 1)[1] for url in seen.requests}
     assert len([name for name in asked if name.endswith("-thumb.jpg")]) < 120
     assert {name for name in asked if name.endswith(".js")} == {
-        "000000-before.js",
-        "000000-after.js",
+        "000000-rainy.js",
+        "000000-derained.js",
     }
     assert seen.page.locator("#table tbody tr").count() == 1000
     assert seen.page.locator("#strip li").count() == 1000
@@ -145,7 +145,7 @@ def test_pages_of_real_runs(browser, run, model, tmp_path):
 
 
 def test_an_earlier_page_goes_and_nothing_else(tmp_path):
-    made(tmp_path, 3)
+    write_test_page(tmp_path, 3)
     for name in ("index_files/notes.txt", "index_files/000001-my.js", "other.html"):
         (tmp_path / name).touch()
     with open_result_folder(tmp_path, "-o", inputs=[], outputs=[]):
@@ -158,25 +158,27 @@ def test_an_earlier_page_goes_and_nothing_else(tmp_path):
 
 def test_figures_of_a_picture():
     before, after = np.full((2, 2, 3), 100, np.uint8), np.full((2, 2, 3), 90, np.uint8)
-    row = Row.of(3, "name", {}, before, after, np.array([[0, 1], [0.5, 0.5]]))
+    row = Result.from_images(3, "name", {}, before, after, np.array([[0, 1], [0.5, 0.5]]))
     assert (row.index, row.name, row.width, row.height) == (3, "name", 2, 2)
     assert (row.attention, row.change) == (0.5, 10.0)
     assert row.deviation == pytest.approx(0.125**0.5)
     deep = [image.astype(np.uint16) * 257 for image in (before, after)]
-    row = Row.of(0, "", {}, *deep, np.ones((2, 2), np.float32))
+    row = Result.from_images(0, "", {}, *deep, np.ones((2, 2), np.float32))
     assert row.change == pytest.approx(10)
     assert row.deviation == 0
 
 
 def test_no_name_is_a_formula(tmp_path):
-    names = ["=HYPERLINK(1)", "+1", "-1.png", "@a", "plain=", ""]
-    with Table(tmp_path / "metrics.csv", COLUMNS) as table:
-        assert not (tmp_path / "metrics.csv").exists()
-        for name in names:
-            table.add([name, name, name], [4, 4, *[-1.5] * len(SCORES)])
+    names = ["=HYPERLINK(1)", "+1", "-1.png", "@a", "plain=", "a b"]
+    table = CsvFile(tmp_path / "metrics.csv")
+    assert not (tmp_path / "metrics.csv").exists()
+    scores = {image: dict.fromkeys(METRICS, -1.5) for image in ("rainy", "derained")}
+    for name in names:
+        files = {RAINY: Path(name), CLEAN: Path(name)}
+        table.write_row(wide_row(Result(0, name, files, 4, 4, scores=scores)))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    expected = ["'=HYPERLINK(1)", "'+1", "'-1.png", "'@a", "plain=", ""]
+    expected = ["'=HYPERLINK(1)", "'+1", "'-1.png", "'@a", "plain=", "a b"]
     for column in ("name", "rainy", "clean"):
         assert [row[column] for row in rows] == expected
-    assert {row[name] for row in rows for name in SCORES} == {"-1.5"}
+    assert {row[name] for row in rows for name in row if name.startswith("output")} == {"-1.5"}

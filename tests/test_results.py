@@ -68,7 +68,7 @@ def test_words_are_matched_too():
     )
     assert found == {"sea.png": "sea_out.png", "sea_side.png": "sea_side_out.png"}
     assert whole.missing == [1]
-    assert whole.how == "matched by what is around the name, such as sea_out.png to sea.png"
+    assert whole.rule == "matched by what is around the name, such as sea_out.png to sea.png"
 
 
 def test_one_result_alone_is_matched():
@@ -89,7 +89,7 @@ def test_what_is_not_certain_is_not_taken():
     found, whole = matched(truths, ["1.png", "2.png", "2.jpg", "3.png", "other.png"])
     assert found == {"a/3.png": "3.png"}
     assert whole.missing == [0, 1, 4]
-    assert [path.name for path in whole.strangers] == ["other.png"]
+    assert [path.name for path in whole.unmatched] == ["other.png"]
     assert whole.doubts == [
         "1.png may be of data/list.txt:1, data/list.txt:2",
         "data/list.txt:3 has several: 2.jpg, 2.png",

@@ -15,8 +15,8 @@ from pages import Watched
 import actions.score as score_action
 from media.lists import read_list
 from report import metrics
-from report.comparison import COLUMNS, METRICS, Mean, write_tables
 from report.metrics import PROTOCOLS, measure
+from report.tables import METRICS, Mean, write_tables
 from settings import Settings
 
 SIZES = [(24, 31), (40, 32), (12, 18), (33, 33)]
@@ -57,8 +57,10 @@ def test_two_methods(run, pairs):
     status, out, err = score(run, pairs)
     assert (status, err) == (0, "")
     found = rows()
-    assert list(found[0]) == COLUMNS
-    assert [row["method"] for row in found] == ["input", "bad", "good one_1"] * 4
+    assert list(found[0]) == [
+        "method", "name", "result", "truth", "width", "height", *METRICS
+    ]  # fmt: skip
+    assert [row["method"] for row in found] == ["rainy", "bad", "good one_1"] * 4
     assert [row["name"] for row in found[::3]] == [f"pair{place}" for place in range(4)]
     for row in found:
         images = [cv2.imread(row[key]) for key in ("result", "truth")]
@@ -67,7 +69,7 @@ def test_two_methods(run, pairs):
             assert (row[name] == "") == math.isnan(value)
             assert row[name] == "" or float(row[name]) == pytest.approx(value, abs=1e-9)
     told = summary()["methods"]
-    assert list(told) == ["input", "bad", "good one_1"]
+    assert list(told) == ["rainy", "bad", "good one_1"]
     for method, facts in told.items():
         own = [row for row in found if row["method"] == method]
         assert facts["images"] == 4
@@ -77,7 +79,7 @@ def test_two_methods(run, pairs):
     markdown, latex = Path("out/table.md").read_text(), Path("out/table.tex").read_text()
     for table, count in ((markdown, "PSNR (dB) and SSIM in the `"), (latex, r"\begin{table}")):
         assert table.count(count) == len(PROTOCOLS)
-        order = [table.index(name) for name in ("input", "bad", "good one")]
+        order = [table.index(name) for name in ("rainy", "bad", "good one")]
         assert order == sorted(order)
     best = told["good one_1"]["means"]["y_psnr"]
     row = markdown.split("`y`")[1].split("good one\\_1")[1].splitlines()[0]
@@ -96,14 +98,14 @@ def test_one_missing_one_of_another_size_one_unmatched(run, pairs, browser):
     status, out, err = score(run, pairs)
     assert status == 2
     assert err.splitlines() == [
-        "main.py: B: of no picture of the list: 1: other.png",
+        "main.py: B: skipped 1 file of no picture in the list: other.png",
         "main.py: B: no result for 1 of 4: pair2.png",
         "main.py: B: r/B/pair1.png is 32x32, its truth 32x40; not scored: expected one size, or "
         "--crop-to-common to compare what they share at the top left",
     ]
     assert "the means are over different pictures" in out
     assert {name: facts["images"] for name, facts in summary()["methods"].items()} == {
-        "input": 4, "A": 4, "B": 2
+        "rainy": 4, "A": 4, "B": 2
     }  # fmt: skip
     assert [row["name"] for row in rows() if row["method"] == "B"] == ["pair0", "pair3"]
     assert "2 to 4 of 4 images" in Path("out/table.md").read_text()
@@ -111,12 +113,12 @@ def test_one_missing_one_of_another_size_one_unmatched(run, pairs, browser):
     seen = Watched(browser, Path("out/index.html"))
     page = seen.page
     sides = page.locator("#side1 option").all_inner_texts()
-    assert sides == ["input", "A", "B", "clean"]
+    assert sides == ["rainy", "A", "B", "clean"]
     page.select_option("#side0", "1")
     page.select_option("#side1", "2")
     seen.settle()
     groups = page.locator("#table thead tr:first-child th").all_inner_texts()
-    assert groups == ["input", "A", "B", "B over A"]
+    assert groups == ["rainy", "A", "B", "B over A"]
     gains = [cell.replace("\u2212", "-") for cell in seen.column(7)]
     for gain, name in zip(gains, ("pair0", "pair1", "pair2", "pair3"), strict=True):
         own = {r["method"]: r for r in rows() if r["name"] == name}
@@ -127,7 +129,8 @@ def test_one_missing_one_of_another_size_one_unmatched(run, pairs, browser):
             assert float(gain) == pytest.approx(over, abs=1e-4)
     assert "of B over A, released, 2 pictures" in page.locator("#histogram").inner_text()
     page.click("#most")
-    assert page.locator("#most").inner_text() == "Ten where B beats A most"
+    assert page.locator("#most").inner_text() == "10 best"
+    assert page.locator("#most").get_attribute("title") == "by the PSNR gain of B over A"
     assert set(seen.column(0)) == {"pair0", "pair3"}  # B lacks the others
     page.click("#all")
     page.locator("#table .pick").nth(2).click()
@@ -137,7 +140,7 @@ def test_one_missing_one_of_another_size_one_unmatched(run, pairs, browser):
     gain = np.mean([
         float(b["released_psnr"]) - float(i["released_psnr"])
         for b in rows() for i in rows()
-        if (b["method"], i["method"], b["name"]) == ("B", "input", i["name"])
+        if (b["method"], i["method"], b["name"]) == ("B", "rainy", i["name"])
     ])  # fmt: skip
     text = page.locator("#means tbody").first.inner_text().splitlines()
     assert [f"{gain:+.4f}" in line for line in text if line.startswith("B")] == [True]
@@ -168,7 +171,7 @@ def test_clean_images_alone(run, pairs, is_folder):
     listed.write_text("".join(f"{clean}/pair{place}.png\n" for place in range(4)))
     status, out, err = score(run, clean if is_folder else listed)
     assert (status, err) == (0, "")
-    assert "taken as the clean images; there is no row of the input" in out
+    assert "taken as the clean images; the tables have no row rainy" in out
     assert "r: 4 of its results are JPEG files, whose losses count against it" in out
     assert list(summary()["methods"]) == ["r"]
 
@@ -181,10 +184,10 @@ def test_results_of_a_test_agree_with_it_but_for_8_bits(run, model, pairs):
     with open("r/metrics.csv", newline="") as file:
         tested = {row["name"]: row for row in csv.DictReader(file)}
     for row in rows():
-        side = "input" if row["method"] == "input" else "output"
+        side = "rainy" if row["method"] == "rainy" else "output"
         for name in METRICS:
             found, expected = row[name], tested[row["name"]][f"{side}_{name}"]
-            if side == "input" or name.startswith("y"):
+            if side == "rainy" or name.startswith("y"):
                 assert found == expected  # luminance is that of 8 bits
             else:
                 bound = 0.2 if name.endswith("psnr") else 2e-3
@@ -197,15 +200,15 @@ def test_results_of_a_test_agree_with_it_but_for_8_bits(run, model, pairs):
 
 def test_what_cannot_be_scored_ends_with_one_line(run, pairs):
     write_results("r", "pair{}.png", pairs, 3)
-    write_results("input/input", "pair{}.png", pairs, 3)
+    write_results("named/rainy", "pair{}.png", pairs, 3)
     write_results("strangers", "house{}.png", pairs, 3)
     Path("tested").mkdir()
     Path("tested/metrics.csv").write_text("name,rainy\n")
     common = ("--test-list", pairs)
     for words, told in (
         (
-            ("-i", "input", "-o", "out", *common),
-            "a method is called input, as the rainy images are",
+            ("-i", "named", "-o", "out", *common),
+            "a method is called rainy, as the rainy images are",
         ),
         (("-i", "r/none", "-o", "out", *common), "-i: r/none: expected a folder of results"),
         (("-i", "r", "-o", "tested", *common), "tested/metrics.csv: is not of -a score"),
@@ -256,7 +259,7 @@ def test_a_method_without_pictures_is_told(run, pairs):
     write_results("r/A", "pair{}.png", pairs, 3)
     Path("r/crashed").mkdir()
     status, _, err = score(run, pairs)
-    assert (status, err) == (2, "main.py: left out, as without pictures: r/crashed\n")
+    assert (status, err) == (2, "main.py: skipped folders without pictures: r/crashed\n")
 
 
 @pytest.mark.parametrize("name", ["table.tex", "summary.json", "table.md", "index.html"])
@@ -286,17 +289,17 @@ def test_names_that_are_no_text(run, pairs):
     os.rename("r", b"all/m\xff")
     status, _, err = run("-a", "score", "-i", "all", "--test-list", pairs, "-o", "out")
     assert (status, err) == (0, "")
-    assert list(summary()["methods"]) == ["input", r"m\udcff"]
+    assert list(summary()["methods"]) == ["rainy", r"m\udcff"]
 
 
 def test_memory_decides_how_many_are_scored_at_once(monkeypatch, pairs):
-    task = score_action.Task(0, "a", read_list(pairs)[0], {1: Path("r.png")})
+    task = score_action.Task(0, "a", read_list(pairs)[0], {"r": Path("r.png")})
     settings = Settings("score", num_threads=8)
-    assert score_action._processes(settings, [task]) == 8
-    needed = 24 * 31 * (metrics.BYTES_A_PIXEL + 3 * 4)
+    assert score_action._count_processes(settings, [task]) == 8
+    needed = 24 * 31 * (metrics.MEASURE_BYTES_PER_PIXEL + 3 * 4)
     for free, expected in ((2 * 3 * needed, 3), (0, 1)):
         monkeypatch.setattr(score_action.machine, "free_memory", lambda free=free: free)
-        assert score_action._processes(settings, [task]) == expected
+        assert score_action._count_processes(settings, [task]) == expected
 
 
 def test_tables_hold_any_name_and_any_figure(tmp_path):

@@ -1,0 +1,347 @@
+"""Results of pictures, their means, and the tables that hold them: CSV, JSON, Markdown, LaTeX.
+
+metrics.csv is wide in a test (a row a picture) and long where methods are scored (a row a result).
+"""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from report.metrics import MEASURES, PROTOCOLS
+from settings import UserError, one_line
+from system.files import format_path, write_atomically
+from system.text import format_count
+
+RAINY, DERAINED, CLEAN = "rainy", "derained", "clean"  # names of images
+METRICS = [f"{protocol}_{measure}" for protocol in PROTOCOLS for measure in MEASURES]
+PREFIXES = {"output": DERAINED, "rainy": RAINY}  # of the scores in a wide table
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of cells that spreadsheets compute
+DIGITS = {"psnr": 2, "ssim": 4}
+PROTOCOL_TEXTS = {
+    "released": "RGB, as in the published results of SPANet",
+    "rgb": "RGB",
+    "y": "luminance",
+    "y_down": "luminance, SSIM of large images averaged down",
+    "y_round": "rounded luminance",
+}
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}  # fmt: skip
+
+
+@dataclass
+class Result:
+    """The result of one picture, or of the middle frame of a video.
+
+    Attributes:
+        index: the number of its copies on the page; its place in the list.
+        width, height: pixels.
+        files: by the names of its images: rainy, clean, and derained or a method's.
+        scores: by the names of its images, a number for each of METRICS. PSNR of equal images is
+            inf; SSIM of images smaller than its window is nan.
+        compared: (width, height) that was scored, by the names of its images; if not all of it.
+        attention, deviation: mean and standard deviation of the attention map, which is in 0..1.
+        change: mean difference between rainy and derained image, in grey levels of 255.
+        seconds: that deraining took.
+        frames: number of frames of a video.
+        begin: of a video, the time in the rainy one at which the derained one begins, seconds.
+        note: for the user, printed once for all results.
+    """
+
+    index: int
+    name: str
+    files: dict[str, Path]
+    width: int
+    height: int
+    attention: float = math.nan
+    deviation: float = math.nan
+    change: float = math.nan
+    seconds: float = 0.0
+    frames: int = 1
+    begin: float | None = None
+    note: str = ""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    compared: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def from_images(
+        cls,
+        index: int,
+        name: str,
+        files: dict[str, Path],
+        rainy: np.ndarray,
+        derained: np.ndarray,
+        mask: np.ndarray | None,
+    ) -> "Result":
+        """The result of (H,W,3) images of one integer type, and of a mask (H,W) in 0..1, if any."""
+        result = cls(index, name, files, rainy.shape[1], rainy.shape[0])
+        levels = np.iinfo(rainy.dtype).max
+        result.change = float(cv2.absdiff(rainy, derained).mean() * 255 / levels)
+        if mask is not None:
+            result.attention = float(mask.mean())
+            result.deviation = float(mask.std(dtype=np.float64))
+        return result
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean scores of a method; nan where no picture has the score.
+
+    Attributes:
+        indices: of the pictures that the method has a result of.
+    """
+
+    method: str
+    indices: frozenset[int]
+    scores: dict[str, float]
+
+
+def compute_means(results: Sequence[Result], methods: Sequence[str]) -> list[Mean]:
+    """The means of those methods that have a result, in their order."""
+    means = []
+    for method in methods:
+        scores = {r.index: r.scores[method] for r in results if method in r.scores}
+        if scores:
+            columns = {m: [one[m] for one in scores.values()] for m in METRICS}
+            means.append(Mean(method, frozenset(scores), {m: _mean(columns[m]) for m in METRICS}))
+    return means
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def share_pictures(means: Sequence[Mean]) -> bool:
+    """Whether all means are over the same pictures, and so may be compared."""
+    return len({mean.indices for mean in means}) == 1
+
+
+def count_pictures(means: Sequence[Mean], listed: int) -> str:
+    """The number of pictures behind the means, of those that were listed, as text."""
+    counts = {len(mean.indices) for mean in means}
+    text = format_count(listed, "image")
+    if counts != {listed}:
+        text = f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} of {text}"
+    return text if share_pictures(means) else f"{text}, not the same for all"
+
+
+def flatten_scores(scores: Mapping[str, dict[str, float]]) -> dict[str, float]:
+    """Scores by the columns of a wide table, `output_released_psnr` and so on."""
+    return {
+        f"{prefix}_{metric}": scores[image][metric]
+        for prefix, image in PREFIXES.items()
+        for metric in METRICS
+    }
+
+
+def flatten_means(means: Sequence[Mean]) -> dict[str, float]:
+    """The means of a test by the columns of a wide table; none if there are no scores."""
+    return flatten_scores({mean.method: mean.scores for mean in means}) if means else {}
+
+
+# CSV and JSON
+
+
+def wide_row(result: Result) -> dict[str, str | float]:
+    """The row of a picture in a test's metrics.csv."""
+    files = {image: format_path(result.files[image]) for image in (RAINY, CLEAN)}
+    size = {"width": result.width, "height": result.height}
+    return {"name": result.name, **files, **size, **flatten_scores(result.scores)}
+
+
+def long_rows(result: Result) -> list[dict[str, str | float]]:
+    """The rows of a picture in the metrics.csv of scored methods, one a method."""
+    rows = []
+    for method, scores in result.scores.items():
+        width, height = result.compared.get(method, (result.width, result.height))
+        rows.append({
+            "method": method,
+            "name": result.name,
+            "result": format_path(result.files[method]),
+            "truth": format_path(result.files[CLEAN]),
+            "width": width,
+            "height": height,
+            **scores,
+        })  # fmt: skip
+    return rows
+
+
+class CsvFile:
+    """A CSV file, written row by row so that an interrupted run keeps what it measured.
+
+    The first row creates it: a table without any is no result.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mode = "w"
+
+    def write_row(self, row: Mapping[str, str | float]) -> None:
+        """Write the values of the columns; nan leaves a cell empty. Raises UserError."""
+        cells = {
+            column: escape_csv_formula(value)
+            if isinstance(value, str)
+            else "" if math.isnan(value) else value
+            for column, value in row.items()
+        }  # fmt: skip
+        try:
+            with self.path.open(self.mode, newline="", encoding="utf-8", errors="replace") as file:
+                writer = csv.DictWriter(file, list(row))
+                if self.mode == "w":
+                    writer.writeheader()
+                writer.writerow(cells)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+        self.mode = "a"
+
+
+def escape_csv_formula(text: str) -> str:
+    """A cell's text, behind a mark that keeps spreadsheets from computing it."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def json_number(value: float) -> float | str:
+    """A number for JSON, which has neither infinity nor NaN: those are texts."""
+    return value if math.isfinite(value) else str(value)
+
+
+def json_scores(scores: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: json_number(value) for name, value in scores.items()}
+
+
+def write_json(path: Path, content: dict[str, object]) -> None:
+    """Write a JSON file. Raises UserError."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode(errors="replace"))
+
+
+# Tables of a paper
+
+
+def write_tables(folder: Path, means: list[Mean], listed: int) -> None:
+    """Write table.md and table.tex: a table a protocol, a row a method, the best in bold.
+
+    Args:
+        listed: the number of pictures in the list.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    for name, format_table in (("table.md", _format_markdown), ("table.tex", _format_latex)):
+        tables = [format_table(protocol, means, listed) for protocol in PROTOCOLS]
+        write_atomically(folder / name, "\n".join(tables).encode())
+
+
+def _format_markdown(protocol: str, means: list[Mean], listed: int) -> str:
+    headings, rows = _format_cells(protocol, means, "**{}**")
+    lines = [
+        f"PSNR (dB) and SSIM in the `{protocol}` protocol ({PROTOCOL_TEXTS[protocol]}), "
+        f"{count_pictures(means, listed)}.",
+        "",
+        "| " + " | ".join(headings) + " |",
+        "|---" * len(headings) + "|",
+    ]
+    for method, cells in rows:
+        name = "".join(f"\\{sign}" if sign in "\\`*_{}[]<>#|~" else sign for sign in method)
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _format_latex(protocol: str, means: list[Mean], listed: int) -> str:
+    headings, rows = _format_cells(protocol, means, "\\textbf{{{}}}")
+    name = f"\\texttt{{{_escape_latex(protocol)}}} protocol ({PROTOCOL_TEXTS[protocol]})"
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        f"  \\caption{{PSNR (dB) and SSIM in the {name}, {count_pictures(means, listed)}.}}",
+        f"  \\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+        r"    \hline",
+        "    " + " & ".join(headings) + r" \\",
+        r"    \hline",
+        *("    " + " & ".join([_escape_latex(method), *cells]) + r" \\" for method, cells in rows),
+        r"    \hline",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(LATEX.get(sign, sign) for sign in text)
+
+
+def _format_cells(
+    protocol: str, means: list[Mean], bold: str
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The headings of a protocol's table, and its rows: each method with its cells.
+
+    Figures that are equal as shown are all the best.
+
+    Args:
+        bold: the format of the best figure in its column.
+    """
+    headings = ["Method", *(measure.upper() for measure in MEASURES)]
+    columns = []
+    for measure in MEASURES:
+        values = [mean.scores[f"{protocol}_{measure}"] for mean in means]
+        texts = ["-" if math.isnan(v) else f"{v:.{DIGITS[measure]}f}" for v in values]
+        best = max((text for text in texts if text != "-"), key=float, default="")
+        columns.append([bold.format(text) if text == best else text for text in texts])
+    if not share_pictures(means):
+        headings.insert(1, "Images")
+        columns.insert(0, [str(len(mean.indices)) for mean in means])
+    cells = map(list, zip(*columns, strict=True))
+    return headings, list(zip([mean.method for mean in means], cells, strict=True))
+
+
+# Printed
+
+
+def print_means(means: list[Mean], listed: int) -> None:
+    """Print the means, PSNR / SSIM, a line a method."""
+    width = max(len("method"), *(len(mean.method) for mean in means))
+    print(f"{'method':{width}}  images  " + "  ".join(f"{p:16}" for p in PROTOCOLS).rstrip())
+    for mean in means:
+        cells = (
+            f"{mean.scores[f'{p}_psnr']:.4f} / {mean.scores[f'{p}_ssim']:.4f}" for p in PROTOCOLS
+        )
+        row = "  ".join(f"{cell:16}" for cell in cells).rstrip()
+        print(f"{mean.method:{width}}  {len(mean.indices):6}  {row}")
+    print(f"PSNR (dB) / SSIM, means over {count_pictures(means, listed)}")
+
+
+def print_worst(results: Sequence[Result]) -> None:
+    """Print the picture with the lowest PSNR, and of those that lose PSNR, the one that loses most.
+
+    If rainy and clean image are equal, PSNR can only drop; such pictures are listed separately.
+    """
+    psnr = {
+        result.name: [result.scores[image]["released_psnr"] for image in (RAINY, DERAINED)]
+        for result in results
+    }
+    lowest = min(psnr, key=lambda name: psnr[name][1])
+    print(f"lowest PSNR: {one_line(lowest)}, {psnr[lowest][1]:.4f} dB")
+    losses = {name: rainy - out for name, (rainy, out) in psnr.items() if math.isfinite(rainy)}
+    losers = [name for name, loss in losses.items() if loss >= 5e-5]  # less is printed as 0
+    if losers:
+        worst = max(losers, key=losses.__getitem__)
+        print(
+            f"largest loss against the rainy image: {one_line(worst)}, {losses[worst]:.4f} dB; "
+            f"{len(losers)} of {len(losses)} lose"
+        )
+    dry = {name: out for name, (rainy, out) in psnr.items() if math.isinf(rainy)}
+    if dry:
+        worst = min(dry, key=dry.__getitem__)
+        most = f"most in {one_line(worst)}, {dry[worst]:.4f} dB"
+        print(
+            f"the rainy and clean images are equal in {len(dry)} of {len(psnr)} pairs: there PSNR "
+            f"shows what was changed, {most if math.isfinite(dry[worst]) else 'nothing'}"
+        )
