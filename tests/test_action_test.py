@@ -228,7 +228,7 @@ def test_results_do_not_depend_on_the_other_images_or_workers(run, tmp_path, mod
     expected = rows()[0]
     run("-a", "test", "--test-list", second, "--device", "cpu", "--num-workers", 0)
     (found,) = rows()
-    keys = [key for key in found if key.startswith(("output", "rainy"))]
+    keys = [key for key in found if key.startswith(("output_", "rainy_"))]
     assert [found[key] for key in keys] == [expected[key] for key in keys]
 
 
