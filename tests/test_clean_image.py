@@ -218,7 +218,7 @@ def test_the_input_is_not_overwritten(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["c.png", "c-5.png", "c-candidates.png"])
-def test_a_folder_in_the_way_is_told_before_the_work(run, rain_video, name):
+def test_a_folder_in_the_way_is_reported_before_the_work(run, rain_video, name):
     Path(name).mkdir()
     words = ("-o", "c.png") if name == "c.png" else ("-o", "c.png", "--candidates", "5")
     status, out, err = run("-a", "clean", "-i", rain_video, *words)

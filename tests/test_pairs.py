@@ -170,10 +170,10 @@ def test_the_last_line_advises_a_threshold_where_a_camera_is_noisy(run, tmp_path
     differ, rain = np.mean(shares, 0)
     assert last.startswith(f"train with --mask-threshold {level}: ") == (noise > 0)
     if noise:
-        told = (
+        message = (
             f"differ on {differ:.0%} of the pixels, by more than {level} grey levels on {rain:.0%}"
         )
-        assert told in last
+        assert message in last
     else:
         assert differ < 0.6
 
@@ -265,7 +265,7 @@ def test_another_set_is_never_touched(run, videos, name):
     assert [path.name for path in Path("training").iterdir()] == [name]
 
 
-def test_a_bad_video_is_told_and_left_out(run, videos):
+def test_a_bad_video_is_reported_and_left_out(run, videos):
     words = ("-a", "pairs", "-i", "videos", "-o", "set", *OPTIONS)
     Path("videos/bad.mp4").write_text("not a video")
     Path("videos/._alley.mkv").write_text("a file system's own")

@@ -1,4 +1,4 @@
-"""Videos as phones, dashcams and recorders make them: what can be read is, the rest is told."""
+"""Videos as phones, dashcams and recorders make them: what can be read is, the rest is reported."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_the_times_of_dropped_frames_stay(run, unchanged, name, codec, options):
     ("name", "codec"),
     [("a.h264", "libx264"), ("a.hevc", "libx265"), ("a.m2v", "mpeg2video"), ("a.obu", "libsvtav1")],
 )
-def test_times_are_made_up_where_a_format_has_none_and_that_is_said(run, unchanged, name, codec):
+def test_times_are_invented_where_a_format_has_none_and_that_is_said(run, unchanged, name, codec):
     make(name, codec, options={} if codec == "libsvtav1" else {"bf": "2"})
     path = Path(name).rename("a.mpg")  # its content decides how it is read
     status, lines = derain(run, path, "out.mkv")
@@ -92,34 +92,34 @@ CUT = [
 
 
 @pytest.mark.parametrize(("name", "frames"), [("tail_fs.mp4", 22), ("tail_g.mkv", 23)])
-def test_a_cut_video_is_told_by_every_action(run, unchanged, name, frames):
+def test_a_cut_video_is_reported_by_every_action(run, unchanged, name, frames):
     Path("in").mkdir()
     path = case(name).rename(f"in/{name}")
-    told = rf"cut short: {frames} frames decoded, of (about )?40 that it promises"
+    message = rf"cut short: {frames} frames decoded, of (about )?40 that it promises"
     status, (line,) = derain(run, path, "out.mp4")
     assert status == 2
-    assert_told(told, line)
+    assert_matches(message, line)
     assert len(read("out.mp4")[0]) == frames
     make("in/whole.mp4")
     status, (line,) = derain(run, Path("in"), "out")
     assert status == 2
-    assert_told(told, line)
+    assert_matches(message, line)
     assert len(list(Path("out").glob("*.m*"))) == 2
     for words in (("clean", "-o", "c.png"), ("pairs", "-o", "set", "--patch-size", 32)):
         status, _, err = run("-a", words[0], "-i", path, *words[1:])
         assert status == 2
         # On several threads, the last frames before a damaged one may be lost.
-        assert_told(r"cut short: 2\d frames decoded, of (about )?40 that it promises", err)
+        assert_matches(r"cut short: 2\d frames decoded, of (about )?40 that it promises", err)
     assert Path("c.png").is_file()
 
 
-def assert_told(pattern: str, text: str) -> None:
+def assert_matches(pattern: str, text: str) -> None:
     with pytest.raises(ValueError, match=pattern):
         raise ValueError(text)
 
 
 @pytest.mark.parametrize(("name", "codec", "more"), CUT)
-def test_a_whole_video_is_not_told_to_be_cut(run, unchanged, name, codec, more):
+def test_a_whole_video_is_not_reported_as_cut(run, unchanged, name, codec, more):
     path = make(name, codec, 40, options=KEYED, **more)
     path = path.rename(f"b{path.suffix}.mov")  # its content decides how it is read
     assert derain(run, path, "out.mkv") == (0, [])
@@ -127,10 +127,10 @@ def test_a_whole_video_is_not_told_to_be_cut(run, unchanged, name, codec, more):
     count = len(read("cut.mkv")[0])
     assert status == 2
     assert 8 < count < 36
-    assert_told(f"cut short: {count} frames decoded, of (about )?40 that it promises", line)
+    assert_matches(f"cut short: {count} frames decoded, of (about )?40 that it promises", line)
 
 
-def test_a_header_without_a_length_is_told(run, unchanged):
+def test_a_header_without_a_length_is_reported(run, unchanged):
     path = make("a.wmv", "wmv2", 40)
     assert derain(run, path, "out.mkv") == (0, [])
     status, (line,) = derain(run, cut(path), "cut.mkv")
@@ -181,7 +181,7 @@ def test_a_cover_is_never_the_video(run, unchanged, variant):
                     target.mux(packet)
     status, (line,) = derain(run, path, "out.mp4")
     assert status == 0
-    assert_told(
+    assert_matches(
         r"stream \d \(cover picture, mjpeg, 80x100\) is left out; stream \d \(.*64x48", line
     )
     images, _ = read("out.mp4")
@@ -212,8 +212,8 @@ def test_the_default_video_is_taken_else_the_largest(default, taken):
 def test_a_codec_that_nobody_knows_is_named(run, unchanged):
     path = make("a.avi", "mpeg4")
     path.write_bytes(path.read_bytes().replace(b"FMP4", b"QQQQ"))
-    told = "a.avi: not a video that can be read: of a codec that FFmpeg does not know"
-    assert derain(run, path, "out.mp4") == (2, [told])
+    message = "a.avi: not a video that can be read: of a codec that FFmpeg does not know"
+    assert derain(run, path, "out.mp4") == (2, [message])
 
 
 def test_a_cover_alone_is_no_video(run, unchanged):
@@ -223,8 +223,8 @@ def test_a_cover_alone_is_no_video(run, unchanged):
         cover.disposition = av.stream.Disposition.attached_pic
         image = av.VideoFrame.from_ndarray(picture(0, (80, 100)), format="bgr24")
         file.mux([*cover.encode(image), *cover.encode(None)])
-    told = "a.mp4: not a video that can be read: only a cover picture"
-    assert derain(run, Path("a.mp4"), "out.mp4") == (2, [told])
+    message = "a.mp4: not a video that can be read: only a cover picture"
+    assert derain(run, Path("a.mp4"), "out.mp4") == (2, [message])
 
 
 # Damage
@@ -233,10 +233,10 @@ def test_a_cover_alone_is_no_video(run, unchanged):
 @pytest.mark.parametrize(("name", "there"), [("first_damaged.mp4", 38), ("mid_damaged.mp4", 32)])
 def test_damage_is_not_the_end(run, unchanged, name, there):
     path = case(name)
-    told = (
+    message = (
         f"warning: {name}: damaged: {40 - there} of 40 frames could not be decoded and are left out"
     )
-    assert derain(run, path, "out.mp4") == (2, [told])
+    assert derain(run, path, "out.mp4") == (2, [message])
     before, after = read(path), read("out.mp4")
     assert len(before[1]) == there
     # A file begins at 0 where it has no sound to keep in step with.

@@ -1,4 +1,4 @@
-"""What a video's index lists and does not come, of frames and of sound, is told."""
+"""What a video's index lists and does not come, of frames and of sound, is reported."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def test_an_avi_is_held_to_its_index(run, unchanged, codec):
     data = bytearray(path.read_bytes())
     data[place - 8 : place - 4] = b"JUNK"  # the chunk is no frame any more
     path.write_bytes(data)
-    told = "damaged: 1 of 40 frames could not be read, left out"
-    assert derain(run, path, "out.mkv") == (2, [f"warning: a.avi: {told}"])
+    message = "damaged: 1 of 40 frames could not be read, left out"
+    assert derain(run, path, "out.mkv") == (2, [f"warning: a.avi: {message}"])
     assert len(read("out.mkv")[0]) == 39
 
 
@@ -46,7 +46,7 @@ def test_an_empty_sample_of_an_mp4_is_no_loss(run, unchanged):
     ("name", "codec", "tone"),
     [("a.mp4", "libx264", "aac"), ("a.mov", "mpeg4", "pcm_s16le"), ("a.avi", "mpeg4", "mp2")],
 )
-def test_sound_that_is_cut_is_told(run, unchanged, name, codec, tone):
+def test_sound_that_is_cut_is_reported(run, unchanged, name, codec, tone):
     plain = Path(f"plain{Path(name).suffix}")
     write_video(plain, frames=4, codec=codec, tone=tone)
     if plain.suffix == ".avi":

@@ -1,4 +1,4 @@
-"""What a derained video keeps of its source beside the frames, and that every loss is told."""
+"""What a derained video keeps of its source beside the frames, and that every loss is reported."""
 
 import os
 from fractions import Fraction
@@ -12,15 +12,15 @@ from video_cases import case, derain, far, make, picture, read, with_subtitles
 
 from benchmarks import codecs
 
-TOLD = {
+METADATA = {
     "creation_time": "2024-05-01T12:00:00.000000Z",
     "title": "rain in the yard",
     "location": "+48.1000+011.5000/",
 }
-PHONE = TOLD | {"com.apple.quicktime.model": "a phone", "com.apple.quicktime.software": "17.4"}
+PHONE = METADATA | {"com.apple.quicktime.model": "a phone", "com.apple.quicktime.software": "17.4"}
 
 
-def told_of(path: str | Path) -> dict[str, str]:
+def read_metadata(path: str | Path) -> dict[str, str]:
     with av.open(str(path)) as file:
         return {key.lower(): text for key, text in file.metadata.items()}
 
@@ -28,11 +28,13 @@ def told_of(path: str | Path) -> dict[str, str]:
 # Metadata
 
 
-def test_time_place_and_title_stay_and_the_second_camera_is_told(run, unchanged):
+def test_time_place_and_title_stay_and_the_second_camera_is_reported(run, unchanged):
     path = case("dual.mp4")
     status, lines = derain(run, path, "out.mp4")
-    found = told_of("out.mp4")
-    assert {key: found[key] for key in TOLD} == {key: told_of(path)[key] for key in TOLD}
+    found = read_metadata("out.mp4")
+    assert {key: found[key] for key in METADATA} == {
+        key: read_metadata(path)[key] for key in METADATA
+    }
     assert status == 0
     assert lines == [
         "warning: dual.mp4: stream 2 (another video, h264, 48x32) is left out; "
@@ -45,23 +47,23 @@ def test_time_place_and_title_stay_and_the_second_camera_is_told(run, unchanged)
 
 @pytest.mark.parametrize("target", ["out.mp4", "out.mov", "out.mkv", "out.webm"])
 @pytest.mark.parametrize(("name", "codec"), [("a.mov", "libx265"), ("a.mkv", "libvpx-vp9")])
-def test_what_is_told_of_a_video_stays(run, unchanged, name, codec, target):
+def test_metadata_stays(run, unchanged, name, codec, target):
     keys = {"container_options": {"movflags": "use_metadata_tags"}} if name == "a.mov" else {}
     path = make(name, codec, metadata=PHONE, stream_metadata={"language": "eng"}, **keys)
     assert derain(run, path, target) == (0, [])
-    found = told_of(target)
+    found = read_metadata(target)
     assert {key: found.get(key) for key in PHONE} == PHONE
     with av.open(target) as file:
         assert file.streams.video[0].metadata["language"] == "eng"
         assert "rotate" not in file.streams.video[0].metadata
 
 
-def test_what_a_file_has_no_place_for_is_told(run, unchanged):
-    path = make("a.mkv", metadata=TOLD, stream_metadata={"lens": "wide"})
+def test_what_a_file_has_no_place_for_is_reported(run, unchanged):
+    path = make("a.mkv", metadata=METADATA, stream_metadata={"lens": "wide"})
     status, lines = derain(run, path, "out.mp4")
     assert status == 0
     assert lines == ["warning: a.mkv: .mp4 files have no place for its LENS"]
-    assert told_of("out.mp4")["title"] == TOLD["title"]
+    assert read_metadata("out.mp4")["title"] == METADATA["title"]
 
 
 def test_metadata_that_is_no_text_ends_nothing(run, unchanged):
@@ -71,7 +73,7 @@ def test_metadata_that_is_no_text_ends_nothing(run, unchanged):
     assert len(read("out.mkv")[0]) == 12
 
 
-def test_chapters_stay_with_the_whole_video_and_are_told_with_a_part(run, unchanged):
+def test_chapters_stay_with_the_whole_video_and_are_reported_with_a_part(run, unchanged):
     unit = Fraction(1, 1000)
     parts = [
         {"id": 1, "start": 0, "end": 200, "time_base": unit, "metadata": {"title": "a"}},
@@ -118,15 +120,15 @@ def with_sound_of_a_phone(path: str) -> Path:
 
 
 @pytest.mark.skipif("libopencore_amrnb" not in av.codecs_available, reason="no encoder of AMR")
-def test_the_sound_of_a_3gp_is_kept_or_told(run, unchanged):
+def test_the_sound_of_a_3gp_is_kept_or_reported(run, unchanged):
     path = with_sound_of_a_phone("a.3gp")
     assert derain(run, path, "out.mov") == (0, [])
     assert sound("out.mov") == sound(path) != b""
     for target in ("out.mp4", "out.mkv", "folder"):
         status, lines = derain(run, path, target)
         suffix = Path(target).suffix or ".mkv"
-        told = f"stream 1 (sound, amr_nb) is left out: {suffix} files cannot hold it"
-        assert (status, lines) == (0, [f"warning: a.3gp: {told}"])
+        message = f"stream 1 (sound, amr_nb) is left out: {suffix} files cannot hold it"
+        assert (status, lines) == (0, [f"warning: a.3gp: {message}"])
 
 
 @pytest.mark.parametrize(
@@ -138,18 +140,20 @@ def test_the_sound_of_a_3gp_is_kept_or_told(run, unchanged):
         ("a.mp4", "mov_text", "out.webm", False),
     ],
 )
-def test_subtitles_are_kept_or_told(run, unchanged, name, codec, target, kept):
+def test_subtitles_are_kept_or_reported(run, unchanged, name, codec, target, kept):
     path = with_subtitles(name, codec)
     status, lines = derain(run, path, target)
-    told = f"stream 1 (subtitles, {codec}) is left out: {Path(target).suffix} files cannot hold it"
-    assert (status, lines) == (0, [] if kept else [f"warning: {name}: {told}"])
+    message = (
+        f"stream 1 (subtitles, {codec}) is left out: {Path(target).suffix} files cannot hold it"
+    )
+    assert (status, lines) == (0, [] if kept else [f"warning: {name}: {message}"])
     with av.open(target) as file:
         text = b"".join(bytes(packet) for packet in file.demux(subtitles=0)) if kept else b""
         assert bool(file.streams.subtitles) == kept
     assert (b"one" in text and b"two" in text) == kept
 
 
-def test_streams_of_data_are_told(run, unchanged):
+def test_streams_of_data_are_reported(run, unchanged):
     with av.open("a.ts", "w") as file:
         stream = file.add_stream("mpeg2video", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -168,14 +172,14 @@ def test_streams_of_data_are_told(run, unchanged):
     assert lines == ["warning: a.ts: left out, as neither picture nor sound: stream 1 (bin_data)"]
 
 
-def test_sound_of_a_codec_that_nobody_knows_is_told(run, unchanged):
+def test_sound_of_a_codec_that_nobody_knows_is_reported(run, unchanged):
     write_video("a.avi", codec="mpeg4", tone="mp2")
     data = bytearray(Path("a.avi").read_bytes())
     place = data.index(b"strf", data.index(b"auds")) + 8
     data[place : place + 2] = b"\x77\x77"
     Path("a.avi").write_bytes(data)
-    told = "stream 1 (sound, a codec that FFmpeg does not know) is left out"
-    assert derain(run, Path("a.avi"), "out.mkv") == (0, [f"warning: a.avi: {told}"])
+    message = "stream 1 (sound, a codec that FFmpeg does not know) is left out"
+    assert derain(run, Path("a.avi"), "out.mkv") == (0, [f"warning: a.avi: {message}"])
     assert len(read("out.mkv")[0]) == 9
 
 
@@ -183,14 +187,16 @@ def test_sound_of_a_codec_that_nobody_knows_is_told(run, unchanged):
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "pixels", "light", "told"),
+    ("name", "codec", "pixels", "light", "message"),
     [
         ("a.mkv", "libx265", "yuv420p10le", 16, "10 bits a channel, HDR (PQ)"),
         ("a.mp4", "libsvtav1", "yuv420p10le", 18, "10 bits a channel, HDR (HLG)"),
         ("a.mov", "prores_ks", "yuv422p10le", 1, "10 bits a channel"),
     ],
 )
-def test_more_bits_than_eight_are_told_once(run, unchanged, name, codec, pixels, light, told):
+def test_more_bits_than_eight_are_reported_once(
+    run, unchanged, name, codec, pixels, light, message
+):
     with av.open(name, "w") as file:
         options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
         stream = file.add_stream(codec, rate=25, options=options)
@@ -205,7 +211,7 @@ def test_more_bits_than_eight_are_told_once(run, unchanged, name, codec, pixels,
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     status, lines = derain(run, Path(name), "out.mp4")
-    line = f"warning: {name}: its frames have {told}; they are taken as 8 bits"
+    line = f"warning: {name}: its frames have {message}; they are taken as 8 bits"
     assert (status, lines) == (0, [line])
     assert far(read("out.mp4")[0][0], read(name)[0][0]) < 3
     tags = []
@@ -240,23 +246,23 @@ def test_a_part_of_a_video_has_its_sound_and_begins_at_0(run, unchanged):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("-i", "a.mp4", "--start", 12), "a.mp4: no frames from frame 12 on, of 12"),
         (("-i", "a.png", "--frames", 3), "--start and --frames: are for videos; a.png is none"),
     ],
 )
-def test_a_part_that_is_not_there_is_refused(run, unchanged, rainy, words, told):
+def test_a_part_that_is_not_there_is_refused(run, unchanged, rainy, words, message):
     make("a.mp4")
     Path("a.png").write_bytes(b"")
     target = "out.png" if "a.png" in words else "out.mp4"
     status, _, err = run(*DERAIN, *words, "-o", target)
-    assert (status, err) == (2, f"main.py: {told}\n")
+    assert (status, err) == (2, f"main.py: {message}\n")
     assert not Path(target).exists()
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_time_for_all_is_told_after_the_first_frames(run, unchanged, monkeypatch, known):
+def test_the_time_for_all_is_reported_after_the_first_frames(run, unchanged, monkeypatch, known):
     path = make("a.mkv" if known else "a.h264", count=40).rename("a.mkv")
     monkeypatch.setattr("actions.derain.SLOW_SECONDS", 0.0)
     status, out, _ = run(*DERAIN, "-i", path, "-o", "b.mkv")
@@ -269,7 +275,7 @@ def test_the_time_for_all_is_told_after_the_first_frames(run, unchanged, monkeyp
     ("begin", "rest", "count"),
     [((), "--start 5", 12), (("--start", 2, "--frames", 8), "--start 7 --frames 3", 8)],
 )
-def test_what_was_interrupted_goes_on_as_is_told(run, model, monkeypatch, begin, rest, count):
+def test_what_was_interrupted_goes_on_as_advised(run, model, monkeypatch, begin, rest, count):
     make("a.mkv", "ffv1")
     written = []
 
@@ -287,8 +293,10 @@ def test_what_was_interrupted_goes_on_as_is_told(run, model, monkeypatch, begin,
         patch.setattr(VideoWriter, "write_frame", write_frame)
         status, out, _ = run(*words, "b.mkv")
     assert status == 130
-    told = f"b.mkv: ends early, holds the first 5 frames; to go on from there, add {rest} and give"
-    assert told in out
+    message = (
+        f"b.mkv: ends early, holds the first 5 frames; to go on from there, add {rest} and give"
+    )
+    assert message in out
     assert run(*words, "rest.mkv", *rest.split())[0] == 0
     assert run(*words, "whole.mkv")[0] == 0
     parts = [*read("b.mkv")[0], *read("rest.mkv")[0]]

@@ -47,7 +47,7 @@ def test_all_eight_orientations(run, unchanged, name, codec, numbers):
 
 
 @pytest.mark.parametrize("numbers", [(0.7, 0.7, -0.7, 0.7), (2, 0, 0, 2), (1, 0.5, 0, 1)])
-def test_another_matrix_is_told(run, unchanged, numbers):
+def test_another_matrix_is_reported(run, unchanged, numbers):
     path = with_matrix(make("a.mp4", count=2), numbers)
     status, (line,) = derain(run, path, "out.mp4")
     assert status == 0
@@ -163,17 +163,19 @@ CARRYING = [
 ]
 
 
-@pytest.mark.parametrize(("name", "codec", "pixels", "options", "told"), CARRYING)
-def test_what_frames_carry_and_lose_is_told(run, unchanged, name, codec, pixels, options, told):
+@pytest.mark.parametrize(("name", "codec", "pixels", "options", "message"), CARRYING)
+def test_what_frames_carry_and_lose_is_reported(
+    run, unchanged, name, codec, pixels, options, message
+):
     path = make(name, codec, 3, options=options, pixels=pixels)
-    line = f"warning: {name}: left out of what its frames carry: {told}"
+    line = f"warning: {name}: left out of what its frames carry: {message}"
     assert derain(run, path, "out.mp4") == (0, [line])
 
 
 @pytest.mark.parametrize(
     ("name", "codec", "pixels"), [("a.mkv", "ffv1", "bgra"), ("a.mov", "prores_ks", "yuva444p10le")]
 )
-def test_transparency_is_told(run, unchanged, name, codec, pixels):
+def test_transparency_is_reported(run, unchanged, name, codec, pixels):
     path = make(name, codec, 3, pixels=pixels)
     status, lines = derain(run, path, "out.mp4")
     assert status == 0

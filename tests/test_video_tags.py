@@ -8,30 +8,30 @@ from video_cases import derain, make, with_subtitles
 
 
 @pytest.mark.parametrize("target", ["out.webm", "out.mkv", "out.mp4"])
-def test_transparency_beside_the_frames_is_told_and_its_tag_dropped(run, unchanged, target):
+def test_transparency_beside_the_frames_is_reported_and_its_tag_dropped(run, unchanged, target):
     path = make("a.webm", "libvpx-vp9", stream_metadata={"alpha_mode": "1"})
-    told = "its frames have transparency, which is left out"
-    assert derain(run, path, target) == (0, [f"warning: a.webm: {told}"])
+    message = "its frames have transparency, which is left out"
+    assert derain(run, path, target) == (0, [f"warning: a.webm: {message}"])
     with av.open(target) as file:
         assert "alpha_mode" not in map(str.lower, file.streams.video[0].metadata)
 
 
 @pytest.mark.parametrize("target", ["out.mov", "out.mp4", "out.mkv"])
-def test_a_timecode_stays_or_is_told(run, unchanged, target):
+def test_a_timecode_stays_or_is_reported(run, unchanged, target):
     path = make("a.mov", stream_metadata={"timecode": "10:00:00:00"})
     with av.open(str(path)) as file:
         assert file.streams.data
     assert derain(run, path, target) == (0, [])
     assert timecode(target) == "10:00:00:00"
-    told = "its timecode is left out: it is that of the first frame"
-    assert derain(run, path, target, "--start", 3) == (0, [f"warning: a.mov: {told}"])
+    message = "its timecode is left out: it is that of the first frame"
+    assert derain(run, path, target, "--start", 3) == (0, [f"warning: a.mov: {message}"])
     assert timecode(target) is None
 
 
 def timecode(path: str) -> str | None:
     with av.open(path) as file:
-        told = {key.lower(): text for key, text in file.streams.video[0].metadata.items()}
-    return told.get("timecode")
+        message = {key.lower(): text for key, text in file.streams.video[0].metadata.items()}
+    return message.get("timecode")
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "subrip"), (".mp4", "mov_text")])

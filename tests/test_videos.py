@@ -128,7 +128,7 @@ def test_a_turned_video_is_upright(run, model):
     assert after[0].shape == (48, 36, 3)
 
 
-def test_times_that_a_file_lacks_are_made_up(tmp_path):
+def test_times_that_a_file_lacks_are_invented(tmp_path):
     for name, form in (("a.avi", "avi"), ("a.h264", "h264"), ("a.ts", "mpegts")):
         write_video(name, frames=30, sound=False)
         if form == "mpegts":  # joined: its times begin anew in the middle
@@ -180,8 +180,8 @@ def test_a_bad_video_stops_no_other(run, model, monkeypatch):
     status, out, err = run(*DERAIN, "-i", "in", "-o", "out")
     assert (status, err) == (2, "main.py: in/b.mp4: too large\n")
     assert "2 of 3 derained" in out
-    told = "to go on from there, add -i in/b.mp4 --start 2 and give -o another name"
-    assert f"out/b.mp4: ends early, holds the first 2 frames; {told}\n" in out
+    message = "to go on from there, add -i in/b.mp4 --start 2 and give -o another name"
+    assert f"out/b.mp4: ends early, holds the first 2 frames; {message}\n" in out
     assert [len(frames(f"out/{name}.mp4")[0]) for name in "abc"] == [4, 2, 4]
     assert sorted(os.listdir("out")) == ["a.mp4", "b.mp4", "c.mp4", "index.html", "index_files"]
 

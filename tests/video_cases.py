@@ -26,7 +26,7 @@ def case(name: str) -> Path:
 
 
 def picture(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """(H,W,3) uint8 BGR, smooth, no axis or corner of it like another; a bar tells the index."""
+    """(H,W,3) uint8 BGR, smooth, no axis or corner of it like another; a bar shows the index."""
     width, height = size
     y, x = np.mgrid[:height, :width]
     image = np.stack([x * 200 // width, y * 200 // height, np.full_like(x, 60)], -1)
