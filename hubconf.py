@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parent
-OWN = "options settings model dataset cal_ssim irnn_cuda engine media system"
-for _name in OWN.split():
-    _other = getattr(sys.modules.get(_name), "__file__", None)
-    if _other and ROOT not in Path(_other).resolve().parents:
+MODULES = "settings model dataset cal_ssim irnn_cuda engine media system"
+for _name in MODULES.split():
+    _path = getattr(sys.modules.get(_name), "__file__", None)
+    if _path and ROOT not in Path(_path).resolve().parents:
         raise ImportError(
-            f"SPANet's module {_name!r} cannot be imported beside {_other}, of the same name; "
+            f"SPANet's module {_name!r} cannot be imported beside {_path}, of the same name; "
             "load SPANet in a process of its own, or rename that module"
         )
 
@@ -54,7 +54,7 @@ def spanet(weights: str | Path | None = None, direction_attention: bool = False)
     """
     if weights is None:
         return SPANet(direction_attention)
-    return Derainer.load(_found(weights), torch.device("cpu")).net.train()
+    return Derainer.load(_find_checkpoint(weights), torch.device("cpu")).net.train()
 
 
 def derainer(
@@ -84,13 +84,10 @@ def derainer(
     """
     # Checks the values. Threads, ranks and the current GPU are the caller's, and left alone.
     Settings("derain", device=device, precision=precision, self_ensemble=self_ensemble, tile=tile)
-    work = Derainer.load(
-        _found(weights),
-        choose_device(device, precision),
-        precision=precision,
-        views=self_ensemble,
-        tile=tile,
-    )
+    network = Derainer.load(
+        _find_checkpoint(weights), choose_device(device, precision), precision=precision,
+        views=self_ensemble, tile=tile,
+    )  # fmt: skip
 
     def derain(rainy: Image, return_mask: bool = False) -> Image | tuple[Image, Image]:
         if not isinstance(rainy, np.ndarray):
@@ -99,18 +96,17 @@ def derainer(
             raise ValueError(
                 f"derain: expected (H,W,3) uint8 in RGB order, got {rainy.shape} {rainy.dtype}"
             )
-        found = work.derain(np.ascontiguousarray(rainy[..., ::-1]))
-        clean = np.ascontiguousarray(found.uint8_image[..., ::-1])
-        return (clean, found.mask) if return_mask else clean
+        output = network.derain(np.ascontiguousarray(rainy[..., ::-1]))
+        clean = np.ascontiguousarray(output.uint8_image[..., ::-1])
+        return (clean, output.mask) if return_mask else clean
 
     return derain
 
 
-def _found(weights: str | Path) -> Path:
-    path = Path(weights)
-    places = [path, ROOT / path]  # the latter is the path itself where that is absolute
-    for place in places:
-        if place.exists():
-            return place
-    tried = " and ".join(dict.fromkeys(map(str, places)))
-    raise UserError(f"{weights}: no such checkpoint (looked for {tried})")
+def _find_checkpoint(weights: str | Path) -> Path:
+    paths = [Path(weights), ROOT / weights]  # the same if weights is absolute
+    for path in paths:
+        if path.exists():
+            return path
+    names = " and ".join(dict.fromkeys(map(str, paths)))
+    raise UserError(f"{weights}: no such checkpoint (looked for {names})")

@@ -49,8 +49,11 @@ def test_the_demo_as_onnx():
 def test_direction_attention_is_exported_too():
     torch.manual_seed(0)
     net = SPANet(direction_attention=True).eval().requires_grad_(False)
-    model = export.converted(net)
-    assert export.difference(onnxruntime.InferenceSession(model.SerializeToString()), net) < 1e-4
+    model = export.convert_network(net)
+    assert (
+        export.measure_difference(onnxruntime.InferenceSession(model.SerializeToString()), net)
+        < 1e-4
+    )
 
 
 def test_a_wrong_file_is_not_written(run, model, monkeypatch):
@@ -58,8 +61,8 @@ def test_a_wrong_file_is_not_written(run, model, monkeypatch):
     other = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
     )
-    monkeypatch.setattr(export, "converted", lambda _: other)
-    monkeypatch.setattr(export, "difference", lambda *_: float("nan"))
+    monkeypatch.setattr(export, "convert_network", lambda _: other)
+    monkeypatch.setattr(export, "measure_difference", lambda *_: float("nan"))
     status, _, err = run("-a", "export", "-o", "x.onnx")
     assert status == 2
     assert err.startswith("main.py: x.onnx: not written: its outputs are nan from those of PyTorch")
@@ -83,6 +86,7 @@ def test_bad_input_is_one_line(run, model, words, message):
 
 def test_a_missing_package_is_one_line(run, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "actions.export")
     status, _, err = run("-a", "export", "-o", "x.onnx")
     assert status == 2
     assert "needs the package onnxruntime; expected `pip install -r requirements-onnx.txt`" in err
