@@ -35,7 +35,9 @@ from system.text import first_few, format_count
 TABLE = "check.csv"
 BATCH_PAIRS = 8  # that a process receives at a time
 MAX_WARNINGS = 10  # of pairs that cannot be used
-TEXT = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names hold any bytes
+open_text = partial(  # names hold any bytes
+    io.TextIOWrapper, newline="", encoding="utf-8", errors="surrogateescape"
+)
 # A row of the table. `line` is where the list names the pair; `threshold` is the --mask-threshold
 # of `mask`; `files` are size and time of both files when they were read; `trouble` is why the pair
 # cannot be used, and `finding` what else is odd about it. The others are those of PixelInspection,
@@ -61,7 +63,7 @@ def check(settings: Settings) -> int:
     pairs = read_list(settings.train_list, True, print, settings.layout, settings.side_by_side)
     table, fixed_list = Path(settings.output or TABLE), Path(settings.fix)
     outputs = [table, fixed_list] if settings.fix else [table]
-    images = [path for pair in pairs for path in (pair.rainy, pair.clean)]
+    images = [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
     check_no_overlap([Path(settings.train_list), *images], outputs, "-o or --fix")
     for path in outputs:
         require_writable(path.parent)
@@ -94,7 +96,7 @@ def _inspect_list(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Ro
     start = time.monotonic()
     try:
         with (
-            io.TextIOWrapper(open_regular(table, "ab"), **TEXT) as file,
+            open_text(open_regular(table, "ab")) as file,
             closing(results),
             Progress("pair", 0, max(len(new), 1), []) as progress,
         ):
@@ -113,15 +115,17 @@ def _inspect_list(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Ro
     if stale := len(saved.keys() - set(keys)):
         print(f"{table}: {stale} rows are left out, of other pairs or of files that have changed")
     # A file that has changed in the meantime has a row of another key.
-    rows = (saved.get(key) or inspect([pair])[0] for pair, key in zip(pairs, keys, strict=True))
-    return _add_findings(pairs, rows)
+    return _add_findings(
+        pairs,
+        (saved.get(key) or inspect([pair])[0] for pair, key in zip(pairs, keys, strict=True)),
+    )
 
 
 def _read_table(table: Path) -> dict[tuple[str, ...], Row]:
     """The whole rows of a table by their keys."""
     try:
         with open_regular(table) as file:
-            text = io.TextIOWrapper(file, **TEXT).read()
+            text = open_text(file).read()
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -150,8 +154,9 @@ def _key(row: Row) -> tuple[str, ...]:
 
 
 def _parse_inspection(row: Row) -> PixelInspection:
-    numbers = (float(row[column]) for column in ("mask", "difference", "backward"))
-    return PixelInspection(int(row["width"]), int(row["height"]), *numbers, row["digest"])
+    mask, difference, backward = map(float, (row["mask"], row["difference"], row["backward"]))
+    width, height = int(row["width"]), int(row["height"])
+    return PixelInspection(width, height, mask, difference, backward, row["digest"])
 
 
 def _create_row(
@@ -162,7 +167,7 @@ def _create_row(
     # If one file holds both, the half that is rainy stands in the place of the clean one.
     row["clean"] = escape_csv_formula(str(pair.halves or pair.clean))
     row["trouble"] = escape_csv_formula(trouble)
-    row["files"] = " ".join(_read_file_state(path) for path in (pair.rainy, pair.clean))
+    row["files"] = " ".join(_read_file_state(path) for path in (pair.rainy, pair.clean) if path)
     for column, value in inspection._asdict().items() if inspection else ():
         row[column] = f"{value:.6g}" if isinstance(value, float) else str(value)
     return row
@@ -181,7 +186,9 @@ def _inspect_batch(pairs: Sequence[Pair], threshold: int) -> list[Row]:
     rows = []
     for pair in pairs:
         try:
-            inspection = inspect_pixels(*read_pair(pair), threshold)
+            rainy, clean = read_pair(pair)
+            assert clean is not None  # read_list required it
+            inspection = inspect_pixels(rainy, clean, threshold)
             rows.append(_create_row(pair, threshold, inspection))
         except UserError as error:
             trouble = str(error).removeprefix(f"{pair.location}: ")

@@ -13,11 +13,12 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from settings import UserError
 from system.reading import open_regular
@@ -50,7 +51,7 @@ GREY_TOLERANCE = 3  # grey levels between the channels of grey, by rounding
 _stderr_lock = threading.Lock()
 
 
-def open_image(file: BinaryIO, name: str) -> Image.Image:
+def open_image(file: IO[bytes], name: str) -> Image.Image:
     """Open the picture in a file, of which only the header is read.
 
     Raises:
@@ -126,7 +127,9 @@ def bit_depth(image: Image.Image, header: bytes) -> int:
     if image.format in ("AVIF", "HEIF"):
         boxes = PIXI_BOX.findall(header)
         return max((max(bits[: channels[0]]) for channels, bits in boxes), default=8)
-    return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) if image.format == "TIFF" else 8
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
+    return 8
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
@@ -191,7 +194,7 @@ def check_jpeg_rows(data: bytes, pixels: np.ndarray) -> None:
 
 
 def _decode_jpeg_eighth(data: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_8))
 
 
 def _split_jpeg_scans(data: bytes) -> list[bytes]:
@@ -204,13 +207,13 @@ def _split_jpeg_scans(data: bytes) -> list[bytes]:
             break
         position += 2 + struct.unpack_from(">H", data, position + 2)[0]
         if marker == 0xDA:  # what follows is entropy-coded, up to another kind of marker
-            position = END_OF_SCAN.search(data, position).start()
+            position = next(END_OF_SCAN.finditer(data, position)).start()
             parts.append(data[start:position])
             start = position
     return [*parts, data[start:]]
 
 
-def check_tiff(data: bytes, image: Image.Image) -> None:
+def check_tiff(data: bytes, image: TiffImageFile) -> None:
     """Raise unless a TIFF has as many strips as its declared rows need, each whole.
 
     Pillow refuses what cannot be unpacked. Checksums are verified here, because libtiff stops when

@@ -52,13 +52,13 @@ def plan_jobs(
         raise UserError("-o: expected a file or a folder to write")
     source, target = Path(source_name), Path(target_name)
     is_file = _names_file(target_name)
+    folder: Path | None = target
     if source.is_dir():
         _check_target_folder(source, target, is_file)
         jobs, note, errors = _plan_folder(source, target, skip)
-        folder = target
     else:
         jobs, note, errors = [_plan_file(source, target, is_file)], "", []
-        folder = None if jobs[0].target == target else target
+        folder = target if jobs[0].target != target else None
     check_no_overlap((job.source for job in jobs), (job.target for job in jobs), "-o")
     by_target: dict[str, Job] = {}
     for job in jobs:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -88,6 +89,10 @@ class PairList(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self.spans)
 
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PairList": ...
     def __getitem__(self, index: int | slice) -> "Pair | PairList":
         if isinstance(index, slice):
             return replace(self, spans=self.spans[index], numbers=self.numbers[index])
@@ -174,7 +179,7 @@ def _encode(path: str, name: str) -> bytes:
     try:
         return name.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{path}: {format_path(name)}: expected a name in UTF-8") from None
+        raise UserError(f"{path}: {format_path(Path(name))}: expected a name in UTF-8") from None
 
 
 def _read_text(path: str) -> bytes:

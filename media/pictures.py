@@ -6,13 +6,16 @@ OpenCV and tifffile.
 
 import io
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import tifffile
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from media import image_file
 from media.image_file import BITS_PER_SAMPLE, SAMPLES_PER_PIXEL
@@ -21,7 +24,7 @@ from system import machine
 from system.reading import read_bytes
 
 # What a suffix stands for: Pillow's name of the format, and how it is saved.
-FORMATS = {
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -145,7 +148,7 @@ def _decode(data: bytes, name: str) -> Picture:
         picture = _decode_16bit(data, image, name)
     else:
         picture = _decode_8bit(data, image)
-    if image.format == "TIFF":  # last, as it may take as much memory as the decoding
+    if isinstance(image, TiffImageFile):  # last, as it may take as much memory as the decoding
         image_file.check_tiff(data, image)
     return picture
 
@@ -186,7 +189,7 @@ def _read_exif(image: Image.Image) -> bytes | None:
 
 
 def _decode_16bit(data: bytes, image: Image.Image, name: str) -> Picture:
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tags: Mapping[int, Any] = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     bits, channels = max(tags.get(BITS_PER_SAMPLE, (16,))), tags.get(SAMPLES_PER_PIXEL, 1)
     integer, photometric = max(tags.get(SAMPLE_FORMAT, (1,))) == 1, tags.get(PHOTOMETRIC, 2)
     if not integer or bits != 16 or channels == 2 or photometric > 2:

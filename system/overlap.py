@@ -4,7 +4,7 @@ The order of the items is kept, and the number of those that wait is bounded.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -20,7 +20,7 @@ MEMORY_SHARE = 1 / 8  # of the free memory, for items that are finished at the s
 MAX_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
 
 
-def prefetch(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
     """The items; a thread loads the next one while one is used.
 
     An exception of an item is raised when that item is asked for. Closing this iterator ends the
@@ -44,7 +44,7 @@ def map_threads(
     finish: Callable[[T], U],
     threads: int,
     needed: Callable[[T], int] = lambda _: 0,
-) -> Iterator[U]:
+) -> Generator[U, None, None]:
     """finish(item) of each item in order, in threads, while the next items are loaded.
 
     If an item or finish raises, the results before it come first.
@@ -59,7 +59,9 @@ def map_threads(
         yield from _map_pool(source, finish, pool, threads, needed)
 
 
-def map_processes(items: Iterable[T], work: Callable[[T], U], processes: int) -> Iterator[U]:
+def map_processes(
+    items: Iterable[T], work: Callable[[T], U], processes: int
+) -> Generator[U, None, None]:
     """work(item) of each item in order, in that many processes.
 
     Args:
