@@ -41,9 +41,9 @@ def mask_label(rainy: Tensor, clean: Tensor, threshold: int = 0) -> Tensor:
 
     A channel differs where its values are more than threshold apart, in grey levels 0..255.
     """
-    # The larger less the smaller: uint8 has no negative numbers.
-    apart = torch.maximum(rainy, clean) - torch.minimum(rainy, clean)
-    return (apart > threshold).any(-1).float()
+    # The larger minus the smaller: uint8 has no negative numbers.
+    difference = torch.maximum(rainy, clean) - torch.minimum(rainy, clean)
+    return (difference > threshold).any(-1).float()
 
 
 @dataclass
@@ -63,10 +63,10 @@ class Batch:
 
 
 def to_device(images: list[np.ndarray], device: torch.device) -> list[Tensor]:
-    """The images as tensors on the device, without waiting for what a GPU still has to do.
+    """The images as tensors on the device, without waiting for the work that a GPU still has.
 
-    A copy waits for the work before it on its own stream, which is why it has one of its own.
-    Pinning the memory of each batch took longer than the copy.
+    A copy waits for earlier work on its stream, so copies have a stream of their own. Pinning the
+    memory of each batch took longer than the copy.
     """
     tensors = [torch.from_numpy(image) for image in images]
     if device.type != "cuda":
@@ -92,41 +92,39 @@ class CropStream(Dataset):
     """
 
     def __init__(self, pairs: Sequence[Pair], settings: Settings, branch: int) -> None:
-        self.pairs = pairs
-        self.settings = settings
-        self.branch = branch
+        self.pairs, self.settings, self.branch = pairs, settings, branch
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str] | UserError:
         step, slot = key
         settings = self.settings
-        turn, place = divmod(step * settings.batch_size + slot, len(self.pairs))
-        order = _shuffled(len(self.pairs), settings.seed, self.branch, turn)
-        pair = self.pairs[order[place]]
+        epoch, index = divmod(step * settings.batch_size + slot, len(self.pairs))
+        pair = self.pairs[shuffle(len(self.pairs), settings.seed, self.branch, epoch)[index]]
         rng = np.random.default_rng([settings.seed, self.branch, step, slot])
         try:
             rainy, clean = read_pair(pair)
         except UserError as error:
             return error  # raised by Stream: a worker's exception would arrive as a traceback
         box = crop_box(rng, *rainy.shape[:2], settings)
-        # Drawn last: the crops are the same without it.
-        mirrored = settings.flip and rng.random() < 0.5
+        # Drawn last: without --flip the crops are the same.
+        flip = settings.flip and rng.random() < 0.5
         rainy, clean = (resized_crop(image, box, settings.patch_size) for image in (rainy, clean))
-        if mirrored:
+        if flip:
             rainy, clean = rainy[:, ::-1], clean[:, ::-1]
         return rainy, clean, str(pair.rainy)
 
 
 @lru_cache(maxsize=4)
-def _shuffled(count: int, seed: int, branch: int, turn: int) -> np.ndarray:
-    return np.random.default_rng([seed, branch, turn]).permutation(count)
+def shuffle(count: int, seed: int, branch: int, epoch: int) -> np.ndarray:
+    """The order of that many images in a pass over the list."""
+    return np.random.default_rng([seed, branch, epoch]).permutation(count)
 
 
 def crop_box(
     rng: np.random.Generator, height: int, width: int, settings: Settings
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of what is cut from an image of height x width.
+    """(top, left, height, width) of the crop of an image of height x width.
 
-    With --crop native that is a patch at the image's own scale, every place as likely as another.
+    With --crop native it is a patch at the image's own scale, all positions being equally likely.
     """
     side = settings.patch_size
     if settings.crop == "recipe" or min(height, width) < side:
@@ -166,7 +164,7 @@ def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], side: int) -
     return np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _collate(samples: list) -> Batch | UserError:
+def _collate(samples: list[Any]) -> Batch | UserError:
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
@@ -174,95 +172,9 @@ def _collate(samples: list) -> Batch | UserError:
     return Batch(np.stack(rainy), np.stack(clean), list(files))
 
 
-def _unchanged(item: Any) -> Any:
-    return item
+class WholeImages(Dataset):
+    """read_pair of each pair, or the UserError of a bad one."""
 
-
-def _start_worker(_: int) -> None:
-    leave_signals_to_parent()
-    cv2.setNumThreads(0)
-
-
-class Stream:
-    """An iterator over what a DataLoader reads. Close it, whatever happened, to end the workers.
-
-    Args:
-        raising: raise a UserError that was read; otherwise it is one of the items.
-    """
-
-    def __init__(self, loader: DataLoader, raising: bool = True) -> None:
-        self._raising = raising
-        others = multiprocessing.active_children()
-        with defer_signals():  # none is started that nobody knows of
-            # At once: forking them later, beside running thread pools, is not safe.
-            self._items = iter(loader)
-            self._workers = set(multiprocessing.active_children()) - set(others)
-            # They end before multiprocessing waits for them at exit, which would be for ever.
-            atexit.register(self._end)
-
-    def __iter__(self) -> "Stream":
-        return self
-
-    def __next__(self) -> Any:
-        item = next(self._items)
-        if self._raising and isinstance(item, UserError):
-            self.close()
-            raise item
-        return item
-
-    def close(self) -> None:
-        # Left to the garbage collector, workers may outlive the exception that refers to them.
-        try:
-            shut_down = getattr(self._items, "_shutdown_workers", None)
-            if shut_down:
-                shut_down()
-        finally:
-            self._end()
-            atexit.unregister(self._end)
-
-    def _end(self) -> None:
-        for worker in self._workers:
-            worker.kill()  # they ignore the signal that asks
-
-
-def load_batches(
-    pairs: Sequence[Pair],
-    settings: Settings,
-    branch: int,
-    steps: Iterable[int],
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Stream:
-    """A stream of this rank's share of the Batches of the given steps, in order.
-
-    It raises UserError for a bad image.
-
-    Workers hand over NumPy arrays, by a pipe: tensors would need as much shared memory, which
-    containers are short of.
-    """
-    share = settings.batch_size // world_size
-    slots = range(rank * share, (rank + 1) * share)
-    loader = DataLoader(
-        CropStream(pairs, settings, branch),
-        batch_sampler=([(step, slot) for slot in slots] for step in steps),
-        num_workers=num_workers,
-        collate_fn=_collate,
-        worker_init_fn=_start_worker,
-    )
-    return Stream(loader)
-
-
-def load_first_crops(pairs: Sequence[Pair], settings: Settings, branch: int, count: int) -> Batch:
-    """The crops with which a stream begins, of that many images or of all. Raises UserError."""
-    stream = CropStream(pairs, settings, branch)
-    found = _collate([stream[0, slot] for slot in range(min(count, len(pairs)))])
-    if isinstance(found, UserError):
-        raise found
-    return found
-
-
-class _Pairs(Dataset):
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
 
@@ -276,13 +188,99 @@ class _Pairs(Dataset):
             return error
 
 
-def whole_images(pairs: Sequence[Pair], num_workers: int) -> Stream:
-    """A stream of read_pair of each pair in turn, and of a UserError in the place of a bad one."""
+def _return_item(item: Any) -> Any:
+    return item
+
+
+def _start_worker(_: int) -> None:
+    leave_signals_to_parent()
+    cv2.setNumThreads(0)
+
+
+class Stream:
+    """An iterator over a DataLoader. Close it, whatever happens, to end the workers.
+
+    Args:
+        raise_errors: raise a UserError that was read; otherwise it is one of the items.
+    """
+
+    def __init__(self, loader: DataLoader, raise_errors: bool) -> None:
+        self._raise_errors = raise_errors
+        other_processes = multiprocessing.active_children()
+        with defer_signals():  # no worker starts that is not on record
+            # Started now: forking them later, beside running thread pools, is not safe.
+            self._items = iter(loader)
+            self._workers = set(multiprocessing.active_children()) - set(other_processes)
+            # Before multiprocessing waits for them at exit, which would be for ever.
+            atexit.register(self._kill_workers)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self._items)
+        if self._raise_errors and isinstance(item, UserError):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        # Left to the garbage collector, workers may outlive the exception that refers to them.
+        try:
+            getattr(self._items, "_shutdown_workers", lambda: None)()
+        finally:
+            self._kill_workers()
+            atexit.unregister(self._kill_workers)
+
+    def _kill_workers(self) -> None:
+        for worker in self._workers:
+            worker.kill()  # they ignore SIGTERM
+
+
+def load_batches(
+    pairs: Sequence[Pair],
+    settings: Settings,
+    branch: int,
+    steps: Iterable[int],
+    rank: int = 0,
+    world_size: int = 1,
+) -> Stream:
+    """A stream of this rank's share of the Batches of the given steps, in order.
+
+    It raises UserError for a bad image. Validation, of fewer steps, has one worker at most.
+
+    Workers hand over NumPy arrays, by a pipe: tensors would need as much shared memory, which
+    containers are short of.
+    """
+    share = settings.batch_size // world_size
+    slots = range(rank * share, (rank + 1) * share)
+    workers = settings.num_workers
     loader = DataLoader(
-        _Pairs(pairs),
+        CropStream(pairs, settings, branch),
+        batch_sampler=([(step, slot) for slot in slots] for step in steps),
+        num_workers=min(workers, 1) if branch == VALIDATION else workers,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+    )
+    return Stream(loader, raise_errors=True)
+
+
+def load_first_crops(pairs: Sequence[Pair], settings: Settings, branch: int, count: int) -> Batch:
+    """The crops with which a stream begins, of that many images or of all. Raises UserError."""
+    stream = CropStream(pairs, settings, branch)
+    batch = _collate([stream[0, slot] for slot in range(min(count, len(pairs)))])
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def load_images(pairs: Sequence[Pair], num_workers: int) -> Stream:
+    """A stream of read_pair of each pair in turn, or of a UserError in the place of a bad one."""
+    loader = DataLoader(
+        WholeImages(pairs),
         batch_size=None,
-        collate_fn=_unchanged,
+        collate_fn=_return_item,
         num_workers=min(num_workers, len(pairs)),
         worker_init_fn=_start_worker,
     )
-    return Stream(loader, raising=False)
+    return Stream(loader, raise_errors=False)

@@ -81,7 +81,7 @@ def report_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[int
 
 
 def _looks(settings: Settings, sample: Sequence[Pair]) -> list[PixelInspection]:
-    images = dataset.whole_images(sample, settings.num_workers)
+    images = dataset.load_images(sample, settings.num_workers)
     looks = []
     with closing(images), Progress("pair", 0, len(sample), [], after=SLOW_SECONDS) as progress:
         for pair in images:

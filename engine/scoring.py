@@ -55,7 +55,7 @@ def derain_pairs(
     Args:
         workers: processes that read images.
     """
-    images = dataset.whole_images(pairs[ranks.rank :: ranks.world_size], workers)
+    images = dataset.load_images(pairs[ranks.rank :: ranks.world_size], workers)
 
     def derain_images() -> Iterator[DerainedPair | UserError]:
         own = range(ranks.rank, len(pairs), ranks.world_size)

@@ -13,15 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-import dataset
 from cal_ssim import SSIM
-from dataset import Batch
+from dataset import TRAINING, VALIDATION, Batch, load_batches, load_first_crops
 from engine.derainer import Derainer
 from engine.device import is_out_of_memory, peak_memory
 from engine.scoring import score
 from engine.training_run import TrainingRun
 from engine.training_step import (
-    DEAD_MASK_STEPS,
     DeadMaskDetector,
     NotFinite,
     StepMetrics,
@@ -54,38 +52,36 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
     network is then as that step left it.
     """
     settings, ranks = run.settings, run.ranks
-    dead_mask, signal_number = DeadMaskDetector(), 0
+    steps, every = range(first, last + 1), settings.val_batch_every
+    val_steps, place = steps[-first % every :: every], (ranks.rank, ranks.world_size)
+    names, silent = [*loss_names(), "lr"], not ranks.first
+    dead_mask, signal_number = DeadMaskDetector(settings), 0
     pending: deque[PendingStep] = deque()
     with (
         # The outermost, as it takes a while until the loading processes have ended.
         Interrupt() as interrupt,
-        closing(_load_batches(run, pairs, dataset.TRAINING, first, last)) as batches,
-        closing(_load_batches(run, val_pairs, dataset.VALIDATION, first, last)) as val_batches,
+        closing(load_batches(pairs, settings, TRAINING, steps, *place)) as batches,
+        closing(load_batches(val_pairs, settings, VALIDATION, val_steps, *place)) as val_batches,
         Progress(
-            "step",
-            first,
-            last + 1,
-            [*loss_names(), "lr"],
-            settings.log_every,
-            silent=not ranks.first,
-            forecast=True,
+            "step", first, last + 1, names, settings.log_every, silent, forecast=True
         ) as progress,
     ):
         net, ssim, derainer = run.network(), SSIM().to(run.device), run.derainer()
-        preview = dataset.load_first_crops(val_pairs, settings, dataset.VALIDATION, PREVIEW_CROPS)
+        preview = load_first_crops(val_pairs, settings, VALIDATION, PREVIEW_CROPS)
         net.train()
         scored = run.best["scored"] if run.best else -1
         if find_due(settings, run.step, last).score and scored < run.step:
             _score(run, derainer, val_pairs, progress)  # a signal came before it
         collected = time.monotonic()
-        for step, batch in zip(range(first, last + 1), batches, strict=True):
+        for step, batch in zip(steps, batches, strict=True):
             pending.append(launch_step(run, net, ssim, step, batch))
             due = find_due(settings, step, last)
             while len(pending) > (0 if any(due) or signal_number else run.max_pending_steps):
                 values, signal_number = collect_step(run, pending.popleft(), interrupt, collected)
                 collected = time.monotonic()
-                if dead_mask.update(values["mask/std"]) and ranks.first:
-                    progress.say(_dead_mask_warning(run.step, settings), sys.stderr)
+                warning = dead_mask.update(run.step, values["mask/std"])
+                if warning and ranks.first:
+                    progress.say(warning, sys.stderr)
                 progress.update(run.step, values)
             if due.validation:
                 _validate(run, ssim, next(val_batches))
@@ -142,16 +138,8 @@ def launch_step(
     settings, lr = run.settings, learning_rate(run.settings, step)
     with translate_step_errors(run, step, batch.files):
         tensors = batch.tensors(run.device, settings.mask_threshold)
-        metrics = train_one_step(
-            net,
-            run.optimiser,
-            ssim,
-            tensors,
-            lr,
-            micro_batches=settings.accumulate_steps,
-            bf16=run.bf16,
-            off_mask=settings.off_mask_weight,
-        )
+        options = settings.accumulate_steps, run.bf16, settings.off_mask_weight
+        metrics = train_one_step(net, run.optimiser, ssim, tensors, lr, *options)
     return PendingStep(step, lr, batch.files, metrics)
 
 
@@ -217,45 +205,21 @@ def translate_step_errors(run: TrainingRun, step: int, files: list[str]) -> Iter
         raise
 
 
-def _load_batches(
-    run: TrainingRun, pairs: PairList, branch: int, first: int, last: int
-) -> dataset.Stream:
-    """This rank's batches of training, or of the steps after which validation is due."""
-    settings, ranks = run.settings, run.ranks
-    steps, workers = range(first, last + 1), settings.num_workers
-    if branch == dataset.VALIDATION:
-        every = settings.val_batch_every
-        steps, workers = range(first + -first % every, last + 1, every), min(workers, 1)
-    return dataset.load_batches(
-        pairs, settings, branch, steps, workers, ranks.rank, ranks.world_size
-    )
-
-
-def _dead_mask_warning(step: int, settings: Settings) -> str:
-    return (
-        f"main.py: warning: step {step}: the attention map has had one value everywhere for "
-        f"{DEAD_MASK_STEPS} steps, and will hardly learn any more; start again with a lower --lr "
-        f"(now {settings.lr:g}) or another --seed (now {settings.seed})"
-    )
-
-
 def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
     """Write the losses of a validation batch, in the micro-batches of training."""
-    settings, ranks = run.settings, run.ranks
-    sums = dict.fromkeys(loss_names(), 0.0)
+    settings, ranks, rows = run.settings, run.ranks, []
     with torch.no_grad(), translate_step_errors(run, run.step, batch.files):
         tensors = batch.tensors(run.device, settings.mask_threshold)
         for micro_batch in split_batch(tensors, settings.accumulate_steps):
             losses, *_ = compute_losses(
-                run.net, ssim, *micro_batch, bf16=run.bf16, off_mask=settings.off_mask_weight
+                run.net, ssim, *micro_batch, run.bf16, settings.off_mask_weight
             )
-            sums = {name: total + losses[name].item() for name, total in sums.items()}
-    totals = ranks.all_reduce_sum(list(sums.values()))
+            rows.append([loss.item() for loss in losses.values()])
+    sums = ranks.all_reduce_sum([sum(column) for column in zip(*rows, strict=True)])
     if ranks.first:
-        count = settings.accumulate_steps
-        means = [value / count / ranks.world_size for value in totals]
-        losses = dict(zip(sums, means, strict=True))
-        run.events[VAL_EVENTS].scalars(loss_curves(losses), run.step)
+        means = [value / len(rows) / ranks.world_size for value in sums]
+        curves = loss_curves(dict(zip(loss_names(), means, strict=True)))
+        run.events[VAL_EVENTS].scalars(curves, run.step)
 
 
 def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Progress) -> None:

@@ -212,16 +212,24 @@ class DeadMaskDetector:
     It counts anew each time the program starts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.steps = 0  # in a row whose mask was constant
 
-    def update(self, deviation: float) -> bool:
-        """Count a step's standard deviation of the mask; True once, when the map is dead."""
-        if deviation < CONSTANT_MASK:
+    def update(self, step: int, deviation: float) -> str:
+        """Count a step's standard deviation of the mask; a warning, once, when the map is dead."""
+        is_constant = deviation < CONSTANT_MASK
+        if is_constant:
             self.steps += 1
         elif self.steps < DEAD_MASK_STEPS:
             self.steps = 0
-        return deviation < CONSTANT_MASK and self.steps == DEAD_MASK_STEPS
+        if not is_constant or self.steps != DEAD_MASK_STEPS:
+            return ""
+        return (
+            f"main.py: warning: step {step}: the attention map has had one value everywhere for "
+            f"{DEAD_MASK_STEPS} steps, and will hardly learn any more; start again with a lower "
+            f"--lr (now {self.settings.lr:g}) or another --seed (now {self.settings.seed})"
+        )
 
 
 class NotFinite(ArithmeticError):

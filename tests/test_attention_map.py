@@ -13,6 +13,7 @@ from test_train import events
 from cal_ssim import SSIM
 from engine.training_step import DeadMaskDetector, train_one_step
 from model import SPANet
+from settings import Settings
 
 SPARSE = {"sizes": [(48, 48)] * 5, "density": 1}  # rain on 5 % of the pixels
 
@@ -53,10 +54,14 @@ def test_mean_and_deviation_of_the_mask_are_those_of_the_whole_batch():
 
 
 def test_a_short_calm_of_the_mask_is_not_death():
-    detector = DeadMaskDetector()
-    assert not any(detector.update(value) for value in [0.0] * 19 + [1e-5] + [0.0] * 19 + [1.0])
-    assert [detector.update(0.0) for _ in range(40)].index(True) == 19
-    assert not any(detector.update(value) for value in [1.0] + [0.0] * 40)  # once a run
+    detector = DeadMaskDetector(Settings("train"))
+
+    def update(values: list[float]) -> list[bool]:
+        return [bool(detector.update(0, value)) for value in values]
+
+    assert not any(update([0.0] * 19 + [1e-5] + [0.0] * 19 + [1.0]))
+    assert update([0.0] * 40).index(True) == 19
+    assert not any(update([1.0] + [0.0] * 40))  # once a run
 
 
 def test_the_benchmark_of_the_recipe_prints_its_table(tmp_path):

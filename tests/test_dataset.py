@@ -14,7 +14,7 @@ import dataset
 from media import lists
 from settings import Settings, UserError
 
-SMALL = Settings("train", patch_size=16, batch_size=3)
+SMALL = Settings("train", patch_size=16, batch_size=3, num_workers=0)
 
 
 # Augmentation and mask label
@@ -50,9 +50,9 @@ def test_crops_are_those_of_the_released_code_to_the_last_bit(tmp_path):
     """Cut by Pillow and resized by its bicubic filter, growing, shrinking or one of each."""
     sizes = [(64, 64), (40, 40), (120, 96), (50, 75), (200, 61)]
     pairs = lists.read_list(str(write_pairs(tmp_path, sizes)))
-    settings = Settings("train", patch_size=64, batch_size=20)
+    settings = Settings("train", patch_size=64, batch_size=20, num_workers=0)
     grown = shrunk = 0
-    for step, batch in enumerate(dataset.load_batches(pairs, settings, 0, range(10), 0)):
+    for step, batch in enumerate(dataset.load_batches(pairs, settings, 0, range(10))):
         for slot, name in enumerate(batch.files):
             (pair,) = (pair for pair in pairs if str(pair.rainy) == name)
             rng = np.random.default_rng([settings.seed, 0, step, slot])
@@ -101,7 +101,7 @@ def test_rainy_and_clean_are_cropped_alike(tmp_path):
     image_file(tmp_path / "a.png", image)
     (tmp_path / "list.txt").write_text("a.png a.png\n")
     pairs = lists.read_list("list.txt")
-    (batch,) = dataset.load_batches(pairs, SMALL, dataset.TRAINING, range(1), 0)
+    (batch,) = dataset.load_batches(pairs, SMALL, dataset.TRAINING, range(1))
     assert batch.rainy.shape == (3, 16, 16, 3)
     assert np.array_equal(batch.rainy, batch.clean)
     assert not np.array_equal(batch.rainy[0], batch.rainy[1])
@@ -123,7 +123,8 @@ def test_tensors_are_floats_in_0_to_1_and_channels_last(pairs):
 
 
 def drawn(pairs, settings=SMALL, steps=range(7), workers=0, branch=dataset.TRAINING):
-    return list(dataset.load_batches(pairs, settings, branch, steps, workers))
+    settings = dataclasses.replace(settings, num_workers=workers)
+    return list(dataset.load_batches(pairs, settings, branch, steps))
 
 
 def assert_equal(first: list[dataset.Batch], second: list[dataset.Batch]) -> None:
