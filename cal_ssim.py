@@ -23,6 +23,8 @@ def gaussian_window(size: int = WINDOW, sigma: float = SIGMA) -> Tensor:
 class SSIM(nn.Module):
     """Mean structural similarity of two batches, each channel on its own, zeros beyond the edge."""
 
+    window: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("window", gaussian_window(), persistent=False)

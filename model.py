@@ -55,12 +55,17 @@ class Bottleneck(nn.Module):
 
     def multiply(self, y: Tensor, mask: Tensor) -> Tensor:
         """The last convolution of the branch, of y (N,C,H,W), times the mask (N,1,H,W)."""
-        y = self.group1.conv3(y)
+        y = self.group1[-1](y)
         return y * mask if torch.is_grad_enabled() else y.mul_(mask)
 
 
 class IRNN(nn.Module):
     """Four-directional identity RNN (section 4): (N,C,H,W) -> (N,4C,H,W)."""
+
+    up_weight: nn.Conv2d
+    right_weight: nn.Conv2d
+    down_weight: nn.Conv2d
+    left_weight: nn.Conv2d
 
     def __init__(self, channels: int, weight: float = 0.2) -> None:
         super().__init__()
@@ -71,13 +76,13 @@ class IRNN(nn.Module):
         for direction in ("left", "right", "up", "down"):
             holder = nn.Conv2d(channels, channels, 1, groups=channels)
             nn.init.constant_(holder.weight, weight)
-            nn.init.uniform_(holder.bias, -bound, bound)
+            nn.init.uniform_(holder.get_parameter("bias"), -bound, bound)
             self.add_module(f"{direction}_weight", holder)
 
     def forward(self, x: Tensor) -> Tensor:
         holders = [self.up_weight, self.right_weight, self.down_weight, self.left_weight]
         weight = torch.stack([holder.weight.flatten() for holder in holders])
-        bias = torch.stack([holder.bias for holder in holders])
+        bias = torch.stack([holder.bias for holder in holders])  # type: ignore[misc]
         return irnn(x, weight, bias)
 
 
@@ -153,7 +158,7 @@ class SPANet(nn.Module):
         for index in range(1, 18):
             self.add_module(f"res_block{index}", Bottleneck(CHANNELS))
         self.conv_out = nn.Sequential(Conv(CHANNELS, 3, 3))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Derain a batch.

@@ -87,6 +87,6 @@ def _looks(settings: Settings, sample: Sequence[Pair]) -> list[PixelInspection]:
         for pair in images:
             if isinstance(pair, UserError):
                 raise pair
-            looks.append(inspect_pixels(*pair, settings.mask_threshold))
+            looks.append(inspect_pixels(pair[0], pair[1], settings.mask_threshold))
             progress.advance(1)
     return looks

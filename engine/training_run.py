@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -71,7 +71,7 @@ class TrainingRun:
         """The network as training runs it: compiled if so set, gradients averaged over ranks."""
         net: nn.Module = self.net
         if self.settings.compile:
-            net = torch.compile(net, fullgraph=True)
+            net = cast(nn.Module, torch.compile(net, fullgraph=True))
         if self.ranks.is_distributed:
             with self.ranks.translate_dist_errors():
                 net = DistributedDataParallel(net)

@@ -151,9 +151,12 @@ class StepMetrics:
         return values
 
 
-def split_batch(tensors: tuple[Tensor, ...], micro_batches: int) -> list[tuple[Tensor, ...]]:
+def split_batch(
+    tensors: tuple[Tensor, Tensor, Tensor], micro_batches: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """A batch's tensors in that many equal micro-batches."""
-    return list(zip(*(tensor.chunk(micro_batches) for tensor in tensors), strict=True))
+    rainy, clean, label = (tensor.chunk(micro_batches) for tensor in tensors)
+    return list(zip(rainy, clean, label, strict=True))
 
 
 def train_one_step(
@@ -199,7 +202,8 @@ def train_one_step(
         # As torch's gradient scaler does it. Once set it stays set: the next step may be launched
         # before this one is read.
         skip = (~metrics.finite).float()
-        optimiser.found_inf = torch.maximum(getattr(optimiser, "found_inf", skip), skip)
+        skip = torch.maximum(getattr(optimiser, "found_inf", skip), skip)
+        setattr(optimiser, "found_inf", skip)  # noqa: B010  which its class does not declare
     else:
         metrics.read()
     optimiser.step()

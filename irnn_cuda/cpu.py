@@ -19,6 +19,7 @@ from system.compiled import compiled, limit_pool, use_threads
 limit_pool(torch.get_num_threads())
 import numba  # noqa: E402
 
+Array = np.ndarray
 _ABREAST = 8  # columns scanned together: 8 pixels x 4C floats stay in the first-level cache
 # Rows of weight and bias, and blocks of output channels.
 _UP, _RIGHT, _DOWN, _LEFT = 0, 1, 2, 3
@@ -26,7 +27,10 @@ _LAUNCH = threading.Lock()  # some of Numba's pools must not be entered by two t
 
 
 @compiled()
-def _scan(x, weight, bias, y, direction, first, stride, length, abreast):
+def _scan(
+    x: Array, weight: Array, bias: Array, y: Array,
+    direction: int, first: int, stride: int, length: int, abreast: int
+) -> None:  # fmt: skip
     """Scan `abreast` neighbouring lines, the first of which starts at pixel `first`."""
     channels, zero = x.shape[1], x.dtype.type(0)  # a plain 0 would make float32 sums float64
     offset, w, b = direction * channels, weight[direction], bias[direction]
@@ -46,7 +50,9 @@ def _scan(x, weight, bias, y, direction, first, stride, length, abreast):
 
 
 @compiled(parallel=True)
-def _forward(x, weight, bias, y, images, height, width):
+def _forward(
+    x: Array, weight: Array, bias: Array, y: Array, images: int, height: int, width: int
+) -> None:
     for line in numba.prange(images * height):
         first = line * width
         _scan(x, weight, bias, y, _RIGHT, first, 1, width, 1)
@@ -63,8 +69,9 @@ def _forward(x, weight, bias, y, images, height, width):
 
 @compiled()
 def _scan_back(
-    grad, y, weight, grad_x, sums, carry, direction, line, first, stride, length, abreast
-):
+    grad: Array, y: Array, weight: Array, grad_x: Array, sums: Array, carry: Array,
+    direction: int, line: int, first: int, stride: int, length: int, abreast: int
+) -> None:  # fmt: skip
     """Gradient of _scan: sums[direction, line + lane] receives those of weight and bias.
 
     carry (abreast,C) is scratch. RIGHT comes first and writes grad_x; the others add to it.
@@ -99,7 +106,10 @@ def _scan_back(
 
 
 @compiled(parallel=True)
-def _backward(grad, y, weight, grad_x, sums, images, height, width):
+def _backward(
+    grad: Array, y: Array, weight: Array, grad_x: Array, sums: Array,
+    images: int, height: int, width: int
+) -> None:  # fmt: skip
     channels = grad_x.shape[1]
     for line in numba.prange(images * height):
         carry = np.empty((1, channels), grad.dtype)

@@ -9,6 +9,7 @@ Both directions are custom operators, so torch.compile, torch.export and opcheck
 import functools
 import types
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, library
@@ -92,12 +93,12 @@ def _(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     _, weight, _ = inputs
     ctx.save_for_backward(output, weight)  # the gradients need the output, not the input
 
 
-def _autograd(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y, weight = ctx.saved_tensors
     return _irnn_backward(grad, y, weight)
 
