@@ -96,11 +96,7 @@ class Pairing:
 
 
 def read_folder(
-    path: str,
-    layout: str,
-    side_by_side: str,
-    say: Callable[[str], object],
-    allow_unpaired: bool = False,
+    path: str, layout: str, side_by_side: str, say: Callable[[str], object], allow_unpaired: bool
 ) -> tuple[list[tuple[File, ...]], str]:
     """The pairs of a folder in one of the layouts of Train_Dataset_README.md.
 
@@ -140,10 +136,10 @@ def sole_image(folder: Path) -> str | None:
         return None
     try:
         names = os.listdir(folder)
-        sole = len(names) == 1 and Path(names[0]).suffix.lower() in FORMATS
-        return names[0] if sole and (folder / names[0]).is_file() else None
     except OSError:
         return None
+    sole = len(names) == 1 and Path(names[0]).suffix.lower() in FORMATS
+    return names[0] if sole and os.path.isfile(folder / names[0]) else None
 
 
 def _list_images(

@@ -152,9 +152,13 @@ def read_list(
     if Path(path).is_dir():
         rows, halves = read_folder(path, layout, halves, say, allow_unpaired)
         path = str(Path(path))
-        numbered = ((n, [_encode(path, str(f)) for f in files]) for n, files in enumerate(rows, 1))
-        resolver = NameResolver(Path(path))
-        return PairList(path, *_pack_names(numbered), resolver, halves, is_file=False)
+        encoded = ((n, [str(file).encode() for file in files]) for n, files in enumerate(rows, 1))
+        try:
+            packed = _pack_names(encoded)
+        except UnicodeEncodeError as error:
+            name = format_path(Path(error.object))
+            raise UserError(f"{path}: {name}: expected a name in UTF-8") from None
+        return PairList(path, *packed, NameResolver(Path(path)), halves, is_file=False)
     notify = SlowNotice(say).update
     lines = _iterate_lines(path, _read_text(path), notify)
     pairs = PairList(path, *_pack_names(lines), NameResolver())
@@ -175,13 +179,6 @@ def read_list(
     return pairs
 
 
-def _encode(path: str, name: str) -> bytes:
-    try:
-        return name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{path}: {format_path(Path(name))}: expected a name in UTF-8") from None
-
-
 def _read_text(path: str) -> bytes:
     """A list as UTF-8 with LF at the end of lines. Raises UserError."""
     try:
@@ -196,9 +193,8 @@ def _read_text(path: str) -> bytes:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not {encoding} text ({error.reason} at byte {error.start})"
-        ) from None
+        reason = f"{error.reason} at byte {error.start}"
+        raise UserError(f"{path}: not {encoding} text ({reason})") from None
     if encoding != "UTF-8":
         data = text.encode("utf-8", "surrogatepass")
     # No byte of a longer character is one of these. Nothing else ends a line.
@@ -250,15 +246,11 @@ def _pack_names(
 def _find_resolver(pairs: PairList) -> NameResolver:
     """The resolver that finds the first image of a list. Raises UserError."""
     folder = Path(pairs.source).parent
-    resolvers = [
-        NameResolver(base, strip_prefix)
-        for strip_prefix in (False, True)
-        for base in (None, folder)
-    ]
+    resolvers = [NameResolver(base, bare) for bare in (False, True) for base in (None, folder)]
     name = next(pairs.iterate_names()).decode()
     for spelling in (name, name.replace("\\", "/")):
         for resolver in resolvers:
-            if _is_file(resolver(spelling)) or sole_image(resolver(spelling)):
+            if os.path.isfile(resolver(spelling)) or sole_image(resolver(spelling)):
                 return resolver
     _require_no_drive(pairs.location(0), name)
     tried = ", ".join(dict.fromkeys(str(resolver(name)) for resolver in resolvers))
@@ -291,7 +283,7 @@ def _check_images(pairs: PairList, notify: Notify) -> int:
     for i in missing:
         start, end = spans[i]
         name = pairs.text[start:end].decode()
-        if _is_file(pairs.resolver(name)):  # in a folder that cannot be listed, or spelt otherwise
+        if os.path.isfile(pairs.resolver(name)):  # in a closed folder, or spelt otherwise
             continue
         if image := sole_image(pairs.resolver(name)):
             spans[i] = len(text), len(text) + len(f"{name}/{image}".encode())
@@ -339,14 +331,6 @@ def _find_unlisted(pairs: PairList, indices: np.ndarray, notify: Notify) -> list
         missing += [i for i, name in zip(inside, names, strict=True) if name[cut:] not in files]
         notify(f"{pairs.source}: looked into {number} of {len(by_folder)} folders")
     return sorted(missing)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether path is a file; not if its name is too long or its folder is closed."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _require_no_drive(location: str, name: str) -> None:
@@ -421,7 +405,14 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
     """Both images of a pair, (H,W,3) uint8 BGR. Raises UserError, also if their sizes differ."""
     rainy = read_image(pair.rainy, pair.location)
     if pair.halves:
-        return _split_halves(rainy, pair)
+        width = rainy.shape[1]
+        if width % 2:
+            raise UserError(
+                f"{pair.location}: {pair.rainy} is {width} pixels wide; expected an even number, "
+                "as it holds two images side by side"
+            )
+        left, right = (np.ascontiguousarray(half) for half in np.split(rainy, 2, axis=1))
+        return (left, right) if pair.halves == "rainy-left" else (right, left)
     if pair.clean is None:
         return rainy, None
     clean = read_image(pair.clean, pair.location)
@@ -431,14 +422,3 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
             f"{rainy.shape[1]}x{rainy.shape[0]}, {pair.clean} is {clean.shape[1]}x{clean.shape[0]}"
         )
     return rainy, clean
-
-
-def _split_halves(image: np.ndarray, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    width = image.shape[1]
-    if width % 2:
-        raise UserError(
-            f"{pair.location}: {pair.rainy} is {width} pixels wide; expected an even number, as it "
-            "holds two images side by side"
-        )
-    left, right = (np.ascontiguousarray(half) for half in np.split(image, 2, axis=1))
-    return (left, right) if pair.halves == "rainy-left" else (right, left)

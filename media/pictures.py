@@ -116,14 +116,14 @@ def read_picture(path: Path, name: str = "") -> Picture:
         ) from None
 
 
-def read_image(path: Path, where: str) -> np.ndarray:
+def read_image(path: Path, location: str) -> np.ndarray:
     """Read an image of a list as (H,W,3) uint8, BGR; greyscale is spread over the channels.
 
     Raises:
         UserError: as read_picture, or it has more than 8 bits a channel or transparent pixels.
-            `where` begins the message.
+            `location` begins the message.
     """
-    name = f"{where}: {path}"
+    name = f"{location}: {path}"
     picture = read_picture(path, name)
     if picture.colour.dtype != np.uint8:
         raise UserError(

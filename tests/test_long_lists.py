@@ -74,8 +74,8 @@ def test_folders_are_listed_and_names_not_asked_one_by_one(monkeypatch):
     touch(*names)
     write([f"{first} {second}" for first, second in zip(names[::2], names[1::2], strict=True)])
     asked, listed = [], []
-    ask, scan = Path.is_file, os.scandir
-    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or ask(path))
+    ask, scan = os.path.isfile, os.scandir
+    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path) or ask(path))
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scan(path))
     assert len(lists.read_list("list.txt")) == 50
     assert sorted(listed) == ["a", "b"]
