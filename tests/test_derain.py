@@ -122,7 +122,7 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
     found = sorted(str(p.relative_to("in/out")) for p in Path("in/out").rglob("*") if p.is_file())
     pictures = [name for name in found if not name.startswith("index")]
     assert pictures == ["b.png", "x/c d.JPG", "x/y/a.png"]
-    kinds = ("after.js", "before.js", "mask.js", "thumb.jpg")
+    kinds = ("derained.js", "mask.js", "rainy.js", "thumb.jpg")
     assert [name for name in found if name.startswith("index")] == [
         "index.html", *(f"index_files/{i:06d}-{kind}" for i in (0, 1, 2) for kind in kinds)
     ]  # fmt: skip
