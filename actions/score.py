@@ -83,8 +83,8 @@ def score(settings: Settings) -> int:
         raise UserError(f"-i: {settings.input}: none of its pictures is of {settings.test_list}")
     tasks = []
     for index, (name, pair) in enumerate(zip(names, pairs, strict=True)):
-        own = {method: m.files[index] for method, m in matches.items() if index in m.files}
-        tasks.append(Task(index, name, pair, own))
+        files = {method: m.files[index] for method, m in matches.items() if index in m.files}
+        tasks.append(Task(index, name, pair, files))
     _require_own_tables(folder)
     with open_result_folder(folder, "-o", inputs=inputs, outputs=[], stale=reversed(OUTPUTS)):
         scored, is_whole = _score_tasks(settings, folder, list(matches), tasks)

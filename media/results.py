@@ -192,9 +192,9 @@ def match_results(method: Method, pairs: PairList, names: list[str]) -> Match:
     candidates: list[set[int]] = []
     description, most = "", -1
     for rule in MATCH_RULES:
-        found = _find_candidates(rule, stems, pairs, names)
-        if _count_certain(found) > most:
-            most, candidates, description = _count_certain(found), found, rule.description
+        sets = _find_candidates(rule, stems, pairs, names)
+        if _count_certain(sets) > most:
+            most, candidates, description = _count_certain(sets), sets, rule.description
         if 2 * most >= len(stems):
             break
     match = _assign_results(method, pairs, candidates)

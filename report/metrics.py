@@ -81,7 +81,7 @@ def measure(
 
 def _as_float(name: str, image: np.ndarray) -> np.ndarray:
     if image.dtype == np.uint8:
-        return image.astype(np.float32) / 255  # as the network's own images are made
+        return image.astype(np.float32) / 255  # as for the network
     if image.dtype.kind == "f":
         return image
     raise ValueError(f"measure: {name} must be uint8, or float in 0..1, got {image.dtype}")

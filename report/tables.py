@@ -340,8 +340,8 @@ def print_worst(results: Sequence[Result]) -> None:
     dry = {name: out for name, (rainy, out) in psnr.items() if math.isinf(rainy)}
     if dry:
         worst = min(dry, key=dry.__getitem__)
-        most = f"most in {one_line(worst)}, {dry[worst]:.4f} dB"
+        change = f"most in {one_line(worst)}, {dry[worst]:.4f} dB"
         print(
             f"the rainy and clean images are equal in {len(dry)} of {len(psnr)} pairs: there PSNR "
-            f"shows what was changed, {most if math.isfinite(dry[worst]) else 'nothing'}"
+            f"shows what was changed, {change if math.isfinite(dry[worst]) else 'nothing'}"
         )

@@ -26,7 +26,7 @@ def strip(images: list[np.ndarray], gap: int = 4) -> np.ndarray:
 def contact_sheet(images: list[np.ndarray], captions: list[str], columns: int = 3) -> np.ndarray:
     """Images (H,W,3) uint8 BGR of one size in rows, each under a caption of one or more lines.
 
-    Images wider than 480 pixels are shown at that width.
+    Images wider than 480 pixels are scaled to that width.
     """
     scale = min(1.0, 480 / images[0].shape[1])
     cells = []
@@ -53,7 +53,7 @@ def contact_sheet(images: list[np.ndarray], captions: list[str], columns: int = 
 
 def encode_png(image: np.ndarray, name: str) -> bytes:
     """(H,W,3) uint8 BGR as the bytes of a PNG file. Raises UserError naming `name`."""
-    done, data = cv2.imencode(".png", image)
-    if not done:
-        raise UserError(f"{name}: an image of {image.shape[1]}x{image.shape[0]} makes no PNG")
+    is_encoded, data = cv2.imencode(".png", image)
+    if not is_encoded:
+        raise UserError(f"{name}: an image of {image.shape[1]}x{image.shape[0]} cannot be encoded as PNG")
     return data.tobytes()
