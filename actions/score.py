@@ -7,9 +7,9 @@ In the folder -o: metrics.csv (a row a result), summary.json (the means), table.
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,8 @@ OUTPUTS = ("metrics.csv", "summary.json", "table.md", "table.tex")
 MOST_DOUBTS = 5  # that are reported of a method
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True)
+class Task:
     """A pair of the list, and the methods' results for it, by the methods' names."""
 
     index: int
@@ -179,10 +180,10 @@ def score_pair(
         rainy, clean = read_pair(pair)
     except UserError as error:
         return None, [str(error)]
-    images = {RAINY: rainy, CLEAN: clean}
-    files = {RAINY: pair.rainy, CLEAN: pair.clean}
-    if clean is None:  # the list names clean images alone
+    if clean is None or pair.clean is None:  # the list names clean images alone
         images, files = {CLEAN: rainy}, {CLEAN: pair.rainy}
+    else:
+        images, files = {RAINY: rainy, CLEAN: clean}, {RAINY: pair.rainy, CLEAN: pair.clean}
     truth = images[CLEAN]
     result = Result(task.index, task.name, files | task.results, truth.shape[1], truth.shape[0])
     for method, path in task.results.items():

@@ -51,16 +51,16 @@ def test(settings: Settings) -> int:
             the images before it stay, each whole.
     """
     with Ranks() as ranks:
-        layout = settings.layout, settings.side_by_side
+        layout, checkpoint = (settings.layout, settings.side_by_side), checkpoint_path(settings)
         listed = read_list(settings.test_list, False, ranks.say, *layout)
-        derainer = Derainer.from_settings(checkpoint_path(settings), settings, ranks)
+        derainer = Derainer.from_settings(checkpoint, settings, ranks)
         names = result_names([pair.rainy for pair in listed])
         folder = Path(settings.result_dir)
         inputs = [path for pair in listed for path in (pair.rainy, pair.clean) if path]
-        inputs += [Path(settings.test_list), derainer.path]
+        inputs += [Path(settings.test_list), checkpoint]
         outputs = [path for name in names for path in _picture_paths(folder, name)]
         readable = _find_readable(listed, ranks)
-        pairs, names = ([items[index] for index in readable] for items in (listed, names))
+        pairs, names = [listed[i] for i in readable], [names[i] for i in readable]
         with open_result_folder(
             folder,
             "--result-dir",
@@ -71,8 +71,9 @@ def test(settings: Settings) -> int:
             barrier=lambda: ranks.all_gather(None),
         ):
             device = describe_device(derainer.device, ranks)
-            ranks.say(f"{derainer.path}, step {derainer.step}, on {device}")
-            start, results = time.monotonic(), []
+            ranks.say(f"{checkpoint}, step {derainer.step}, on {device}")
+            start = time.monotonic()
+            results: list[Result] = []
             try:
                 _derain_list(settings, ranks, derainer, pairs, names, results)
             except BaseException:
@@ -163,7 +164,7 @@ def _write_result(folder: Path, name: str, pair: Pair, derained: DerainedPair) -
     output, mask = derained.output, derained.output.mask
     images = {RAINY: derained.rainy, DERAINED: output.uint8_image}
     files = {RAINY: pair.rainy, DERAINED: _picture_paths(folder, name)[0]}
-    if pair.clean is not None:
+    if derained.clean is not None and pair.clean is not None:
         images[CLEAN], files[CLEAN] = derained.clean, pair.clean
     heat = heat_map(mask)
     pictures = images[DERAINED], heat, strip([*images.values(), heat])
@@ -172,9 +173,9 @@ def _write_result(folder: Path, name: str, pair: Pair, derained: DerainedPair) -
     write_copies(folder, derained.index, images, mask)
     result = Result.from_images(derained.index, name, files, images[RAINY], images[DERAINED], mask)
     result.seconds, result.note = derained.seconds, derained.note
-    if pair.clean is not None:
+    if CLEAN in images:
         for image, pixels in ((RAINY, derained.rainy), (DERAINED, output.float_image)):
-            result.scores[image] = measure(pixels, derained.clean, order="BGR")
+            result.scores[image] = measure(pixels, images[CLEAN], order="BGR")
     return result
 
 
@@ -205,7 +206,7 @@ def _report_results(
         "means": tables.json_scores(tables.flatten_means(means)),
     }
     tables.write_json(folder / SUMMARY, summary)
-    title = f"SPANet: {Path(settings.test_list).name}, derained by {derainer.path.name}"
+    title = f"SPANet: {Path(settings.test_list).name}, derained by {checkpoint_path(settings).name}"
     title += f": {len(results)} of {listed} images" * (len(results) < listed)
     run = page.describe_run(("model", derainer.describe_weights()), device, seconds)
     sides = page.SCORED_SIDES if scored else page.PLAIN_SIDES

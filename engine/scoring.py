@@ -1,7 +1,7 @@
 """Derain the pairs of a list: the loop that testing and the scores of a training run share."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -46,7 +46,7 @@ def derain_pairs(
     pairs: Sequence[Pair],
     workers: int,
     finish: Callable[[DerainedPair], T],
-) -> Iterator[T | str]:
+) -> Generator[T | str, None, None]:
     """finish(derained pair) of each pair in order, or the message about a pair that is bad.
 
     Ranks share the pairs, and every rank gets all results. Workers read the next images and threads
@@ -99,6 +99,7 @@ def score(
     """
 
     def measure_pair(pair: DerainedPair) -> list[float]:
+        assert pair.clean is not None  # lists for validation have clean images
         scores = measure(pair.output.float_image, pair.clean, order="BGR", protocols=["released"])
         return [scores[f"released_{m}"] for m in MEASURES]
 

@@ -225,9 +225,10 @@ def _find_candidates(
     rainy = _match_keys(rule, stems, _rainy_keys(rule, pairs, names, stems))
     if not pairs.paired:
         return rainy
-    keys = defaultdict(set)
+    keys: dict[str, set[int]] = defaultdict(set)
     for index, pair in enumerate(pairs):
-        keys[rule.key(pair.clean.stem)].add(index)
+        if pair.clean:
+            keys[rule.key(pair.clean.stem)].add(index)
     clean = _match_keys(rule, stems, keys)
     lead = _count_certain(rainy) - _count_certain(clean)
     if lead:

@@ -14,7 +14,7 @@ y_round   as y, with the luminance rounded to whole numbers: the scripts of MPRN
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -63,9 +63,9 @@ def measure(
         raise ValueError(
             f"measure: clean must be in 0..1, got {clean.min():.6g} to {clean.max():.6g}"
         )
-    images = clean, np.clip(output, 0, 1)
+    images = [clean, np.clip(output, 0, 1)]
     if order == "RGB":
-        images = tuple(image[..., ::-1] for image in images)
+        images = [image[..., ::-1] for image in images]
     planes = [luminance(image) for image in images] if set(protocols) - set(DATA_RANGES) else []
     scores: dict[str, float] = {}
     for protocol in protocols:
@@ -74,7 +74,7 @@ def measure(
         elif protocol == "y_down" and "y_psnr" in scores and _downsampling_factor(clean.shape) == 1:
             psnr, ssim = scores["y_psnr"], scores["y_ssim"]
         else:
-            psnr, ssim = _score_luminance(protocol, planes)
+            psnr, ssim = _score_luminance(protocol, *planes)
         scores |= {f"{protocol}_psnr": psnr, f"{protocol}_ssim": ssim}
     return scores
 
@@ -98,13 +98,13 @@ def luminance(image: np.ndarray) -> np.ndarray:
     return 16 + (to_uint8(image) / 255) @ BGR_TO_Y
 
 
-def _score_luminance(protocol: str, planes: list[np.ndarray]) -> tuple[float, float]:
+def _score_luminance(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
     if protocol == "y_round":
-        planes = [np.rint(plane) for plane in planes]
-    psnr = _psnr(*planes, data_range=255)
+        clean, output = np.rint(clean), np.rint(output)
+    psnr = _psnr(clean, output, data_range=255)
     if protocol == "y_down":
-        planes = [_average_down(plane) for plane in planes]
-    return psnr, _ssim(*planes, 11, **GAUSSIAN_OPTIONS)
+        clean, output = _average_down(clean), _average_down(output)
+    return psnr, _ssim(clean, output, 11, **GAUSSIAN_OPTIONS)
 
 
 def _average_down(image: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ def _psnr(true: np.ndarray, test: np.ndarray, data_range: float) -> float:
     return float(peak_signal_noise_ratio(true, test, data_range=data_range))
 
 
-def _ssim(true: np.ndarray, test: np.ndarray, side: int, **options) -> float:
+def _ssim(true: np.ndarray, test: np.ndarray, side: int, **options: Any) -> float:
     """SSIM in float64 by a window of that side: the mean over all windows, a band at a time."""
     from skimage.metrics import structural_similarity  # as above
 

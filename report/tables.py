@@ -159,7 +159,7 @@ def wide_row(result: Result) -> dict[str, str | float]:
 
 def long_rows(result: Result) -> list[dict[str, str | float]]:
     """The rows of a picture in the metrics.csv of scored methods, one a method."""
-    rows = []
+    rows: list[dict[str, str | float]] = []
     for method, scores in result.scores.items():
         width, height = result.compared.get(method, (result.width, result.height))
         rows.append({

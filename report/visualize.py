@@ -55,5 +55,7 @@ def encode_png(image: np.ndarray, name: str) -> bytes:
     """(H,W,3) uint8 BGR as the bytes of a PNG file. Raises UserError naming `name`."""
     is_encoded, data = cv2.imencode(".png", image)
     if not is_encoded:
-        raise UserError(f"{name}: an image of {image.shape[1]}x{image.shape[0]} cannot be encoded as PNG")
+        raise UserError(
+            f"{name}: an image of {image.shape[1]}x{image.shape[0]} cannot be encoded as PNG"
+        )
     return data.tobytes()

@@ -69,7 +69,7 @@ def create_temp_beside(path: Path, suffix: str = "") -> Path:
             return path.with_name(name)
 
 
-def format_path(path: Path) -> str:
+def format_path(path: str | Path) -> str:
     """A path as text, whatever bytes its names are made of."""
     return os.fsencode(path).decode(errors="replace")
 
