@@ -12,11 +12,8 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
@@ -24,7 +21,7 @@ from engine.deraining import DerainedPicture, DerainedVideo, derain_picture, der
 from engine.device import describe_device
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
-from media.pictures import Picture, encode_picture, read_picture, require_format
+from media.pictures import Picture, encode_picture, read_picture, require_format, to_preview
 from media.video_reader import VideoReader
 from media.video_writer import VideoWriteError
 from report import copies, page
@@ -34,16 +31,16 @@ from settings import Settings, UserError, one_line
 from system.files import check_still_there, write_atomically
 from system.interrupt import defer_signals
 from system.overlap import count_threads, map_threads, prefetch
-from system.progress import SLOW_SECONDS, Progress, warn
+from system.progress import Progress, warn
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 DEMO = Path(__file__).resolve().parent.parent / "model" / "demo"
 DEMO_WARNING = (
     "warning: model/demo was trained on synthetic rain only and can damage real photographs; for "
     "those, run `make weights` and use -m published"
 )
-PICTURE_PROGRESS_SECONDS = 3.0  # after which a single picture shows its progress
-FRAMES_BEFORE_ESTIMATE = 3  # of the time that a video takes; the first frame takes longer
+PROGRESS_SECONDS = 3.0  # after which a single picture shows its progress
 
 
 def derain(settings: Settings) -> int:
@@ -64,8 +61,9 @@ def derain(settings: Settings) -> int:
             warn(problem)
         if note:
             ranks.say(note)
-        derainer = Derainer.from_settings(checkpoint_path(settings), settings, ranks)
-        if ranks.first and derainer.path.resolve() == DEMO:
+        checkpoint = checkpoint_path(settings)
+        derainer = Derainer.from_settings(checkpoint, settings, ranks)
+        if ranks.first and checkpoint.resolve() == DEMO:
             warn(DEMO_WARNING)
         if len(jobs) == 1:  # if it is bad, an earlier page stays
             _check_input(jobs[0], settings.start if folder else 0)
@@ -73,7 +71,7 @@ def derain(settings: Settings) -> int:
         with open_result_folder(
             folder or targets[0].parent,
             "-o",
-            inputs=[derainer.path, *(job.source for job in jobs)],
+            inputs=[checkpoint, *(job.source for job in jobs)],
             outputs=targets,
             page=folder is not None,
             lock=folder or targets[0],
@@ -81,10 +79,13 @@ def derain(settings: Settings) -> int:
             barrier=lambda: ranks.all_gather(None),
         ):
             run = _Run(settings, ranks, derainer, jobs, folder)
-            run.derain_all()
+            run.derain_all(f"SPANet: {Path(settings.input).name}, derained by {checkpoint.name}")
             if ranks.first:
-                check_still_there([jobs[number].target for number in sorted(run.rows)], "results")
-                run.print_summary()
+                results = run.results
+                check_still_there([jobs[number].target for number in sorted(results)], "results")
+                page_note = f"; open {folder / page.PAGE} to look at them" if folder else ""
+                place = page_note or f": {targets[0]}"
+                print(f"{len(results)} of {len(jobs)} derained{place if results else ''}")
             ranks.all_gather(None)  # a rank that leaves with status 2 would end the others
     return 2 if run.bad or problems else 0
 
@@ -103,7 +104,7 @@ class _Run:
 
     Attributes:
         folder: where the page goes; None if the result is one file.
-        rows: the rows of the page, by the number of their job.
+        results: by the number of their job.
         bad: how many jobs failed, or had input with something missing.
     """
 
@@ -112,32 +113,24 @@ class _Run:
     derainer: Derainer
     jobs: list[Job]
     folder: Path | None
-    rows: dict[int, Result] = field(default_factory=dict)
+    results: dict[int, Result] = field(default_factory=dict)
     bad: int = 0
 
-    def derain_all(self) -> None:
+    def derain_all(self, title: str) -> None:
         """Derain pictures, then videos. The page shows what was finished, even after an error."""
-        device, start = describe_device(self.derainer.device, self.ranks), time.monotonic()
-        self.ranks.say(f"{self.derainer.path}, step {self.derainer.step}, on {device}")
+        derainer, start = self.derainer, time.monotonic()
+        device = describe_device(derainer.device, self.ranks)
+        self.ranks.say(f"{derainer.path}, step {derainer.step}, on {device}")
         try:
             self._derain_pictures()
             self._derain_videos()
         finally:
-            if self.ranks.first and self.folder and self.rows:
-                name = Path(self.settings.input).name
-                title = f"SPANet: {name}, derained by {self.derainer.path.name}"
-                results = [self.rows[number] for number in sorted(self.rows)]
-                source = ("model", self.derainer.describe_weights())
+            if self.ranks.first and self.folder and self.results:
+                results = [self.results[number] for number in sorted(self.results)]
+                source = ("model", derainer.describe_weights())
                 run = page.describe_run(source, device, time.monotonic() - start)
                 with defer_signals():
                     page.write_page(self.folder, title, results, run, self.settings)
-
-    def print_summary(self) -> None:
-        """Print how many jobs have a result, and where to find it."""
-        place = f": {self.jobs[0].target}"
-        if self.folder:
-            place = f"; open {self.folder / page.PAGE} to look at them"
-        print(f"{len(self.rows)} of {len(self.jobs)} derained{place if self.rows else ''}")
 
     def _derain_pictures(self) -> None:
         """Derain the pictures: threads read ahead of the network, and write behind it."""
@@ -146,23 +139,22 @@ class _Run:
         own = numbers[ranks.rank :: ranks.world_size]
         pictures = prefetch(_attempt(self._read_picture, number) for number in own)
         derained = (_attempt(self._derain_picture, picture) for picture in pictures)
-        rows = map_threads(derained, self._write_picture, count_threads(ranks.local_size))
+        written = map_threads(derained, self._write_picture, count_threads(ranks.local_size))
         silent = len(self.jobs) == 1 or not ranks.first
         with (
             closing(pictures),
-            closing(rows),
+            closing(written),
             Progress("picture", 0, max(len(numbers), 1), [], silent=silent) as progress,
         ):
-            all_rows = ranks.map_over_ranks(len(numbers), lambda _: next(rows))
-            for number, row in zip(numbers, all_rows, strict=True):
-                if isinstance(row, str):
-                    self.bad += 1
-                    if ranks.first:
-                        warn(row)
+            results = ranks.map_over_ranks(len(numbers), lambda _: next(written))
+            for number, result in zip(numbers, results, strict=True):
+                if isinstance(result, str):
+                    self._report_bad(result)
                 else:
-                    if ranks.first and row.note and not any(r.note for r in self.rows.values()):
-                        progress.say(row.note)
-                    self.rows[number] = row
+                    noted = any(other.note for other in self.results.values())
+                    if result.note and not noted and ranks.first:
+                        progress.say(result.note)
+                    self.results[number] = result
                 progress.advance(1)
 
     def _read_picture(self, number: int) -> tuple[int, Picture]:
@@ -171,34 +163,31 @@ class _Run:
         return number, picture
 
     def _derain_picture(self, item: tuple[int, Picture]) -> tuple[int, DerainedPicture]:
-        number, picture = item
-        count = self.derainer.count_parts(*picture.colour.shape[:2])
-        silent, after = len(self.jobs) > 1 or not self.ranks.first, PICTURE_PROGRESS_SECONDS
-        with Progress("part", 0, count, [], silent=silent, after=after) as progress:
-            name = str(self.jobs[number].source)
+        (number, picture), silent = item, len(self.jobs) > 1 or not self.ranks.first
+        count, name = self.derainer.count_parts(*picture.colour.shape[:2]), self.jobs[number].source
+        with Progress("part", 0, count, [], silent=silent, after=PROGRESS_SECONDS) as progress:
             return number, derain_picture(
-                self.derainer, picture, name, lambda *_: progress.advance(1)
+                self.derainer, picture, str(name), lambda *_: progress.advance(1)
             )
 
     def _write_picture(self, item: tuple[int, DerainedPicture] | UserError) -> Result | str:
-        """Write a picture and what the page shows of it; its row, or why there is none."""
-        try:
-            if isinstance(item, UserError):
-                raise item
-            number, picture = item
-            data = encode_picture(self.jobs[number].target, picture.derained)
-        except UserError as error:
+        """Write a picture and what the page shows of it; its result, or why there is none."""
+        encoded = _attempt(self._encode_picture, item)
+        if isinstance(encoded, UserError):
             if len(self.jobs) == 1:
-                raise
-            return str(error)
+                raise encoded
+            return str(encoded)
+        number, output, data = encoded
         write_atomically(self.jobs[number].target, data)
-        before, after = picture.rainy, picture.derained
-        if self.folder:
-            previews = {RAINY: before.preview(), DERAINED: after.preview()}
-            copies.write_copies(self.folder, number, previews, picture.mask)
-        row = self._new_row(number, before.colour, after.colour, picture)
-        row.note = picture.tile_note
-        return row
+        result = self._make_result(number, output)
+        result.note = output.note
+        return result
+
+    def _encode_picture(
+        self, item: tuple[int, DerainedPicture]
+    ) -> tuple[int, DerainedPicture, bytes]:
+        number, output = item
+        return number, output, encode_picture(self.jobs[number].target, output.picture)
 
     def _derain_videos(self) -> None:
         for number, job in enumerate(self.jobs):
@@ -213,27 +202,17 @@ class _Run:
                 # Only this rank knows what cannot be written; the others would wait for it.
                 if len(self.jobs) == 1 or isinstance(error, VideoWriteError):
                     raise
-                self.bad += 1
-                if self.ranks.first:
-                    warn(str(error))
+                self._report_bad(str(error))
 
     def _derain_video(self, number: int, job: Job, reader: VideoReader) -> None:
-        """Derain a video. Its row, on the first rank, shows a frame in the middle."""
-        ranks, count = self.ranks, max(reader.count, 1)
-        first_frames, first_time, estimated = 0, 0.0, not reader.count
+        """Derain a video. Its result, on the first rank, shows a frame in the middle."""
+        silent, count = not self.ranks.first, max(reader.count, 1)
 
-        def show_progress(written: int) -> None:
-            nonlocal first_frames, first_time, estimated
-            progress.update(min(written, count) - 1, {})
-            now = time.monotonic()
-            if not first_frames:
-                first_frames, first_time = written, now
-            elif not estimated and written >= FRAMES_BEFORE_ESTIMATE:
-                estimated = True
-                seconds = count * (now - first_time) / (written - first_frames)
-                if seconds >= SLOW_SECONDS and ranks.first:
-                    duration = timedelta(seconds=round(seconds))
-                    progress.say(f"{job.name}: {count} frames take about {duration}")
+        def show_progress(done: int) -> None:
+            progress.update(min(done, count) - 1, {})  # a file can hold more than it says
+
+        def show_warning(line: str) -> None:
+            progress.say(f"main.py: warning: {one_line(line)}", sys.stderr)
 
         def report_early_end(written: int) -> None:
             line = f"{job.target}: ends early, holds the first {written} frames"
@@ -241,25 +220,16 @@ class _Run:
                 line += f"; to go on from there, add {options} and give -o another name"
             print(f"\n{line}")
 
-        def show_warning(line: str) -> None:
-            progress.say(f"main.py: warning: {one_line(line)}", sys.stderr)
-
-        with Progress("frame", 0, count, [], silent=not ranks.first) as progress:
-            if ranks.first and (
-                note := self.derainer.compare_tiles(reader.convert_frame(reader.first))
-            ):
+        with Progress("frame", 0, count, [], silent=silent, forecast=True) as progress:
+            note = self.derainer.compare_tiles(reader.convert_frame(reader.first))
+            if note and self.ranks.first:
                 progress.say(note)
-            video = derain_video(
-                self.derainer, ranks, reader, job.target, show_progress, show_warning,
-                report_early_end,
-            )  # fmt: skip
+            callbacks = show_progress, show_warning, report_early_end
+            video = derain_video(self.derainer, self.ranks, reader, job.target, *callbacks)
         if video:
-            if self.folder:
-                previews = {RAINY: video.rainy, DERAINED: video.derained}
-                copies.write_copies(self.folder, number, previews, video.mask)
-            row = self._new_row(number, video.rainy, video.derained, video)
-            row.frames, row.begin = video.frames, reader.start_time
-            self.rows[number] = row
+            result = self._make_result(number, video)
+            result.frames, result.begin = video.frames, reader.start_time
+            self.results[number] = result
 
     def _remaining_options(self, job: Job, reader: VideoReader, written: int) -> str:
         """The options that derain the rest of a video; empty if there is none."""
@@ -269,19 +239,21 @@ class _Run:
         frames = f" --frames {reader.frames - written}" if reader.frames else ""
         return f"{source}--start {reader.start + written}{frames}"
 
-    def _new_row(
-        self,
-        number: int,
-        before: np.ndarray,
-        after: np.ndarray,
-        result: DerainedPicture | DerainedVideo,
-    ) -> Result:
-        """The row of a job on the page; before and after are (H,W,3) of one type, BGR."""
-        job = self.jobs[number]
+    def _make_result(self, number: int, output: DerainedPicture | DerainedVideo) -> Result:
+        """The result of a job; the page gets copies of its images."""
+        job, rainy, derained = self.jobs[number], output.rainy, output.derained
+        if self.folder:
+            previews = {RAINY: to_preview(rainy), DERAINED: to_preview(derained)}
+            copies.write_copies(self.folder, number, previews, output.mask)
         files = {RAINY: job.source, DERAINED: job.target}
-        row = Result.from_images(number, job.name, files, before, after, result.mask)
-        row.seconds = result.seconds
-        return row
+        result = Result.from_images(number, job.name, files, rainy, derained, output.mask)
+        result.seconds = output.seconds
+        return result
+
+    def _report_bad(self, message: str) -> None:
+        self.bad += 1
+        if self.ranks.first:
+            warn(message)
 
 
 def _attempt(step: Callable[[T], U], item: T | UserError) -> U | UserError:

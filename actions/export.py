@@ -128,6 +128,7 @@ def convert_network(net: nn.Module) -> onnx.ModelProto:
             output_names=OUTPUTS, dynamic_shapes=(free_dims,), opset_version=OPSET,
             custom_translation_table={torch.ops.spanet.irnn.default: irnn},
         )  # fmt: skip
+    assert program is not None  # it is with dynamo
     model = program.model_proto
     model.functions.append(_irnn_function())
     model = onnx.inliner.inline_local_functions(model)

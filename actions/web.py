@@ -21,16 +21,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
-
 from actions.derain import DEMO, DEMO_WARNING
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
-from engine.deraining import derain_picture, derain_video
+from engine.deraining import DerainedPicture, DerainedVideo, derain_picture, derain_video
 from engine.device import describe_device, is_out_of_memory
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
-from media.pictures import encode_picture, read_picture, require_format
+from media.pictures import encode_picture, read_picture, require_format, to_preview
 from media.video_reader import VideoReader
 from report.visualize import encode_png, heat_map
 from settings import Settings, UserError, one_line
@@ -162,14 +160,12 @@ class WebResult:
     """What the page shows of a file that was derained.
 
     Attributes:
-        before, after, attention: PNG files; of a video, of the frame in the middle.
+        previews: PNG files: before, after and attention; of a video, of the frame in the middle.
         file: the derained file, byte for byte as `derain` writes it.
         text: what to say of it, in lines.
     """
 
-    before: Path
-    after: Path
-    attention: Path
+    previews: list[Path]
     file: Path
     text: str
 
@@ -206,46 +202,47 @@ class WebDerainer:
         (job,), *_ = plan_jobs(str(source), f"{folder}{os.sep}")
         derainer = self.load(model, views)
         derain = self._derain_video if job.is_video else self._derain_picture
-        before, after, mask, lines = derain(derainer, job, on_progress)
-        previews = {"before": before, "after": after, "attention": heat_map(mask)}
-        paths = {name: folder / "previews" / f"{name}.png" for name in previews}
-        for name, image in previews.items():
-            write_atomically(paths[name], encode_png(image, name), durable=False)
-        size, seconds = f"{before.shape[1]}x{before.shape[0]}", time.monotonic() - start
+        output, notes = derain(derainer, job, on_progress)
+        size, seconds = f"{output.rainy.shape[1]}x{output.rainy.shape[0]}", time.monotonic() - start
         weights = f"{model}, {views} views," if views > 1 else model
-        lines.insert(0, f"{source.name}: {size} pixels, by {weights} in {seconds:.1f} s")
-        if derainer.path.resolve() == DEMO:
+        lines = [f"{source.name}: {size} pixels, by {weights} in {seconds:.1f} s", *notes]
+        if checkpoint_path(replace(self.settings, model=model)).resolve() == DEMO:
             lines.append(DEMO_WARNING)
-        return WebResult(**paths, file=job.target, text="\n".join(filter(None, lines)))
+        paths = [folder / "previews" / f"{name}.png" for name in ("before", "after", "attention")]
+        previews = to_preview(output.rainy), to_preview(output.derained), heat_map(output.mask)
+        for path, image in zip(paths, previews, strict=True):
+            write_atomically(path, encode_png(image, path.name), durable=False)
+        return WebResult(paths, file=job.target, text="\n".join(filter(None, lines)))
 
     def _derain_picture(
         self, derainer: Derainer, job: Job, on_progress: OnProgress
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        """Before and after, (H,W,3) uint8 BGR, the mask (H,W), and what to say of the picture."""
+    ) -> tuple[DerainedPicture, list[str]]:
+        """The derained picture, and what to say of it."""
         picture = read_picture(job.source)
         require_format(job.target, picture)
-        on_progress(0, derainer.count_parts(*picture.colour.shape[:2]), "parts")
-        result = derain_picture(
-            derainer, picture, str(job.source), lambda *counts: on_progress(*counts, "parts")
-        )
-        write_atomically(job.target, encode_picture(job.target, result.derained), durable=False)
-        images = picture.preview(), result.derained.preview()
-        return *images, result.mask, [result.tile_note]
+
+        def show_parts(done: int, total: int) -> None:
+            on_progress(done, total, "parts")
+
+        show_parts(0, derainer.count_parts(*picture.colour.shape[:2]))
+        output = derain_picture(derainer, picture, str(job.source), show_parts)
+        write_atomically(job.target, encode_picture(job.target, output.picture), durable=False)
+        return output, [output.note]
 
     def _derain_video(
         self, derainer: Derainer, job: Job, on_progress: OnProgress
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        """The same for a frame in the middle of a video."""
-        lines: list[str] = []
+    ) -> tuple[DerainedVideo, list[str]]:
+        """A frame in the middle of the derained video, and what to say of the video."""
+        notes: list[str] = []
         with closing(VideoReader(job.source)) as reader:
-            tile_note = derainer.compare_tiles(reader.convert_frame(reader.first))
-            video = derain_video(
+            notes.append(derainer.compare_tiles(reader.convert_frame(reader.first)))
+            output = derain_video(
                 derainer, self.ranks, reader, job.target,
                 on_frame=lambda done: on_progress(done, max(done, reader.count), "frames"),
-                on_warning=lambda line: lines.append(f"warning: {line}"),
+                on_warning=lambda line: notes.append(f"warning: {line}"),
             )  # fmt: skip
-        lines = [f"{video.frames} frames; the slider shows one in the middle", tile_note, *lines]
-        return video.rainy, video.derained, video.mask, lines
+        assert output is not None  # there is one rank
+        return output, [f"{output.frames} frames; the slider shows one in the middle", *notes]
 
 
 @dataclass(eq=False)
@@ -393,9 +390,9 @@ class WebPage:
             result = self.main_thread.run(
                 partial(self.derainer.derain, tab.upload, results, model, views, show_progress)
             )
-            images = (result.before, result.after), result.attention
+            before, after, attention = result.previews
             download = gr.update(value=result.file, interactive=True)
-            return *images, download, hide_folders(result.text)
+            return (before, after), attention, download, hide_folders(result.text)
         except TabClosed:
             return tuple(gr.skip() for _ in range(4))
         except UserError as error:

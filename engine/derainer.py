@@ -78,7 +78,7 @@ class Derainer:
     direction_attention: bool = False
     _tiles_compared: bool = field(default=False, init=False)
     _largest_need: int = field(default=0, init=False)  # bytes, of an image that was derained
-    _last_size: tuple[int, ...] = field(default=(), init=False)
+    _last_size: tuple[int, int] = field(default=(0, 0), init=False)
     _size_changes: int = field(default=0, init=False)
 
     @classmethod
@@ -136,21 +136,21 @@ class Derainer:
         Raises:
             UserError: the image does not fit into memory, or the output is not finite.
         """
-        size = image.shape[:2]
-        self._trim_memory(size)
-        needed = tiles.estimate_memory(*size, self.tile)
+        height, width = image.shape[:2]
+        self._trim_memory((height, width))
+        needed = tiles.estimate_memory(height, width, self.tile)
         if needed > self._largest_need and needed > free_memory(self.device, self.sharing):
             machine.trim_memory()  # what earlier images left with the process
             if needed > free_memory(self.device, self.sharing):
-                raise self._memory_error(name, *size)
+                raise self._memory_error(name, height, width)
         try:
             batch = self._to_batch(image)
-            with self._progress_hook(size, on_progress), self._precision_context():
+            with self._progress_hook((height, width), on_progress), self._precision_context():
                 mask, clean = tiles.derain_tiled(self.net, batch, self.views, self.tile)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise self._memory_error(name, *size) from None
+            raise self._memory_error(name, height, width) from None
         if not (clean.isfinite().all() and mask.isfinite().all()):
             weights = self.path or "the weights in training"
             raise UserError(
@@ -189,7 +189,7 @@ class Derainer:
     def _to_batch(self, image: np.ndarray) -> Tensor:
         return to_float(torch.from_numpy(image)[None].to(self.device))
 
-    def _trim_memory(self, size: tuple[int, ...]) -> None:
+    def _trim_memory(self, size: tuple[int, int]) -> None:
         """Give freed memory back after every SIZE_CHANGES changes of the image size.
 
         The blocks that one size leaves free are a little too small for another, so without this
@@ -201,7 +201,7 @@ class Derainer:
             machine.trim_memory()
             self._size_changes = 0
 
-    def _progress_hook(self, size: tuple[int, ...], on_progress: OnProgress) -> RemovableHandle:
+    def _progress_hook(self, size: tuple[int, int], on_progress: OnProgress) -> RemovableHandle:
         """Until it is left, every attention map, a quarter of a pass, calls on_progress."""
         parts, total = itertools.count(1), self.count_parts(*size)
 

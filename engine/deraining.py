@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import av
@@ -20,7 +21,8 @@ from media.video_writer import VideoWriter
 from system.interrupt import defer_signals
 from system.overlap import map_threads, prefetch
 
-FrameGroup = tuple[list[av.VideoFrame], np.ndarray | None]
+FrameGroup = tuple[list[av.VideoFrame], np.ndarray | None]  # and the image of this rank
+DerainedGroup = tuple[list[av.VideoFrame], list[np.ndarray]]  # frames and their derained images
 
 
 @dataclass(frozen=True)
@@ -28,35 +30,41 @@ class DerainedPicture:
     """A picture before and after.
 
     Attributes:
-        rainy, derained: the picture, of one kind.
+        rainy: (H,W,3) uint8 or uint16, BGR.
+        picture: the derained picture, of the same kind as the rainy one.
         mask: the attention map, (H,W) float32 in 0..1.
-        seconds: what deraining it took.
-        tile_note: how far tiles are from the whole, see Derainer.compare_tiles.
+        seconds: that deraining took.
+        note: how far tiles are from the whole, see Derainer.compare_tiles.
     """
 
-    rainy: Picture
-    derained: Picture
+    rainy: np.ndarray
+    picture: Picture
     mask: np.ndarray
     seconds: float
-    tile_note: str
+    note: str
+
+    @property
+    def derained(self) -> np.ndarray:
+        """(H,W,3) uint8 or uint16, BGR."""
+        return self.picture.colour
 
 
 @dataclass(frozen=True)
 class DerainedVideo:
-    """A video that was written.
+    """A frame in the middle of a video before and after.
 
     Attributes:
-        rainy, derained: a frame in the middle before and after, (H,W,3) uint8 BGR.
-        mask: its attention map, (H,W) float32 in 0..1.
-        frames: how many were written.
-        seconds: what deraining them took.
+        rainy, derained: (H,W,3) uint8 BGR.
+        mask: the attention map, (H,W) float32 in 0..1.
+        seconds: that deraining all frames took.
+        frames: the number of frames that were written.
     """
 
     rainy: np.ndarray
     derained: np.ndarray
     mask: np.ndarray
-    frames: int
     seconds: float
+    frames: int
 
 
 def derain_picture(
@@ -78,7 +86,8 @@ def derain_picture(
     else:
         derained = picture.with_colour(output.float_image)
     mask, seconds = output.mask, time.monotonic() - start
-    return DerainedPicture(picture, derained, mask, seconds, derainer.compare_tiles(picture.colour))
+    note = derainer.compare_tiles(picture.colour)
+    return DerainedPicture(picture.colour, derained, mask, seconds, note)
 
 
 def derain_video(
@@ -95,7 +104,7 @@ def derain_video(
     Ranks share the frames, and the first one writes them.
 
     Args:
-        on_frame: called with the number of frames done so far.
+        on_frame: called after each frame with the number of frames done.
         on_warning: on the first rank, called with a line for all that is lost or guessed: before
             the first frame with what is known then, after the last with the rest.
         on_early_end: on the first rank, called with the number of frames if an error or a signal
@@ -122,7 +131,7 @@ def derain_video(
         elif writer:
             writer.discard()
         raise
-    if not writer:
+    if not (writer and middle):
         return None
     with defer_signals():
         writer.close()
@@ -130,7 +139,7 @@ def derain_video(
         on_warning(line)
     rainy, output = middle
     seconds = time.monotonic() - start
-    return DerainedVideo(rainy, output.uint8_image, output.mask, writer.frame_count, seconds)
+    return DerainedVideo(rainy, output.uint8_image, output.mask, seconds, writer.frame_count)
 
 
 def _derain_frames(
@@ -150,49 +159,49 @@ def _derain_frames(
     middle: tuple[np.ndarray, DerainedImage] | None = None
     derained = 0
 
-    def derain_own(image: np.ndarray) -> np.ndarray:
+    def derain_own(image: np.ndarray | None, _: int) -> np.ndarray:
         nonlocal middle
+        assert image is not None  # the rank has a frame of this group
         output = derainer.derain(image, str(reader.path))
         if not middle or derained + ranks.rank <= reader.count // 2:
             middle = image, output  # which stays on the device until it is shown
         return output.uint8_image
 
-    def derain_groups() -> Iterator[av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]]:
+    def derain_groups() -> Iterator[av.Packet | DerainedGroup]:
         nonlocal derained
         for item in groups:
             if isinstance(item, av.Packet):
                 yield item
                 continue
             frames, own = item
-            images = ranks.map_over_ranks(len(frames), lambda _, own=own: derain_own(own))
+            images = ranks.map_over_ranks(len(frames), partial(derain_own, own))
             yield frames, list(images)
             derained += len(frames)
 
-    def write(item: av.Packet | tuple[list[av.VideoFrame], list[np.ndarray]]) -> int:
+    def write(item: av.Packet | DerainedGroup) -> int:
         if isinstance(item, av.Packet):
-            writer.write_packet(item)
+            if writer:
+                writer.write_packet(item)
             return 0
         for frame, image in zip(*item, strict=True):
             if writer:
                 writer.write_frame(image, frame)
         return len(item[0])
 
-    groups = prefetch(_group_frames(reader, ranks, with_sound=writer is not None))
+    groups = prefetch(_group_frames(reader, ranks))
     with closing(groups), closing(map_threads(derain_groups(), write, threads=1)) as counts:
-        written = 0
-        for count in filter(None, counts):
-            written += count
-            on_frame(written)
+        done = 0
+        for count in counts:
+            for _ in range(count):
+                done += 1
+                on_frame(done)
     return middle
 
 
-def _group_frames(
-    reader: VideoReader, ranks: Ranks, with_sound: bool
-) -> Iterator[FrameGroup | av.Packet]:
-    """The frames of a video, a group of one for each rank, with the sound between them.
+def _group_frames(reader: VideoReader, ranks: Ranks) -> Iterator[av.Packet | FrameGroup]:
+    """The frames of a video in groups of one for each rank, with the sound between them.
 
-    With a group comes the image of this rank, (H,W,3) uint8 BGR: the last group can be too short
-    to have one.
+    The image of this rank is (H,W,3) uint8 BGR; the last group can be too short to have one.
     """
     group: list[av.VideoFrame] = []
 
@@ -200,10 +209,10 @@ def _group_frames(
         return reader.convert_frame(group[ranks.rank]) if ranks.rank < len(group) else None
 
     for item in reader.items:
-        if isinstance(item, av.VideoFrame):
-            group.append(item)
-        elif with_sound:
+        if isinstance(item, av.Packet):
             yield item
+            continue
+        group.append(item)
         if len(group) == ranks.world_size:
             yield group, own_image()
             group = []

@@ -50,6 +50,11 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
+def to_preview(image: np.ndarray) -> np.ndarray:
+    """An image of 8 or 16 bits, uint8 or uint16, as uint8."""
+    return image if image.dtype == np.uint8 else to_uint8(image.astype(np.float32) / 65535)
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture, upright.
@@ -72,12 +77,6 @@ class Picture:
     def plain(self) -> bool:
         """Whether its colours are 8 bits of three channels of their own."""
         return self.colour.dtype == np.uint8 and not self.grey
-
-    def preview(self) -> np.ndarray:
-        """(H,W,3) uint8 BGR."""
-        if self.colour.dtype == np.uint8:
-            return self.colour
-        return to_uint8(self.colour.astype(np.float32) / 65535)
 
     def with_colour(self, image: np.ndarray) -> "Picture":
         """This picture with the colours of image (H,W,3) float BGR, clipped to 0..1."""

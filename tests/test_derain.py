@@ -52,13 +52,13 @@ def test_the_demo_weights_warn_that_they_know_synthetic_rain_alone(run, rainy):
 def test_a_single_picture_shows_progress_where_it_takes_long(
     run, model, rainy, monkeypatch, options, parts
 ):
-    monkeypatch.setattr(derain, "PICTURE_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(derain, "PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     cv2.imwrite("a.png", rainy)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     counts = [f"{n}/{parts} parts" for n in range(1, parts + 1)]
     assert [line.split("  ")[0] for line in out.splitlines() if " parts " in line] == counts
-    monkeypatch.setattr(derain, "PICTURE_PROGRESS_SECONDS", 1000.0)
+    monkeypatch.setattr(derain, "PROGRESS_SECONDS", 1000.0)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     assert "parts" not in out
 

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from media.pictures import Picture, encode_picture, read_picture, require_format
+from media.pictures import Picture, encode_picture, read_picture, require_format, to_preview
 from settings import UserError
 from system import machine
 
@@ -256,7 +256,7 @@ def test_new_colours_keep_the_kind():
     assert found.colour.tolist() == [[[51, 102, 153], [0, 128, 255]]]
     deep = Picture(colour.astype(np.uint16), None, False, None, None).with_colour(output)
     assert deep.colour.tolist() == [[[13107, 26214, 39321], [0, 32768, 65535]]]
-    assert np.abs(deep.preview().astype(int) - found.colour).max() <= 1
+    assert np.abs(to_preview(deep.colour).astype(int) - found.colour).max() <= 1
     grey = Picture(colour, None, True, None, None).with_colour(output).colour[0, 0]
     assert grey.tolist() == [round(255 * (0.114 * 0.2 + 0.587 * 0.4 + 0.299 * 0.6))] * 3
 
