@@ -22,16 +22,14 @@ from media.layouts import read_folder, sole_image
 from media.pictures import read_image
 from settings import UserError
 from system.files import format_path, write_atomically
-from system.progress import SlowNotice, warn
+from system.progress import SlowNotice
 from system.reading import read_bytes
-from system.text import format_count
+from system.text import first_few, format_count
 
 BLANKS = b" \t"  # between names; other white space, such as U+3000, belongs to a name
 UNLISTABLE = re.compile(r"[\t\n\r\ud800-\udfff]|[ ]$")  # in names that no list can hold
-WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 CHUNK_NAMES = 1 << 16  # whose places are Python's numbers at a time
 NOTICE_LINES = 10_000  # read between two notices
-MAX_MISSING = 5  # missing files that are named
 
 Notify = Callable[[str], object]  # shows the user a line of progress, if reading takes long
 
@@ -160,8 +158,7 @@ def read_list(
             raise UserError(f"{path}: {name}: expected a name in UTF-8") from None
         return PairList(path, *packed, NameResolver(Path(path)), halves, is_file=False)
     notify = SlowNotice(say).update
-    lines = _iterate_lines(path, _read_text(path), notify)
-    pairs = PairList(path, *_pack_names(lines), NameResolver())
+    pairs = PairList(path, *_pack_names(_iterate_lines(path, notify)), NameResolver())
     if not len(pairs):
         raise UserError(f"{path}: the list is empty; expected a line `rainy clean` for each pair")
     if layout:
@@ -171,8 +168,7 @@ def read_list(
     elif halves:
         pairs.halves = halves
     if need_clean and not pairs.paired:
-        name = next(pairs.iterate_names()).decode()
-        raise UserError(f"{pairs.location(0)}: expected `rainy clean`, got one name: {name}")
+        raise UserError(f"{pairs.location(0)}: expected `rainy clean`, got one name")
     pairs.resolver = _find_resolver(pairs)
     if replaced := _check_images(pairs, notify):
         say(f"{path}: names of folders, for which the one image in each is taken: {replaced}")
@@ -201,10 +197,10 @@ def _read_text(path: str) -> bytes:
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _iterate_lines(path: str, data: bytes, notify: Notify) -> Iterator[tuple[int, list[bytes]]]:
+def _iterate_lines(path: str, notify: Notify) -> Iterator[tuple[int, list[bytes]]]:
     """Number and names of each line that is not blank or a comment. Raises UserError."""
     width = 0
-    for number, line in enumerate(io.BytesIO(data), 1):
+    for number, line in enumerate(io.BytesIO(_read_text(path)), 1):
         if number % NOTICE_LINES == 0:
             notify(f"{path}: read {number} lines")
         separator = b"\t" if b"\t" in line else b" "
@@ -212,17 +208,12 @@ def _iterate_lines(path: str, data: bytes, notify: Notify) -> Iterator[tuple[int
         if not line or line.startswith(b"#"):
             continue
         names = [name for part in line.split(separator) if (name := part.strip(BLANKS))]
-        count = format_count(len(names), "name")
-        if len(names) > 2 or b"\0" in line:
+        width = width or min(len(names), 2)
+        if len(names) != width or b"\0" in line:
             raise UserError(
-                f"{path}:{number}: {count}; expected `rainy clean` "
-                "(separate the two by a TAB where a name holds spaces)"
-            )
-        width = width or len(names)
-        if len(names) != width:
-            raise UserError(
-                f"{path}:{number}: {count}, where the first line has {width}; "
-                "a list holds pairs or rainy images, not both"
+                f"{path}:{number}: {format_count(len(names), 'name')}; expected "
+                f"{'`rainy clean`' if width == 2 else 'one name'} in every line (a TAB separates "
+                "names that hold spaces)"
             )
         yield number, names
 
@@ -248,76 +239,66 @@ def _find_resolver(pairs: PairList) -> NameResolver:
     folder = Path(pairs.source).parent
     resolvers = [NameResolver(base, bare) for bare in (False, True) for base in (None, folder)]
     name = next(pairs.iterate_names()).decode()
-    for spelling in (name, name.replace("\\", "/")):
-        for resolver in resolvers:
-            if os.path.isfile(resolver(spelling)) or sole_image(resolver(spelling)):
-                return resolver
-    _require_no_drive(pairs.location(0), name)
+    for resolver in resolvers:
+        if spelling := _find_spelling(resolver, name):
+            if "\\" in name and "\\" not in spelling:  # a list of Windows
+                pairs.text = pairs.text.replace(b"\\", b"/")
+            return resolver
     tried = ", ".join(dict.fromkeys(str(resolver(name)) for resolver in resolvers))
     raise UserError(f"{pairs.location(0)}: no such image: {name} (looked for {tried})")
 
 
-def _check_images(pairs: PairList, notify: Notify) -> int:
-    """Check that every name is that of a file, and correct those that can be.
+def _find_spelling(resolver: NameResolver, name: str) -> str | None:
+    """A name as its file has it, or None if there is no such file.
 
     A name with backslashes that is no file stands for the one with slashes, and a folder with the
-    name of an image for the one image in it; the list then holds what was found.
+    name of an image for the one image in it.
+    """
+    for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+        path = resolver(spelling)
+        if os.path.isfile(path):
+            return spelling
+        if image := sole_image(path):
+            return f"{spelling}/{image}"
+    return None
+
+
+def _check_images(pairs: PairList, notify: Notify) -> int:
+    """Check that every name is that of a file, and put its spelling in the place of others.
 
     Returns:
         How many names of folders were replaced.
 
     Raises:
-        UserError: files are missing; the first five are named.
+        UserError: files are missing; the lines of the first five are named.
     """
     spans = pairs.spans.reshape(-1, 2)  # a view: what is written to it is written to the list
-    missing = _find_unlisted(pairs, np.arange(len(spans)), notify)
-    if not missing:
-        return 0
-    listed, text, unresolved = pairs.text, bytearray(pairs.text), []
-    if b"\\" in listed:
-        for start, end in spans[missing].tolist():
-            text[start:end] = listed[start:end].replace(b"\\", b"/")
-        pairs.text = bytes(text)
-        missing = _find_unlisted(pairs, np.array(missing), notify)
-    replaced = 0
-    for i in missing:
-        start, end = spans[i]
-        name = pairs.text[start:end].decode()
-        if os.path.isfile(pairs.resolver(name)):  # in a closed folder, or spelt otherwise
-            continue
-        if image := sole_image(pairs.resolver(name)):
-            spans[i] = len(text), len(text) + len(f"{name}/{image}".encode())
-            text += f"{name}/{image}".encode()
-            replaced += 1
-        else:
-            unresolved.append((i, listed[start:end].decode()))
+    text, missing, replaced = bytearray(pairs.text), [], 0
+    for i in _find_unlisted(pairs, notify):
+        name = pairs.text[slice(*spans[i])].decode()
+        spelling = _find_spelling(pairs.resolver, name)
+        if spelling is None:
+            missing.append((i // pairs.spans.shape[1], name))
+        elif spelling != name:
+            spans[i] = len(text), len(text) + len(spelling.encode())
+            text += spelling.encode()
+            replaced += len(spelling) > len(name)
+    if missing:
+        index, name = missing[0]
+        lines = first_few(pairs.numbers[[index for index, _ in missing]])
+        others = f"; {len(missing)} are missing, in the lines {lines}" if len(missing) > 1 else ""
+        raise UserError(
+            f"{pairs.location(index)}: no such image: {name} (looked for {pairs.resolver(name)})"
+            + others
+        )
     pairs.text = bytes(text)
-    if unresolved:
-        _report_missing(pairs, unresolved)
     return replaced
 
 
-def _report_missing(pairs: PairList, missing: list[tuple[int, str]]) -> None:
-    """Raise UserError for missing files, (index, name); of several, warn of the first."""
-    messages = []
-    for i, name in missing[:MAX_MISSING]:
-        location = pairs.location(i // pairs.spans.shape[1])
-        _require_no_drive(location, name)
-        messages.append(f"{location}: no such image: {name} (looked for {pairs.resolver(name)})")
-    if len(missing) == 1:
-        raise UserError(messages[0])
-    for message in messages:
-        warn(message)
-    named = f", of which the first {MAX_MISSING} are named above"
-    raise UserError(
-        f"{pairs.source}: {len(missing)} images are missing{named * (len(missing) > MAX_MISSING)}"
-    )
-
-
-def _find_unlisted(pairs: PairList, indices: np.ndarray, notify: Notify) -> list[int]:
-    """Those of the names that the listings of their folders lack, in order."""
+def _find_unlisted(pairs: PairList, notify: Notify) -> list[int]:
+    """The places of the names that the listings of their folders lack, in order."""
     by_folder: dict[bytes, array] = defaultdict(lambda: array("q"))
-    for i, name in zip(indices, pairs.iterate_names(indices), strict=True):
+    for i, name in enumerate(pairs.iterate_names()):
         by_folder[name[: name.rfind(b"/") + 1]].append(i)
     missing: list[int] = []
     for number, (folder, inside) in enumerate(by_folder.items(), 1):
@@ -333,15 +314,6 @@ def _find_unlisted(pairs: PairList, indices: np.ndarray, notify: Notify) -> list
     return sorted(missing)
 
 
-def _require_no_drive(location: str, name: str) -> None:
-    """Raise UserError if the name of a missing file begins with a drive of Windows."""
-    if os.name != "nt" and WINDOWS_DRIVE.match(name):
-        raise UserError(
-            f"{location}: {name} is on drive {name[:2]} of a Windows computer; expected names "
-            "relative to the folder of the list"
-        )
-
-
 def fingerprint(pairs: PairList) -> str:
     """What a list of pairs names, wherever its folder is and whatever its comments say.
 
@@ -349,29 +321,17 @@ def fingerprint(pairs: PairList) -> str:
     """
     home = Path(pairs.source).parent if pairs.is_file else Path(pairs.source)
 
-    def make_relative(name: bytes) -> bytes:
-        path = os.path.relpath(pairs.resolver(name.decode()), home)
-        return path.encode("utf-8", "surrogateescape")
-
-    repeats = 2 if pairs.halves else 1
     relative_folders: dict[bytes, bytes] = {}
-    digest, chunk, separator = hashlib.sha256(), [], b""
+    digest, separator = hashlib.sha256(), b""
     for name in pairs.iterate_names():
-        folder, slash, base = name.rpartition(b"/")
+        folder, slash, base = name.rstrip(b"/").rpartition(b"/")
         folder += slash
-        if base in (b"", b".", b".."):
-            relative = make_relative(name)
-        else:
-            if folder not in relative_folders:
-                path = make_relative(folder)
-                relative_folders[folder] = b"" if path == b"." else path + os.sep.encode()
-            relative = relative_folders[folder] + base
-        chunk += [relative] * repeats
-        if len(chunk) >= CHUNK_NAMES:
-            digest.update(separator + b"\n".join(chunk))
-            chunk, separator = [], b"\n"
-    if chunk:
-        digest.update(separator + b"\n".join(chunk))
+        if folder not in relative_folders:
+            path = os.path.relpath(pairs.resolver(folder.decode()), home)
+            relative_folders[folder] = b"" if path == "." else os.fsencode(path + os.sep)
+        for _ in range(2 if pairs.halves else 1):
+            digest.update(separator + relative_folders[folder] + base)
+            separator = b"\n"
     return digest.hexdigest()
 
 
@@ -385,10 +345,8 @@ def format_pair(pair: Pair, folder: Path | None = None) -> str:
     for file in [pair.rainy] if pair.halves or pair.clean is None else [pair.rainy, pair.clean]:
         name = os.path.abspath(file) if folder is None else os.path.relpath(file, folder)
         if UNLISTABLE.search(name):
-            raise UserError(
-                f"{name!r}: no list can hold it; expected a name in UTF-8, without TAB, end of "
-                "line or a space at its end"
-            )
+            expected = "expected a name in UTF-8, without TAB, end of line or space at its end"
+            raise UserError(f"{name!r}: no list can hold it; {expected}")
         # ./ so that none begins as a comment does.
         names.append(name if folder is None else f"./{Path(name).as_posix()}")
     # A TAB, so that names may hold spaces.

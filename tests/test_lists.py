@@ -101,7 +101,7 @@ def test_what_finds_the_first_image_decides_for_the_list(tmp_path, monkeypatch):
         ("a.png b.png\nmissing.png b.png\n", r":2: no such image: missing.png"),
         ("missing.png\n", r":1: no such image: missing.png \(looked for missing.png, "),
         ("a.png b.png c.png\n", r":1: 3 names; expected `rainy clean`.*TAB"),
-        ("a.png b.png\na.png\n", r":2: 1 name, where the first line has 2"),
+        ("a.png b.png\na.png\n", r":2: 1 name; expected `rainy clean` in every line"),
         ("a.png\x00\n", r":1: "),
         ("x" * 5000, r":1: no such image: xxx"),
         (b"caf\xe9.png\n", "not UTF-8"),

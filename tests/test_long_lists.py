@@ -93,23 +93,15 @@ def test_files_are_found_in_folders_that_may_not_be_listed(monkeypatch):
     assert len(lists.read_list("list.txt")) == 1
 
 
-def test_of_many_missing_files_the_first_five_are_named_by_line(capsys):
+def test_of_many_missing_files_the_lines_of_the_first_five_are_named():
     touch("a/1.png")
     write(["# pairs", "a/1.png a/1.png"] + [f"a/1.png b/{i}.png" for i in range(6)] + ["a c/d.png"])
     with pytest.raises(UserError) as caught:
         lists.read_list("list.txt")
     assert str(caught.value) == (
-        "list.txt: 8 images are missing, of which the first 5 are named above"
+        "list.txt:3: no such image: b/0.png (looked for b/0.png); "
+        "8 are missing, in the lines 3, 4, 5, 6, 7, and 3 more"
     )
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
-        f"main.py: list.txt:{3 + i}: no such image: b/{i}.png (looked for b/{i}.png)"
-        for i in range(5)
-    ]
-    write(["a/1.png a/1.png", "a/1.png b/0.png", "b/1.png a/1.png"])
-    with pytest.raises(UserError, match=r"^list\.txt: 2 images are missing$"):
-        lists.read_list("list.txt")
-    assert len(capsys.readouterr().err.splitlines()) == 2
     write(["a/1.png a/1.png", "a/1.png a"])
     with pytest.raises(UserError, match=r"^list\.txt:2: no such image: a \(looked for a\)$"):
         lists.read_list("list.txt")
@@ -165,19 +157,6 @@ def test_a_name_that_holds_a_backslash_is_taken_as_it_stands_where_it_is_a_file(
     touch("a\\b.png", "c.png", "d/e.png")
     write(["a\\b.png c.png", "d\\e.png c.png"])
     assert [p.rainy for p in lists.read_list("list.txt")] == [Path("a\\b.png"), Path("d/e.png")]
-
-
-def test_a_drive_of_windows_is_refused_with_the_reason():
-    touch("a.png")
-    for line, where in (("C:\\rain\\a.png a.png", 1), ("a.png a.png\na.png D:/rain/a.png", 2)):
-        write([line])
-        with pytest.raises(UserError) as caught:
-            lists.read_list("list.txt")
-        name = line.split()[0 if where == 1 else -1]
-        assert str(caught.value) == (
-            f"list.txt:{where}: {name} is on drive {name[:2]} of a Windows computer; "
-            "expected names relative to the folder of the list"
-        )
 
 
 def test_a_folder_with_the_name_of_an_image_stands_for_the_one_in_it():
