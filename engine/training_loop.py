@@ -234,7 +234,7 @@ def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Prog
             f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
             f"{run.settings.val_list}{remark}"
         )
-    if is_best:
+    if run.best is None or is_best:
         run.best = {"psnr": psnr, "step": run.step, "scored": run.step, "list": run.val_data}
         run.save(BEST)
     run.best["scored"] = run.step
