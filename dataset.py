@@ -104,10 +104,11 @@ class CropStream(Dataset):
             rainy, clean = read_pair(pair)
         except UserError as error:
             return error  # raised by Stream: a worker's exception would arrive as a traceback
-        box = crop_box(rng, rainy.shape[0], rainy.shape[1], settings)
+        assert clean is not None, "lists for training have clean images"
+        height, width = rainy.shape[:2]
+        box = crop_box(rng, height, width, settings)
         # Drawn last: without --flip the crops are the same.
         flip = settings.flip and rng.random() < 0.5
-        assert clean is not None  # the list was read with need_clean
         rainy, clean = (resized_crop(image, box, settings.patch_size) for image in (rainy, clean))
         if flip:
             rainy, clean = rainy[:, ::-1], clean[:, ::-1]

@@ -74,15 +74,15 @@ class IRNN(nn.Module):
         # layer's channels as fan-in, where later versions count 1 and draw from -1 to 1.
         bound = channels**-0.5
         for direction in ("left", "right", "up", "down"):
-            holder = nn.Conv2d(channels, channels, 1, groups=channels)
-            nn.init.constant_(holder.weight, weight)
-            nn.init.uniform_(holder.get_parameter("bias"), -bound, bound)
-            self.add_module(f"{direction}_weight", holder)
+            name = f"{direction}_weight"
+            self.add_module(name, nn.Conv2d(channels, channels, 1, groups=channels))
+            nn.init.constant_(self.get_parameter(f"{name}.weight"), weight)
+            nn.init.uniform_(self.get_parameter(f"{name}.bias"), -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        holders = [self.up_weight, self.right_weight, self.down_weight, self.left_weight]
-        weight = torch.stack([holder.weight.flatten() for holder in holders])
-        bias = torch.stack([holder.bias for holder in holders])  # type: ignore[misc]
+        names = [f"{direction}_weight" for direction in ("up", "right", "down", "left")]
+        weight = torch.stack([self.get_parameter(f"{name}.weight").flatten() for name in names])
+        bias = torch.stack([self.get_parameter(f"{name}.bias") for name in names])
         return irnn(x, weight, bias)
 
 

@@ -6,9 +6,10 @@ from engine.ranks import Ranks
 from irnn_cuda import irnn, require_cupy
 from settings import Settings, UserError
 from system import machine
+from system.text import format_count
 
-INSTALL = "`pip install -r requirements-cuda.txt` installs what it needs"
-# The words of torch on a CPU, and of torch and CuPy on a GPU.
+INSTALL_ADVICE = "`pip install -r requirements-cuda.txt` installs what it needs"
+# What torch on a CPU, and torch and CuPy on a GPU, say when memory runs out.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator", "out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"
 )  # fmt: skip
@@ -18,14 +19,13 @@ def prepare_device(settings: Settings, ranks: Ranks) -> torch.device:
     """Choose the device, set torch up by the settings, and meet the other ranks.
 
     Raises:
-        UserError: the device asked for is not there or cannot run the IRNN for want of CuPy, or
-            cannot compute in the precision asked for.
+        UserError: see choose_device.
     """
     device = choose_device(settings.device, settings.precision, ranks.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.set_num_threads(settings.num_threads or _threads(ranks))
-    # By default off: its 10-bit products would show in the metrics.
+    torch.set_num_threads(settings.num_threads or _count_threads(ranks))
+    # Off by default: its 10-bit products would change the metrics.
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
     ranks.join(device)
     return device
@@ -35,8 +35,7 @@ def choose_device(name: str, precision: str, local_rank: int = 0) -> torch.devic
     """The device of that name; of several GPUs, the one of this rank on this machine.
 
     Raises:
-        UserError: it is not there, cannot compute in that precision, or cannot run the IRNN for
-            want of CuPy.
+        UserError: it does not exist, cannot compute in that precision, or cannot run the IRNN.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,35 +57,35 @@ def choose_device(name: str, precision: str, local_rank: int = 0) -> torch.devic
                 f"{torch.cuda.device_count()}; expected --nproc-per-node of at most as many"
             )
         device = torch.device("cuda", local_rank)
-        _try_kernels(device)
+        _check_kernels(device)
         return device
     return torch.device(name)
 
 
-def _try_kernels(device: torch.device) -> None:
-    """Run the IRNN there and back on one pixel: what its kernels lack is told before any work."""
+def _check_kernels(device: torch.device) -> None:
+    """Run the IRNN forward and backward on one pixel, to report what it lacks before any work."""
     try:
-        _run_once(device)
-    except Exception as error:  # of torch, CuPy, its compiler or the driver: each has its own kinds
+        _run_irnn(device)
+    except Exception as error:  # torch, CuPy, its compiler and the driver have their own classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
-        cure = "update the NVIDIA driver" if "driver" in reason.lower() else INSTALL
+        advice = "update the NVIDIA driver" if "driver" in reason.lower() else INSTALL_ADVICE
         raise UserError(
-            f"--device: the IRNN does not run on GPU {device.index}: {reason}; {cure}, or choose "
+            f"--device: the IRNN does not run on GPU {device.index}: {reason}; {advice}, or choose "
             "--device cpu"
         ) from None
 
 
-def _run_once(device: torch.device) -> None:
+def _run_irnn(device: torch.device) -> None:
     x = torch.ones(1, 1, 1, 1, device=device, requires_grad=True)
     weight, bias = torch.ones(2, 4, 1, device=device)
     irnn(x, weight, bias).sum().backward()
     torch.cuda.synchronize(device)
 
 
-def _threads(ranks: Ranks) -> int:
+def _count_threads(ranks: Ranks) -> int:
     if ranks.is_distributed:  # torchrun sets OMP_NUM_THREADS to 1 where it is not set
         return max(1, machine.count_cores() // ranks.local_size)
-    # torch heeds OMP_NUM_THREADS, but not the quota of a container.
+    # torch respects OMP_NUM_THREADS, but not the quota of a container.
     return min(torch.get_num_threads(), machine.count_cores())
 
 
@@ -95,8 +94,8 @@ def describe_device(device: torch.device, ranks: Ranks) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        count = torch.get_num_threads()
-        name = f"{machine.processor_name()}, {count} thread{'s' if count > 1 else ''}"
+        threads = format_count(torch.get_num_threads(), "thread")
+        name = f"{machine.processor_name()}, {threads}"
     return f"{ranks.world_size} ranks, each on {name}" if ranks.is_distributed else name
 
 
@@ -104,16 +103,16 @@ def free_memory(device: torch.device, sharing: int = 1) -> int:
     """Bytes that this process can still take on the device.
 
     Args:
-        sharing: processes of this machine that take of its memory at the same time.
+        sharing: processes of this machine that use its memory at the same time.
     """
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return machine.free_memory() // sharing
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB that this process has taken at most, of the GPU where it computes on one."""
+    """MiB that this process has used at most: of GPU memory if it computes on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return machine.peak_memory()
@@ -121,5 +120,5 @@ def peak_memory(device: torch.device) -> float:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on the CPU or on a GPU."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
+    classes = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, classes) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from settings import UserError
 
-# Longer than a rank may be at work alone, as when it scores the largest image of its share.
-PATIENCE = timedelta(minutes=30)
-# How gloo and NCCL tell that another rank is gone.
-LOST = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "remote process exited")
+# Longer than a rank may work alone, as when it scores the largest image of its share.
+TIMEOUT = timedelta(minutes=30)
+# How gloo and NCCL report that another rank is gone.
+LOST_RANK = ("closed by peer", "reset by peer", "Broken pipe", "imed out", "remote process exited")
 
 
 class Ranks:
@@ -30,10 +30,10 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self.rank = _number("RANK", 0)
-        self.world_size = _number("WORLD_SIZE", 1)
-        self.local_rank = _number("LOCAL_RANK", 0)
-        self.local_size = _number("LOCAL_WORLD_SIZE", 1)
+        self.rank = _read_number("RANK", 0)
+        self.world_size = _read_number("WORLD_SIZE", 1)
+        self.local_rank = _read_number("LOCAL_RANK", 0)
+        self.local_size = _read_number("LOCAL_WORLD_SIZE", 1)
         self._device = torch.device("cpu")
 
     @property
@@ -51,18 +51,14 @@ class Ranks:
         self._device = device
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
-            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
             if self.local_size == self.world_size:
                 # torchrun keeps its store over a restart, with the addresses of the dead ranks.
                 # (Machines count restarts each on its own: there the number would not do.)
                 restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
                 store = dist.PrefixStore(f"restart {restarts}", store)
             dist.init_process_group(
-                backend,
-                store=store,
-                rank=self.rank,
-                world_size=self.world_size,
-                timeout=PATIENCE,
+                backend, store=store, rank=self.rank, world_size=self.world_size, timeout=TIMEOUT
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"rank {self.rank}: cannot meet the other ranks: {error}") from None
@@ -88,7 +84,7 @@ class Ranks:
     def map_over_ranks(self, count: int, work: Callable[[int], Any]) -> Iterator[Any]:
         """work(0), .. work(count-1), each done by one of the ranks and handed to all, in order.
 
-        What one of them raises as UserError, all of them raise.
+        A UserError that one of them raises, all of them raise.
         """
         for start in range(0, count, self.world_size):
             result = None
@@ -97,10 +93,10 @@ class Ranks:
                     result = work(start + self.rank)
             except UserError as error:
                 result = error
-            for found in self.all_gather(result)[: count - start]:
-                if isinstance(found, UserError):
-                    raise found
-                yield found
+            for item in self.all_gather(result)[: count - start]:
+                if isinstance(item, UserError):
+                    raise item
+                yield item
 
     def say(self, line: str) -> None:
         """Print a line, on the first rank."""
@@ -109,18 +105,16 @@ class Ranks:
 
     @contextmanager
     def translate_dist_errors(self) -> Iterator[None]:
-        """Tell in one line that another rank was lost while this one waited for it."""
+        """Raise errors of communication as a UserError, as when another rank was lost."""
         try:
             yield
         except RuntimeError as error:
             text = str(error)
-            if self.is_distributed and any(word in text for word in LOST):
+            if self.is_distributed and any(words in text for words in LOST_RANK):
                 raise UserError(f"rank {self.rank}: stopped, another rank was lost") from None
-            if (
-                self.is_distributed and "NCCL" in text
-            ):  # two ranks on one GPU, /dev/shm too small, ...
-                last = text.strip().splitlines()[-1][:200]
-                raise UserError(f"rank {self.rank}: NCCL cannot go on: {last}") from None
+            if self.is_distributed and "NCCL" in text:  # two ranks on one GPU, small /dev/shm, ...
+                reason = text.strip().splitlines()[-1][:200]
+                raise UserError(f"rank {self.rank}: NCCL cannot go on: {reason}") from None
             raise
 
     def __enter__(self) -> "Ranks":
@@ -134,7 +128,7 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def _number(name: str, default: int) -> int:
+def _read_number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
         raise UserError(f"{name}: {text!r} is not a number; expected what torchrun sets")

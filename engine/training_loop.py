@@ -225,19 +225,21 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
 def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Progress) -> None:
     """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
     psnr, ssim = score(derainer, run.ranks, pairs, run.settings.num_workers, progress.say)
-    former = run.best["psnr"] if run.best and run.best["list"] == run.val_data else math.nan
-    is_best = math.isnan(former) or psnr > former
     if run.ranks.first:
         run.events[VAL_EVENTS].scalars({"score/psnr": psnr, "score/ssim": ssim}, run.step)
-        remark = ", the best so far" if is_best else ""
+    best = run.best if run.best and run.best["list"] == run.val_data else None
+    remark = ""
+    if best is None or math.isnan(best["psnr"]) or psnr > best["psnr"]:
+        run.best = {"psnr": psnr, "step": run.step, "scored": run.step, "list": run.val_data}
+        run.save(BEST)
+        remark = ", the best so far"
+    else:
+        best["scored"] = run.step
+    if run.ranks.first:
         progress.say(
             f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
             f"{run.settings.val_list}{remark}"
         )
-    if run.best is None or is_best:
-        run.best = {"psnr": psnr, "step": run.step, "scored": run.step, "list": run.val_data}
-        run.save(BEST)
-    run.best["scored"] = run.step
 
 
 def _write_pictures(run: TrainingRun, derainer: Derainer, preview: Batch) -> None:

@@ -14,6 +14,7 @@ from cal_ssim import SSIM
 from model import CONSTANT_MASK
 from settings import Settings
 
+BatchTensors = tuple[Tensor, Tensor, Tensor]  # rainy, clean and label, as compute_losses takes them
 DEAD_MASK_STEPS = 20  # steps in a row with a constant mask, after which a warning is printed
 
 
@@ -151,10 +152,8 @@ class StepMetrics:
         return values
 
 
-def split_batch(
-    tensors: tuple[Tensor, Tensor, Tensor], micro_batches: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """A batch's tensors in that many equal micro-batches."""
+def split_batch(tensors: BatchTensors, micro_batches: int) -> list[BatchTensors]:
+    """A batch in that many equal micro-batches."""
     rainy, clean, label = (tensor.chunk(micro_batches) for tensor in tensors)
     return list(zip(rainy, clean, label, strict=True))
 
@@ -163,7 +162,7 @@ def train_one_step(
     net: nn.Module,
     optimiser: torch.optim.Optimizer,
     ssim: SSIM,
-    tensors: tuple[Tensor, Tensor, Tensor],
+    tensors: BatchTensors,
     lr: float,
     micro_batches: int = 1,
     bf16: bool = False,
@@ -203,7 +202,7 @@ def train_one_step(
         # before this one is read.
         skip = (~metrics.finite).float()
         skip = torch.maximum(getattr(optimiser, "found_inf", skip), skip)
-        setattr(optimiser, "found_inf", skip)  # noqa: B010  which its class does not declare
+        optimiser.found_inf = skip  # type: ignore[attr-defined]
     else:
         metrics.read()
     optimiser.step()

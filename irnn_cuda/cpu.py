@@ -2,9 +2,9 @@
 
 Memory is channels_last throughout, seen here as matrices: x (P,C) and y (P,4C) with one row a
 pixel, P = N*H*W. A line of the image is then `length` rows of such a matrix, `stride` apart,
-and one routine serves all four directions. Columns are scanned a few abreast, since
-neighbouring pixels of a row are neighbours in memory. Lines are shared out over threads; no
-two threads write the same element, and every sum has a fixed order.
+and one routine serves all four directions. Several columns are scanned
+together, since neighbouring pixels of a row are neighbours in memory. Lines are shared among
+threads; no two threads write the same element, and every sum has a fixed order.
 """
 
 import threading
@@ -19,29 +19,29 @@ from system.compiled import compiled, limit_pool, use_threads
 limit_pool(torch.get_num_threads())
 import numba  # noqa: E402
 
-Array = np.ndarray
-_ABREAST = 8  # columns scanned together: 8 pixels x 4C floats stay in the first-level cache
+_STRIP_COLUMNS = 8  # columns scanned together: 8 pixels x 4C floats stay in the first-level cache
 # Rows of weight and bias, and blocks of output channels.
 _UP, _RIGHT, _DOWN, _LEFT = 0, 1, 2, 3
-_LAUNCH = threading.Lock()  # some of Numba's pools must not be entered by two threads at once
+_LAUNCH_LOCK = threading.Lock()  # two threads must not enter some of Numba's pools at once
+Array = np.ndarray
 
 
 @compiled()
 def _scan(
-    x: Array, weight: Array, bias: Array, y: Array,
-    direction: int, first: int, stride: int, length: int, abreast: int
+    x: Array, weight: Array, bias: Array, y: Array, direction: int, first: int,
+    stride: int, length: int, lines: int,
 ) -> None:  # fmt: skip
-    """Scan `abreast` neighbouring lines, the first of which starts at pixel `first`."""
+    """Scan `lines` neighbouring lines, the first of which starts at pixel `first`."""
     channels, zero = x.shape[1], x.dtype.type(0)  # a plain 0 would make float32 sums float64
     offset, w, b = direction * channels, weight[direction], bias[direction]
-    for pixel in range(first, first + abreast):
+    for pixel in range(first, first + lines):
         source, target = x[pixel], y[pixel, offset : offset + channels]
         for c in range(channels):
             value = source[c]
             target[c] = zero if value <= zero else value  # NaN stays NaN, as in torch.relu
     for t in range(1, length):
         start = first + t * stride
-        for pixel in range(start, start + abreast):
+        for pixel in range(start, start + lines):
             source, target = x[pixel], y[pixel, offset : offset + channels]
             before = y[pixel - stride, offset : offset + channels]
             for c in range(channels):
@@ -57,31 +57,31 @@ def _forward(
         first = line * width
         _scan(x, weight, bias, y, _RIGHT, first, 1, width, 1)
         _scan(x, weight, bias, y, _LEFT, first + width - 1, -1, width, 1)
-    strips = (width + _ABREAST - 1) // _ABREAST
+    strips = (width + _STRIP_COLUMNS - 1) // _STRIP_COLUMNS
     for strip in numba.prange(images * strips):
-        column = strip % strips * _ABREAST
-        abreast = min(_ABREAST, width - column)
+        column = strip % strips * _STRIP_COLUMNS
+        columns = min(_STRIP_COLUMNS, width - column)
         top = strip // strips * height * width + column
         low = top + (height - 1) * width
-        _scan(x, weight, bias, y, _DOWN, top, width, height, abreast)
-        _scan(x, weight, bias, y, _UP, low, -width, height, abreast)
+        _scan(x, weight, bias, y, _DOWN, top, width, height, columns)
+        _scan(x, weight, bias, y, _UP, low, -width, height, columns)
 
 
 @compiled()
 def _scan_back(
     grad: Array, y: Array, weight: Array, grad_x: Array, sums: Array, carry: Array,
-    direction: int, line: int, first: int, stride: int, length: int, abreast: int
+    direction: int, line: int, first: int, stride: int, length: int, lines: int,
 ) -> None:  # fmt: skip
     """Gradient of _scan: sums[direction, line + lane] receives those of weight and bias.
 
-    carry (abreast,C) is scratch. RIGHT comes first and writes grad_x; the others add to it.
+    carry (lines,C) is scratch. RIGHT comes first and writes grad_x; the others add to it.
     """
     channels, zero = grad_x.shape[1], grad_x.dtype.type(0)
     offset, w = direction * channels, weight[direction]
-    carry[:abreast] = zero
+    carry[:lines] = zero
     for t in range(length - 1, -1, -1):
         start = first + t * stride
-        for lane in range(abreast):
+        for lane in range(lines):
             pixel = start + lane
             g, value = grad[pixel, offset : offset + channels], y[pixel, offset : offset + channels]
             target, delta = grad_x[pixel], carry[lane]
@@ -96,10 +96,8 @@ def _scan_back(
                     target[c] += delta[c]
             if t > 0:
                 before = y[pixel - stride, offset : offset + channels]
-                sum_weight, sum_bias = (
-                    sums[direction, line + lane, 0],
-                    sums[direction, line + lane, 1],
-                )
+                sum_weight = sums[direction, line + lane, 0]
+                sum_bias = sums[direction, line + lane, 1]
                 for c in range(channels):
                     sum_weight[c] += delta[c] * before[c]
                     sum_bias[c] += delta[c]
@@ -107,8 +105,8 @@ def _scan_back(
 
 @compiled(parallel=True)
 def _backward(
-    grad: Array, y: Array, weight: Array, grad_x: Array, sums: Array,
-    images: int, height: int, width: int
+    grad: Array, y: Array, weight: Array, grad_x: Array, sums: Array, images: int,
+    height: int, width: int,
 ) -> None:  # fmt: skip
     channels = grad_x.shape[1]
     for line in numba.prange(images * height):
@@ -117,16 +115,16 @@ def _backward(
         last = first + width - 1
         _scan_back(grad, y, weight, grad_x, sums, carry, _RIGHT, line, first, 1, width, 1)
         _scan_back(grad, y, weight, grad_x, sums, carry, _LEFT, line, last, -1, width, 1)
-    strips = (width + _ABREAST - 1) // _ABREAST
+    strips = (width + _STRIP_COLUMNS - 1) // _STRIP_COLUMNS
     for strip in numba.prange(images * strips):
-        carry = np.empty((_ABREAST, channels), grad.dtype)
-        column = strip % strips * _ABREAST
-        n = min(_ABREAST, width - column)
+        carry = np.empty((_STRIP_COLUMNS, channels), grad.dtype)
+        column = strip % strips * _STRIP_COLUMNS
+        columns = min(_STRIP_COLUMNS, width - column)
         line = strip // strips * width + column
         top = strip // strips * height * width + column
         low = top + (height - 1) * width
-        _scan_back(grad, y, weight, grad_x, sums, carry, _DOWN, line, top, width, height, n)
-        _scan_back(grad, y, weight, grad_x, sums, carry, _UP, line, low, -width, height, n)
+        _scan_back(grad, y, weight, grad_x, sums, carry, _DOWN, line, top, width, height, columns)
+        _scan_back(grad, y, weight, grad_x, sums, carry, _UP, line, low, -width, height, columns)
 
 
 def _rows(tensor: Tensor) -> np.ndarray:
@@ -140,7 +138,7 @@ def _matrix(tensor: Tensor) -> np.ndarray:
 
 
 def _launch(kernel: Callable[..., None], *arguments: np.ndarray | int) -> None:
-    with _LAUNCH:
+    with _LAUNCH_LOCK:
         num_threads = torch.get_num_threads()
         use_threads(num_threads)
         kernel(*arguments)

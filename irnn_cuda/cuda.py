@@ -27,16 +27,16 @@ ARITHMETIC = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
 }
-_NAMES = {
+_KERNEL_NAMES = {
     (way, dtype): f"irnn_{way}_{str(dtype).removeprefix('torch.')}"
-    for way in ("forward", "write", "add", "apart", "sum")
+    for way in ("forward", "write", "add", "split", "sum")
     for dtype in ARITHMETIC
 }
-_FEW_BLOCKS = 128  # with as many or fewer in a direction, all four directions run at once
-_Words = tuple[np.uint64 | np.int32, ...]
-_Launches = list[tuple[str, tuple[int, ...], _Words]]  # kernel, grid and what it takes
-_loaded: dict[int | None, dict[str, Any]] = {}  # device index -> its kernels by name
-_compiling = threading.Lock()
+_SMALL_GRID_BLOCKS = 128  # with as many or fewer in a direction, all four directions run at once
+_Arguments = tuple[np.uint64 | np.int32, ...]
+_Launches = list[tuple[str, tuple[int, ...], _Arguments]]  # kernel, grid and what it takes
+_kernel_cache: dict[int | None, dict[str, Any]] = {}  # device index -> its kernels by name
+_compile_lock = threading.Lock()
 
 
 def require_cupy() -> ModuleType:
@@ -72,14 +72,16 @@ def _kernels(cupy: ModuleType, index: int | None) -> dict[str, Any]:
     """The kernels by name on the current device, whose index that is. All are loaded when first
     asked for, since a stream that is being captured in a CUDA graph allows no loading.
     """
-    kernels = _loaded.get(index)
+    kernels = _kernel_cache.get(index)
     if kernels is None:
-        with _compiling:
-            if index not in _loaded:
+        with _compile_lock:
+            if index not in _kernel_cache:
                 module = cupy.RawModule(code=_SOURCE.read_text(), options=("-std=c++17",))
                 module.compile()
-                _loaded[index] = {known: module.get_function(known) for known in _NAMES.values()}
-            kernels = _loaded[index]
+                _kernel_cache[index] = {
+                    known: module.get_function(known) for known in _KERNEL_NAMES.values()
+                }
+            kernels = _kernel_cache[index]
     return kernels
 
 
@@ -94,7 +96,7 @@ def _launch(device: torch.device, launches: _Launches) -> None:
                 kernels[name](grid, (_THREADS,), words)
 
 
-def _words(*arguments: Tensor | int) -> _Words:
+def _pack_arguments(*arguments: Tensor | int) -> _Arguments:
     """What a kernel takes: the addresses of tensors, and int32 scalars."""
     return tuple(
         np.uint64(word.data_ptr()) if isinstance(word, Tensor) else np.int32(word)
@@ -102,11 +104,11 @@ def _words(*arguments: Tensor | int) -> _Words:
     )
 
 
-def _blocks(lines: int, channels: int) -> int:
+def _count_blocks(lines: int, channels: int) -> int:
     return -(-lines * channels // _THREADS)
 
 
-def _pixels(tensor: Tensor) -> Tensor:
+def _to_pixels(tensor: Tensor) -> Tensor:
     """(N,C,H,W) as a dense (N,H,W,C), without a copy where the memory is channels_last."""
     return tensor.detach().permute(0, 2, 3, 1).contiguous()
 
@@ -123,11 +125,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
     weight, bias = (
         tensor.detach().to(ARITHMETIC[x.dtype]).contiguous() for tensor in (weight, bias)
     )
-    grid = (_blocks(n * max(h, w), c), 4)
+    grid = (_count_blocks(n * max(h, w), c), 4)
     # Named, so that the memory of copies lasts until the kernel is on its stream.
-    tensors = (_pixels(x), weight, bias, _pixels(y))
-    name = _NAMES["forward", x.dtype]
-    _launch(x.device, [(name, grid, _words(*tensors, n, h, w, c))])
+    tensors = (_to_pixels(x), weight, bias, _to_pixels(y))
+    name = _KERNEL_NAMES["forward", x.dtype]
+    _launch(x.device, [(name, grid, _pack_arguments(*tensors, n, h, w, c))])
 
 
 def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,22 +145,22 @@ def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[T
     arithmetic = ARITHMETIC[y.dtype]
     # A line's own partial sums, added up below: no atomics, the same bits every time.
     sums = torch.zeros(4, 2, lines, c, dtype=arithmetic, device=grad.device)
-    read = _pixels(grad), _pixels(y), weight.detach().to(arithmetic).contiguous()
-    target, sizes = _pixels(grad_x), (n, h, w, c, lines)
+    read = _to_pixels(grad), _to_pixels(y), weight.detach().to(arithmetic).contiguous()
+    target, sizes = _to_pixels(grad_x), (n, h, w, c, lines)
     launches: _Launches = []
-    if _blocks(lines, c) <= _FEW_BLOCKS:
+    if _count_blocks(lines, c) <= _SMALL_GRID_BLOCKS:
         # Too few to fill a GPU one direction after another: all at once, and then their sum.
         parts = torch.empty(n, h, w, 4 * c, dtype=arithmetic, device=grad.device)
-        words = _words(*read, parts, sums, *sizes, 0)
-        launches.append((_NAMES["apart", y.dtype], (_blocks(lines, c), 4), words))
-        words = _words(parts, target, n * h * w, c)
-        launches.append((_NAMES["sum", y.dtype], (_blocks(n * h * w, c),), words))
+        words = _pack_arguments(*read, parts, sums, *sizes, 0)
+        launches.append((_KERNEL_NAMES["split", y.dtype], (_count_blocks(lines, c), 4), words))
+        words = _pack_arguments(parts, target, n * h * w, c)
+        launches.append((_KERNEL_NAMES["sum", y.dtype], (_count_blocks(n * h * w, c),), words))
     else:
         # The first writes the gradient of x; each of the others adds to it.
         for direction in (_RIGHT, _LEFT, _DOWN, _UP):
-            name = _NAMES["add" if launches else "write", y.dtype]
-            grid = (_blocks(n * (h if direction in (_RIGHT, _LEFT) else w), c),)
-            launches.append((name, grid, _words(*read, target, sums, *sizes, direction)))
+            name = _KERNEL_NAMES["add" if launches else "write", y.dtype]
+            grid = (_count_blocks(n * (h if direction in (_RIGHT, _LEFT) else w), c),)
+            launches.append((name, grid, _pack_arguments(*read, target, sums, *sizes, direction)))
     _launch(grad.device, launches)
     total = sums.sum(2).to(weight.dtype)
     return total[:, 0].contiguous(), total[:, 1].contiguous()

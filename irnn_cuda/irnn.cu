@@ -13,7 +13,7 @@ constexpr int RESIDENT = 4;  // blocks at once on a multiprocessor, or more: 128
 // Elements that a thread asks for together: one wait for memory serves as many steps. Of float64 only
 // so many fit into its registers.
 template <typename T>
-constexpr int AHEAD = sizeof(T) == 8 ? 4 : 16;
+constexpr int PREFETCH = sizeof(T) == 8 ? 4 : 16;
 
 #ifdef __CUDACC__
 __device__ unsigned short half_bits(float value) {
@@ -77,8 +77,8 @@ __device__ A relu(A value) {
     return value <= A{0} ? A{0} : value;  // NaN stays NaN, as in torch.relu
 }
 
-// A line's elements, one after the other, AHEAD at a time; past its end the last one again, since a
-// branch between two reads would wait for the first.
+// A line's elements, one after the other, PREFETCH at a time; past its end the last one again,
+// since a branch between two reads would wait for the first.
 template <typename T>
 struct Reader {
     const T* place;
@@ -116,15 +116,15 @@ __device__ void forward(const T* __restrict__ x, const A* __restrict__ weight,
     const A w = weight[column], b = bias[column];
     Reader<T> reader{x + line.first * channels + line.channel, step, line.length - 1};
     y += line.first * channels * 4 + column;
-    T next[AHEAD<T>];
+    T next[PREFETCH<T>];
     reader.read(next);
     A value = 0;
-    for (int begin = 0; begin < line.length; begin += AHEAD<T>) {
-        T input[AHEAD<T>];
+    for (int begin = 0; begin < line.length; begin += PREFETCH<T>) {
+        T input[PREFETCH<T>];
         copy(next, input);
         reader.read(next);
 #pragma unroll
-        for (int i = 0; i < AHEAD<T>; ++i, y += step * 4) {
+        for (int i = 0; i < PREFETCH<T>; ++i, y += step * 4) {
             const int t = begin + i;
             const A own = static_cast<A>(input[i]);
             value = relu(t == 0 ? own : w * value + b + own);
@@ -135,11 +135,11 @@ __device__ void forward(const T* __restrict__ x, const A* __restrict__ weight,
 
 // Where the gradient of a direction goes: into target (N,H,W,C), alone or on top of what an earlier
 // launch left there, or to a block of its own in target (N,H,W,4C).
-enum Way { WRITE, ADD, APART };
+enum Mode { WRITE, ADD, SPLIT };
 
 // Gradient of one direction.
 // sums (4,2,lines,C) receives each line's own share of the gradients of weight and of bias.
-template <Way WAY, typename T, typename A, typename Target>
+template <Mode MODE, typename T, typename A, typename Target>
 __device__ void backward(const T* __restrict__ grad, const T* __restrict__ y,
                          const A* __restrict__ weight, Target* __restrict__ target,
                          A* __restrict__ sums, int images, int height, int width, int channels,
@@ -150,31 +150,31 @@ __device__ void backward(const T* __restrict__ grad, const T* __restrict__ y,
     const Offset last = line.first + (line.length - 1) * line.stride;
     const Offset wide = last * channels * 4 + column, narrow = last * channels + line.channel;
     const A w = weight[column];
-    target += WAY == APART ? wide : narrow;
+    target += MODE == SPLIT ? wide : narrow;
     const int more = line.length - 1;
     Reader<T> uppers{grad + wide, -step * 4, more};
     Reader<T> befores{y + wide - (more ? step * 4 : 0), -step * 4, more ? more - 1 : 0};
     Reader<Target> totals{target, -step, more};
-    T value = y[wide], next_upper[AHEAD<T>], next_before[AHEAD<T>];
-    Target next_total[AHEAD<T>];
+    T value = y[wide], next_upper[PREFETCH<T>], next_before[PREFETCH<T>];
+    Target next_total[PREFETCH<T>];
     uppers.read(next_upper);
     befores.read(next_before);
-    if (WAY == ADD) totals.read(next_total);
+    if (MODE == ADD) totals.read(next_total);
     A delta = 0, sum_weight = 0, sum_bias = 0;
-    for (int end = line.length - 1; end >= 0; end -= AHEAD<T>) {
-        T upper[AHEAD<T>], before[AHEAD<T>];
-        Target total[AHEAD<T>];
+    for (int end = line.length - 1; end >= 0; end -= PREFETCH<T>) {
+        T upper[PREFETCH<T>], before[PREFETCH<T>];
+        Target total[PREFETCH<T>];
         copy(next_upper, upper);
         copy(next_before, before);
         copy(next_total, total);
         uppers.read(next_upper);
         befores.read(next_before);
-        if (WAY == ADD) totals.read(next_total);
+        if (MODE == ADD) totals.read(next_total);
 #pragma unroll
-        for (int i = 0; i < AHEAD<T>; ++i, target -= WAY == APART ? step * 4 : step) {
+        for (int i = 0; i < PREFETCH<T>; ++i, target -= MODE == SPLIT ? step * 4 : step) {
             const int t = end - i;
             delta = static_cast<A>(value) <= A{0} ? A{0} : static_cast<A>(upper[i]) + w * delta;
-            const A sum = WAY == ADD ? static_cast<A>(total[i]) + delta : delta;
+            const A sum = MODE == ADD ? static_cast<A>(total[i]) + delta : delta;
             if (t >= 0) *target = static_cast<Target>(sum);
             if (t > 0) {  // the first element takes neither weight nor bias
                 sum_weight += delta * static_cast<A>(before[i]);
@@ -202,11 +202,11 @@ __device__ void sum(const A* __restrict__ parts, T* __restrict__ grad_x, int pix
     grad_x[thread] = total;
 }
 
-#define BACKWARD(KERNEL, WAY, TARGET, T, A)                                                       \
+#define BACKWARD(KERNEL, MODE, TARGET, T, A)                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) KERNEL(                       \
         const T* grad, const T* y, const A* weight, TARGET* target, A* sums, int images,          \
         int height, int width, int channels, int lines, int direction) {                          \
-        backward<WAY, T, A>(grad, y, weight, target, sums, images, height, width, channels,       \
+        backward<MODE, T, A>(grad, y, weight, target, sums, images, height, width, channels,      \
                             lines, direction + static_cast<int>(blockIdx.y));                     \
     }
 
@@ -218,7 +218,7 @@ __device__ void sum(const A* __restrict__ parts, T* __restrict__ grad_x, int pix
     }                                                                                             \
     BACKWARD(irnn_write_##NAME, WRITE, T, T, A)                                                   \
     BACKWARD(irnn_add_##NAME, ADD, T, T, A)                                                       \
-    BACKWARD(irnn_apart_##NAME, APART, A, T, A)                                                   \
+    BACKWARD(irnn_split_##NAME, SPLIT, A, T, A)                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) irnn_sum_##NAME(              \
         const A* parts, T* grad_x, int pixels, int channels) {                                    \
         sum<T, A>(parts, grad_x, pixels, channels);                                               \

@@ -86,24 +86,21 @@ def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Ten
 
 @_irnn_backward.register_fake
 def _(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        _empty(y, weight.shape[1]),
-        weight.new_empty(weight.shape),
-        weight.new_empty(weight.shape),
-    )
+    sums = weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+    return _empty(y, weight.shape[1]), *sums
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     _, weight, _ = inputs
     ctx.save_for_backward(output, weight)  # the gradients need the output, not the input
 
 
-def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y, weight = ctx.saved_tensors
     return _irnn_backward(grad, y, weight)
 
 
-_irnn.register_autograd(_autograd, setup_context=_setup_context)
+_irnn.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 def irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class FakeCupy(types.ModuleType):
 
     def install(self, patch: pytest.MonkeyPatch) -> "FakeCupy":
         patch.setitem(sys.modules, "cupy", self)
-        patch.setattr(cuda, "_loaded", {})
+        patch.setattr(cuda, "_kernel_cache", {})
         patch.setattr(torch.cuda, "device", lambda device: self._within("torch_device", device))
         patch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
         patch.setattr(op, "_kernels", lambda x: cuda)

@@ -79,7 +79,7 @@ extern "C" int launch(const char* name, const unsigned* grid, unsigned threads, 
     KERNEL(irnn_forward_##NAME)  \
     KERNEL(irnn_write_##NAME)    \
     KERNEL(irnn_add_##NAME)      \
-    KERNEL(irnn_apart_##NAME)    \
+    KERNEL(irnn_split_##NAME)    \
     KERNEL(irnn_sum_##NAME)
     OF_TYPE(float32)
     OF_TYPE(float64)

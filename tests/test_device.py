@@ -31,7 +31,7 @@ def one_gpu(monkeypatch):
 def test_the_kernels_are_tried_before_any_work(monkeypatch, one_gpu, hip):
     monkeypatch.setattr(torch.version, "hip", hip)
     tried = []
-    monkeypatch.setattr(device, "_run_once", tried.append)
+    monkeypatch.setattr(device, "_run_irnn", tried.append)
     for name in ("cuda", "auto"):
         assert device.choose_device(name, "fp32") == torch.device("cuda", 0)
     assert tried == [torch.device("cuda", 0)] * 2
@@ -54,7 +54,7 @@ def test_what_the_kernels_lack_is_one_line(monkeypatch, one_gpu, error, told, cu
     def fail(_):
         raise error
 
-    monkeypatch.setattr(device, "_run_once", fail)
+    monkeypatch.setattr(device, "_run_irnn", fail)
     with pytest.raises(UserError) as caught:
         device.choose_device("cuda", "fp32")
     message = str(caught.value)

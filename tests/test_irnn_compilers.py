@@ -18,7 +18,7 @@ STRICT = [
 def assert_lean(log: str) -> None:
     """Every kernel in the assembler's report, and none of them with a stack or a spill."""
     found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", log)
-    assert len(found) == len(cuda._NAMES) == 5 * len(cuda.ARITHMETIC), log
+    assert len(found) == len(cuda._KERNEL_NAMES) == 5 * len(cuda.ARITHMETIC), log
     assert set(found) == {("0", "0", "0")}, log
 
 

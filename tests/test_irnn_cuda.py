@@ -50,9 +50,9 @@ def test_kernel_equals_reference(gpu, monkeypatch, shape, dtype):
     """Both ways of the backward pass, which have the same bits."""
     arguments = inputs(shape, dtype)
     expected, found = results(irnn_reference, *arguments), {}
-    for few, count in ((cuda._FEW_BLOCKS, 3), (0, 5)):
+    for few, count in ((cuda._SMALL_GRID_BLOCKS, 3), (0, 5)):
         gpu.launches.clear()
-        monkeypatch.setattr(cuda, "_FEW_BLOCKS", few)
+        monkeypatch.setattr(cuda, "_SMALL_GRID_BLOCKS", few)
         found[few] = results(irnn, *arguments)
         assert_same(found[few], expected, dtype)
         assert len(gpu.launches) == (count if shape[0] else 0)
@@ -96,11 +96,11 @@ def test_gradcheck(gpu):
 
 
 @needs_gxx
-@pytest.mark.parametrize("few", [0, cuda._FEW_BLOCKS])
+@pytest.mark.parametrize("few", [0, cuda._SMALL_GRID_BLOCKS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_same_bits_whatever_the_order_of_threads(gpu, monkeypatch, shape, dtype, few):
-    monkeypatch.setattr(cuda, "_FEW_BLOCKS", few)
+    monkeypatch.setattr(cuda, "_SMALL_GRID_BLOCKS", few)
     arguments = inputs(shape, dtype)
     forwards = results(irnn, *arguments)
     gpu.reversed = True
@@ -147,12 +147,12 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> tuple[to
 
 
 @needs_gxx
-@pytest.mark.parametrize("few", [0, cuda._FEW_BLOCKS])
+@pytest.mark.parametrize("few", [0, cuda._SMALL_GRID_BLOCKS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nothing_is_read_or_written_outside(gpu, monkeypatch, shape, dtype, few):
     """Inputs lie among NaNs, which would show in the results; outputs lie among sentinels."""
-    monkeypatch.setattr(cuda, "_FEW_BLOCKS", few)
+    monkeypatch.setattr(cuda, "_SMALL_GRID_BLOCKS", few)
     n, c, h, w = shape
     arguments = [tensor.detach() for tensor in inputs(shape, dtype)]
     arguments[1:3] = [tensor.to(cuda.ARITHMETIC[dtype]) for tensor in arguments[1:3]]
@@ -193,7 +193,7 @@ from fake_cupy import FakeCupy
 from irnn_cases import SHAPES, inputs, results
 from irnn_cuda import cuda, irnn
 gpu = FakeCupy({str(library)!r}).install(pytest.MonkeyPatch())
-for cuda._FEW_BLOCKS in (0, cuda._FEW_BLOCKS):
+for cuda._SMALL_GRID_BLOCKS in (0, cuda._SMALL_GRID_BLOCKS):
     for shape in SHAPES:
         for dtype in cuda.ARITHMETIC:
             results(irnn, *inputs(shape, dtype))

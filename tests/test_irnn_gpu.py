@@ -36,7 +36,7 @@ def test_kernel_equals_reference(monkeypatch, shape, dtype):
     arguments, found = inputs(shape, dtype), []
     expected = results(irnn_reference, *arguments)
     for few in (0, 10**6):
-        monkeypatch.setattr(cuda, "_FEW_BLOCKS", few)
+        monkeypatch.setattr(cuda, "_SMALL_GRID_BLOCKS", few)
         found.append(on_cpu(results(irnn, *on("cuda", arguments))))
         assert_same(found[-1], expected, dtype)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -83,7 +83,7 @@ def assert_placed(launch, grid: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_backward_launches_of_a_large_image(recorder, made, monkeypatch, dtype):
-    monkeypatch.setattr(cuda, "_FEW_BLOCKS", 5)
+    monkeypatch.setattr(cuda, "_SMALL_GRID_BLOCKS", 5)
     *read, grad_x = backward(11, 3, dtype)
     partial, device = made.pop("zeros")
     assert (partial.shape, partial.dtype) == ((4, 2, 2 * 11, 32), cuda.ARITHMETIC[dtype])
@@ -106,18 +106,18 @@ def test_backward_launches_of_a_large_image(recorder, made, monkeypatch, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_backward_launches_of_a_small_image(recorder, made, monkeypatch, dtype):
-    monkeypatch.setattr(cuda, "_FEW_BLOCKS", 6)
+    monkeypatch.setattr(cuda, "_SMALL_GRID_BLOCKS", 6)
     *read, grad_x = backward(11, 3, dtype)
     partial, _ = made["zeros"]
     parts, device = made["empty"]
     assert (parts.shape, parts.dtype) == ((2, 11, 3, 128), cuda.ARITHMETIC[dtype])
     assert device == torch.device("cuda:1")
-    apart, together = recorder.launches
+    split, together = recorder.launches
     name = str(dtype).removeprefix("torch.")
-    assert (apart.name, together.name) == (f"irnn_apart_{name}", f"irnn_sum_{name}")
+    assert (split.name, together.name) == (f"irnn_split_{name}", f"irnn_sum_{name}")
     pointers = [tensor.data_ptr() for tensor in (*read, parts, partial)]
-    assert list(apart.words) == [*pointers, 2, 11, 3, 32, 22, 0]
-    assert_placed(apart, (6, 4))
+    assert list(split.words) == [*pointers, 2, 11, 3, 32, 22, 0]
+    assert_placed(split, (6, 4))
     assert list(together.words) == [parts.data_ptr(), grad_x.data_ptr(), 2 * 11 * 3, 32]
     assert_placed(together, (-(-2 * 11 * 3 * 32 // 128),))
 
