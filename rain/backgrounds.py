@@ -4,7 +4,6 @@ What is drawn is there to be left alone: rain is thin, bright and upright, and s
 frames, text, blades of grass, wires and the gleam along an edge.
 """
 
-import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,35 +36,25 @@ def photograph(name: str) -> np.ndarray:
         UserError: the package is not installed, or does not hold that file.
     """
     package, _, inner = name.rpartition(":")
-    if package:
-        return _of_package(package, inner)
-    image = getattr(skimage.data, name)()
-    image = image[0] if isinstance(image, tuple) else image
-    code = cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR
-    return cv2.cvtColor(image, code)
-
-
-def _of_package(package: str, inner: str) -> np.ndarray:
-    found = find_spec(package)
-    if found is None or found.origin is None:  # or a folder is left of it
-        named = PACKAGES.get(package, package)
+    if not package:
+        image = getattr(skimage.data, name)()
+        image = image[0] if isinstance(image, tuple) else image
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:  # or a folder is left of it
+        title = PACKAGES.get(package, package)
         raise UserError(
-            f"{named} is not installed, which has {inner}; expected pip install {named}"
+            f"{title} is not installed, which has {inner}; expected pip install {title}"
         )
-    path = Path(found.origin).parent / inner
-    image = None
+    path = Path(spec.origin).parent / inner
     if path.suffix == ".npz" and path.is_file():
-        try:
-            with np.load(path) as arrays:
-                grey = arrays[arrays.files[0]].astype(np.uint8)
-        except (OSError, ValueError, IndexError, EOFError, zipfile.BadZipFile):
-            raise UserError(f"{path}: is damaged; expected a photograph") from None
-        image = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-    elif path.is_file():
-        image = cv2.imread(str(path))
-    if image is None:
+        with np.load(path) as arrays:
+            grey = arrays[arrays.files[0]].astype(np.uint8)
+        return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+    photo = cv2.imread(str(path))
+    if photo is None:
         raise UserError(f"{path}: expected a photograph, which other versions of {package} hold")
-    return image
+    return photo
 
 
 def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
@@ -107,22 +96,14 @@ def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
-def drawn(side: int, rng: Rng, ground: np.ndarray | None = None) -> np.ndarray:
-    """A drawing (side,side,3) uint8 of one or two of SCENES, on a ground of that size if given."""
+def draw_scenes(
+    side: int, rng: Rng, ground: np.ndarray | None = None, scene: "Scene | None" = None
+) -> np.ndarray:
+    """A drawing (side,side,3) uint8 of a scene, else of one or two of SCENES; on a ground if given."""
     canvas = _shaded(side, rng) if ground is None else ground.copy()
-    for number in rng.choice(len(SCENES), rng.integers(1, 3), replace=False):
-        SCENES[number](canvas, rng)
-    return _softened(canvas, rng)
-
-
-def drawn_scene(scene: "Scene", side: int, rng: Rng) -> np.ndarray:
-    """A drawing (side,side,3) uint8 of this scene alone."""
-    canvas = _shaded(side, rng)
-    scene(canvas, rng)
-    return _softened(canvas, rng)
-
-
-def _softened(canvas: np.ndarray, rng: Rng) -> np.ndarray:
+    scenes = [scene] if scene else rng.choice(np.array(SCENES), rng.integers(1, 3), replace=False)
+    for draw in scenes:
+        draw(canvas, rng)
     soft = float(rng.choice([0, 0.4, 0.6, 1.0, 1.6]))
     return cv2.GaussianBlur(canvas, (0, 0), soft) if soft else canvas
 

@@ -59,69 +59,46 @@ class Rain:
             width = int(rng.integers(3, 9))
             density, length = log_uniform(rng, 0.06, 0.5), log_uniform(rng, 20, 120)
             brightness, blur = rng.uniform(30, 230), rng.uniform(0.3, 0.35 * width)
-        return Rain(
-            density=density,
-            angle=float(rng.normal(0, 10) if rng.random() < 0.7 else rng.uniform(-40, 40)),
-            length=length,
-            width=width,
-            brightness=float(brightness),
-            blur=float(blur),
-            cover=float(rng.random()) if rng.random() < 0.7 else 0.0,
-            uneven=float(rng.uniform(0, 0.8)),
-            grain=int(rng.choice(GRAINS)),
-            spindle=bool(width > 1 and rng.random() < 0.5),
-        )
+        angle = rng.normal(0, 10) if rng.random() < 0.7 else rng.uniform(-40, 40)
+        cover = rng.random() if rng.random() < 0.7 else 0.0
+        return Rain(density, angle, length, width, brightness, blur, cover, *_texture(rng, width))
 
     @staticmethod
     def faint(rng: np.random.Generator) -> "Rain":
         """Rain that is hardly there: 28 grey levels at most, and soft."""
         width = int(rng.choice([1, 1, 2, 2, 3, 4, 5, 7]))
-        return Rain(
-            density=log_uniform(rng, 0.1, 2.0) / width**1.2,
-            angle=float(rng.normal(0, 8)),
-            length=log_uniform(rng, 8, 60) * width**0.3,
-            width=width,
-            brightness=log_uniform(rng, 4, 28),
-            blur=float(rng.uniform(0.4, 0.6 + 0.5 * width)),
-            cover=float(rng.random()),
-            uneven=float(rng.uniform(0, 0.8)),
-            grain=int(rng.choice(GRAINS)),
-            spindle=bool(width > 1 and rng.random() < 0.5),
-        )
+        density, angle = log_uniform(rng, 0.1, 2.0) / width**1.2, rng.normal(0, 8)
+        length, brightness = log_uniform(rng, 8, 60) * width**0.3, log_uniform(rng, 4, 28)
+        blur, cover = rng.uniform(0.4, 0.6 + 0.5 * width), rng.random()
+        return Rain(density, angle, length, width, brightness, blur, cover, *_texture(rng, width))
 
     @staticmethod
     def near(rng: np.random.Generator) -> "Rain":
         """Near drops: 2 to 8 pixels wide, long, and they hide most of what is behind."""
         width = int(rng.choice([2, 2, 3, 3, 4, 5, 6, 8]))
-        return Rain(
-            density=log_uniform(rng, 0.2, 1.6) / width**0.5,
-            angle=float(rng.normal(0, 7)),
-            length=log_uniform(rng, 14, 140),
-            width=width,
-            brightness=float(rng.uniform(40, 250)),
-            blur=float(rng.uniform(0.4, 0.25 * width + 0.4)),
-            cover=float(rng.uniform(0.6, 1.0)),
-            uneven=float(rng.uniform(0, 1)),
-            grain=int(rng.choice(GRAINS)),
-            spindle=bool(rng.random() < 0.4),
-        )
+        density, angle = log_uniform(rng, 0.2, 1.6) / width**0.5, rng.normal(0, 7)
+        length, brightness = log_uniform(rng, 14, 140), rng.uniform(40, 250)
+        blur, cover = rng.uniform(0.4, 0.25 * width + 0.4), rng.uniform(0.6, 1.0)
+        texture = _texture(rng, width, most_uneven=1, spindles=0.4)
+        return Rain(density, angle, length, width, brightness, blur, cover, *texture)
 
     @staticmethod
     def dense(rng: np.random.Generator) -> "Rain":
         """Heavy rain: many thin, bright streaks side by side, upright or slanting."""
         width = int(rng.choice([1, 1, 2, 2, 3]))
-        return Rain(
-            density=log_uniform(rng, 0.8, 6) / width**0.7,
-            angle=float(rng.normal(0, 10) if rng.random() < 0.5 else rng.uniform(-35, 35)),
-            length=log_uniform(rng, 15, 70),
-            width=width,
-            brightness=float(rng.uniform(70, 240)),
-            blur=float(rng.uniform(0.3, 1.0)),
-            cover=float(rng.random()) if rng.random() < 0.5 else 0.0,
-            uneven=float(rng.uniform(0, 0.8)),
-            grain=int(rng.choice(GRAINS)),
-            spindle=bool(width > 1 and rng.random() < 0.5),
-        )
+        density = log_uniform(rng, 0.8, 6) / width**0.7
+        angle = rng.normal(0, 10) if rng.random() < 0.5 else rng.uniform(-35, 35)
+        length, brightness = log_uniform(rng, 15, 70), rng.uniform(70, 240)
+        blur, cover = rng.uniform(0.3, 1.0), rng.random() if rng.random() < 0.5 else 0.0
+        return Rain(density, angle, length, width, brightness, blur, cover, *_texture(rng, width))
+
+
+def _texture(
+    rng: np.random.Generator, width: int, most_uneven: float = 0.8, spindles: float = 0.5
+) -> tuple[float, int, bool]:
+    """How uneven streaks of this width are, their grain, and whether they are spindles."""
+    uneven, grain = rng.uniform(0, most_uneven), int(rng.choice(GRAINS))
+    return uneven, grain, bool(width > 1 and rng.random() < spindles)
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -10,7 +10,8 @@ Run as a program, it writes pairs and their list, or videos:
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import av
@@ -19,14 +20,14 @@ import numpy as np
 
 from media.lists import write_list
 from media.video_container import ffmpeg_address
-from rain.backgrounds import DRY_SCENES, dead_leaves, drawn, drawn_scene, photograph
+from rain.backgrounds import DRY_SCENES, dead_leaves, draw_scenes, photograph
 from rain.streaks import Rain, add_rain, log_uniform, rain_frames
 from settings import UserError
 from system.commandline import Parser
 from system.files import create_temp_beside, format_path, require_writable, write_atomically
 from system.program import report_errors, run_program
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are told by us
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # we report errors ourselves
 
 # Test and training backgrounds share no scene.
 TEST_PHOTOGRAPHS = ("chelsea", "coffee", "rocket")
@@ -52,8 +53,8 @@ SETS = {
     "sheet": "a picture of the first training patches",
     "videos": "short rain videos of a still camera",
 }
-LISTS = {"test": ["test.txt"], "dry": ["photographs.txt", "drawings.txt"], "train": ["train.txt"]}
 SHEET_ROWS, SHEET_COLUMNS = 6, 8  # each place holds a rainy patch and a clean one
+Pair = tuple[np.ndarray, np.ndarray]  # a rainy image and its clean one, (H,W,3) uint8 BGR
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int]) -> None:
@@ -74,9 +75,8 @@ def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int])
                 file.mux(stream.encode(frame))
             file.mux(stream.encode(None))
         unfinished.replace(path)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written: {reason}") from None
+    except (av.error.FFmpegError, OSError) as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -88,20 +88,25 @@ def write_pair(folder: Path, name: str, rainy: np.ndarray, clean: np.ndarray) ->
     return f"./rain/{name}.png ./clean/{name}.png\n"
 
 
-def write_test_set(folder: Path, seed: int) -> Path:
-    """Each test photograph under light and under heavy rain. Returns the list's path."""
+def write_pairs(path: Path, pairs: Iterable[tuple[str, Pair]]) -> Path:
+    """Write named pairs, and their list to path, which is there when all are. Returns path."""
+    for kind in ("rain", "clean"):
+        require_writable(path.parent / kind)
+    path.unlink(missing_ok=True)  # a set that is interrupted has no list
+    return write_list(path, [write_pair(path.parent, name, *pair) for name, pair in pairs])
+
+
+def iterate_test_pairs(seed: int) -> Iterator[tuple[str, Pair]]:
+    """Each test photograph under light and under heavy rain."""
     looks = {
         "light": [Rain(0.8, -12, 22, 1, 90, 0.6)],
         "heavy": [Rain(1.6, 15, 26, 1, 110, 0.7), Rain(0.25, 18, 45, 2, 90, 1.0)],
     }
-    lines = []
     for number, name in enumerate(TEST_PHOTOGRAPHS):
         clean = _scaled(photograph(name), SMALLER)
         for look, (title, rain) in enumerate(looks.items()):
             rng = np.random.default_rng([seed, number, look])
-            rainy = add_rain(clean, rain, rng)
-            lines.append(write_pair(folder, f"{name}_{title}", rainy, clean))
-    return write_list(folder / "test.txt", lines)
+            yield f"{name}_{title}", (add_rain(clean, rain, rng), clean)
 
 
 def write_videos(folder: Path, seed: int) -> Path:
@@ -115,31 +120,27 @@ def write_videos(folder: Path, seed: int) -> Path:
     return folder
 
 
-def write_dry_sets(folder: Path, seed: int) -> list[Path]:
-    """Six photographs at two scales and twelve drawings, none of them trained on, without rain.
+def iterate_dry_photographs() -> Iterator[tuple[str, Pair]]:
+    """Six photographs at two scales, none of them trained on: pairs of two equal images.
 
-    The drawings are of kinds that are trained on, by other seeds.
-    Each is a pair of two equal images: what it scores tells the harm done. Returns the two lists.
+    What such a pair scores is the harm done.
     """
-    photographs, drawings = [], []
     for name in DRY_PHOTOGRAPHS:
         for title, scale in ((name, 1), (f"{name}_smaller", SMALLER)):
             image = _scaled(photograph(name), scale)
-            photographs.append(write_pair(folder, title, image, image))
+            yield title, (image, image)
+
+
+def iterate_drawings(seed: int) -> Iterator[tuple[str, Pair]]:
+    """Twelve pairs of two equal drawings, of kinds that are trained on, by other seeds."""
     for number, scene in enumerate(DRY_SCENES):
         for which in (1, 2):
             rng = np.random.default_rng([seed, 4, number, which])
-            image = drawn_scene(scene, DRAWN_SIDE, rng)
-            drawings.append(write_pair(folder, f"{scene.__name__}_{which}", image, image))
-    return [
-        write_list(folder / "photographs.txt", photographs),
-        write_list(folder / "drawings.txt", drawings),
-    ]
+            image = draw_scenes(DRAWN_SIDE, rng, scene=scene)
+            yield f"{scene.__name__}_{which}", (image, image)
 
 
-def training_pair(
-    photographs: list[np.ndarray], side: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def training_pair(photographs: list[np.ndarray], side: int, rng: np.random.Generator) -> Pair:
     """A pair of training patches, rainy and clean, (side,side,3) uint8.
 
     One in six gets no rain: there is nothing to remove, and the target is the input. Three in ten
@@ -171,9 +172,9 @@ def _background(photographs: list[np.ndarray], side: int, rng: np.random.Generat
     elif kind < 0.6:
         image = dead_leaves(side, side, rng)
     elif kind < 0.84:
-        image = drawn(side, rng)
+        image = draw_scenes(side, rng)
     else:
-        image = drawn(side, rng, _random_patch(photographs, side, rng))
+        image = draw_scenes(side, rng, _random_patch(photographs, side, rng))
     if rng.random() < 0.3:  # soft, as videos are
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.4))
     if rng.random() < 0.7:  # in other light
@@ -199,45 +200,21 @@ def _random_patch(photographs: list[np.ndarray], side: int, rng: np.random.Gener
     return np.ascontiguousarray(patch)
 
 
-def _compressed(
-    rainy: np.ndarray, clean: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _compressed(rainy: np.ndarray, clean: np.ndarray, rng: np.random.Generator) -> Pair:
     """Both with a JPEG's traces, which differ only where rain was: the mask label stays true."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(55, 96))]
-
-    def traces(image: np.ndarray) -> np.ndarray:
-        decoded = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
-        return np.asarray(decoded)
-
-    rained = (rainy != clean).any(2, keepdims=True)
-    target = traces(clean)
-    return np.where(rained, np.maximum(traces(rainy), target), target), target
+    jpegs = [cv2.imencode(".jpg", image, quality)[1] for image in (rainy, clean)]
+    decoded, target = (np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR)) for jpeg in jpegs)
+    has_rain = (rainy != clean).any(2, keepdims=True)
+    return np.where(has_rain, np.maximum(decoded, target), target), target
 
 
-def write_training_set(
-    folder: Path, count: int, side: int, seed: int, photographs: list[np.ndarray]
-) -> Path:
-    """count pairs of square patches, on these photographs and on drawings.
-
-    Returns the list's path.
-    """
-    lines = []
-    for index in range(count):
-        pair = training_pair(photographs, side, np.random.default_rng([seed, 3, index]))
-        lines.append(write_pair(folder, f"{index:05d}", *pair))
-    return write_list(folder / "train.txt", lines)
-
-
-def write_sheet(folder: Path, side: int, seed: int, photographs: list[np.ndarray]) -> Path:
+def write_sheet(folder: Path, pairs: Iterable[Pair]) -> Path:
     """A picture of the first pairs of the training set, rainy above clean. Returns its path."""
-    rows = []
-    for row in range(SHEET_ROWS):
-        indices = range(row * SHEET_COLUMNS, (row + 1) * SHEET_COLUMNS)
-        pairs = [
-            training_pair(photographs, side, np.random.default_rng([seed, 3, i])) for i in indices
-        ]
-        rows.append(np.hstack([np.vstack(pair) for pair in pairs]))
-    return _write_picture(folder / "sheet.png", np.vstack(rows))
+    tiles = [np.vstack(pair) for pair in islice(pairs, SHEET_ROWS * SHEET_COLUMNS)]
+    starts = range(0, len(tiles), SHEET_COLUMNS)
+    sheet = np.vstack([np.hstack(tiles[start : start + SHEET_COLUMNS]) for start in starts])
+    return _write_picture(folder / "sheet.png", sheet)
 
 
 def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
@@ -294,12 +271,8 @@ def build_parser() -> Parser:
 
 
 def _folder(text: str) -> str:
-    if not text or Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"expected a folder, not {text!r}")
-    if Path(text, "rain", Path(__file__).name).exists():
-        raise argparse.ArgumentTypeError(
-            f"{text} holds this program, in the folder rain; expected another folder"
-        )
+    if not text or Path(text).is_file() or Path(text, "rain", Path(__file__).name).exists():
+        raise argparse.ArgumentTypeError(f"expected a folder for pictures, not {text!r}")
     return text
 
 
@@ -316,24 +289,23 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 def write_set(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     """Write the set that is asked for; the paths of what to use."""
-    name, seed, photographs = arguments.set, arguments.seed, []
-    if name in ("train", "sheet"):
-        names = TRAINING_PHOTOGRAPHS + MORE_PHOTOGRAPHS * arguments.more_photographs
-        photographs = [photograph(name) for name in names]
-    if name in LISTS:
-        for kind in ("rain", "clean"):
-            require_writable(folder / kind)
-    for unfinished in LISTS.get(name, ()):
-        (folder / unfinished).unlink(missing_ok=True)  # a set that is interrupted has no list
+    name, seed = arguments.set, arguments.seed
     if name == "test":
-        return [write_test_set(folder, seed)]
+        return [write_pairs(folder / "test.txt", iterate_test_pairs(seed))]
     if name == "dry":
-        return write_dry_sets(folder, seed)
-    if name == "train":
-        return [write_training_set(folder, arguments.count, arguments.side, seed, photographs)]
+        return [
+            write_pairs(folder / "photographs.txt", iterate_dry_photographs()),
+            write_pairs(folder / "drawings.txt", iterate_drawings(seed)),
+        ]
+    if name == "videos":
+        return [write_videos(folder, seed)]
+    names = TRAINING_PHOTOGRAPHS + MORE_PHOTOGRAPHS * arguments.more_photographs
+    photographs, side = [photograph(name) for name in names], arguments.side
+    pairs = (training_pair(photographs, side, np.random.default_rng([seed, 3, i])) for i in count())
     if name == "sheet":
-        return [write_sheet(folder, arguments.side, seed, photographs)]
-    return [write_videos(folder, seed)]
+        return [write_sheet(folder, pairs)]
+    numbered = ((f"{i:05d}", pair) for i, pair in enumerate(islice(pairs, arguments.count)))
+    return [write_pairs(folder / "train.txt", numbered)]
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_a_scene_is_drawn_on_any_ground_by_its_seed(scene):
 def test_what_is_drawn_is_drawn_over_the_ground():
     ground = backgrounds.photograph("camera")[:64, :64]
     before = ground.copy()
-    drawing = backgrounds.drawn(64, np.random.default_rng(3), ground)
+    drawing = backgrounds.draw_scenes(64, np.random.default_rng(3), ground)
     assert np.array_equal(ground, before)
     same = (np.abs(drawing.astype(int) - ground) < 20).all(2).mean()
     assert 0.1 < same < 1
@@ -163,9 +163,6 @@ def test_photographs_of_other_packages(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     grey = backgrounds.photograph("a_package:grey.npz")
     assert np.array_equal(grey[..., 1], np.arange(12).reshape(3, 4))
-    (tmp_path / "a_package" / "bad.npz").write_text("no archive")
-    with pytest.raises(UserError, match=r"bad.npz: is damaged"):
-        backgrounds.photograph("a_package:bad.npz")
     (tmp_path / "left_over").mkdir()
     with pytest.raises(UserError, match="left_over is not installed"):
         backgrounds.photograph("left_over:a.jpg")
@@ -282,12 +279,11 @@ def test_the_sets_are_lists_of_pairs(capsys):
         ("test -o demo --seed -1", "--seed: expected a whole number from 0 to 9223372036854775808, "
          "not '-1'"),
         ("test", "the following arguments are required: -o/--output"),
-        ("train -o ", "-o/--output: expected a folder, not ''"),
+        ("train -o ", "-o/--output: expected a folder for pictures, not ''"),
         ("test -o taken", "taken/clean: cannot be written to: File exists"),
         ("test -o demo -n 9", "unrecognized arguments: -n 9"),
-        ("test -o file", "-o/--output: expected a folder, not 'file'"),
-        ("dry -o .", "-o/--output: . holds this program, in the folder rain; expected another "
-         "folder"),
+        ("test -o file", "-o/--output: expected a folder for pictures, not 'file'"),
+        ("dry -o .", "-o/--output: expected a folder for pictures, not '.'"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_one_line(capsys, command, told):
