@@ -91,7 +91,7 @@ def derain(settings: Settings) -> int:
 
 
 def _check_input(job: Job, start: int) -> None:
-    """Raises UserError."""
+    """Read the input of a job, from its first frame on. Raises UserError if that fails."""
     if job.is_video:
         VideoReader(job.source, start).close()
     else:
@@ -172,22 +172,19 @@ class _Run:
 
     def _write_picture(self, item: tuple[int, DerainedPicture] | UserError) -> Result | str:
         """Write a picture and what the page shows of it; its result, or why there is none."""
-        encoded = _attempt(self._encode_picture, item)
-        if isinstance(encoded, UserError):
+        try:
+            if isinstance(item, UserError):
+                raise item
+            number, output = item
+            data = encode_picture(self.jobs[number].target, output.picture)
+        except UserError as error:
             if len(self.jobs) == 1:
-                raise encoded
-            return str(encoded)
-        number, output, data = encoded
+                raise
+            return str(error)
         write_atomically(self.jobs[number].target, data)
         result = self._make_result(number, output)
         result.note = output.note
         return result
-
-    def _encode_picture(
-        self, item: tuple[int, DerainedPicture]
-    ) -> tuple[int, DerainedPicture, bytes]:
-        number, output = item
-        return number, output, encode_picture(self.jobs[number].target, output.picture)
 
     def _derain_videos(self) -> None:
         for number, job in enumerate(self.jobs):

@@ -43,20 +43,18 @@ SCAN = """
   line_{name} = Gather<axis = {along}>(x, zero)
   size_{name} = Shape(line_{name})
   state_{name} = ConstantOfShape(size_{name})
-  last_{name}, w_{name}, b_{name}, y_{name} = Scan<
+  last_{name}, y_{name} = Scan<
     num_scan_inputs = 1,
     scan_input_axes = [{along}], scan_input_directions = [{backwards}],
     scan_output_axes = [{along}], scan_output_directions = [{backwards}],
-    body = scan_{name} (float[N, C, L] state, float[C, 1] w, float[C, 1] b, float[N, C, L] value)
-      => (float[N, C, L] next, float[C, 1] same_w, float[C, 1] same_b, float[N, C, L] y) {{
+    body = scan_{name} (float[N, C, L] state, float[N, C, L] value)
+      => (float[N, C, L] next, float[N, C, L] y) {{
         total = Add(state, value)
         y = Relu(total)
-        product = Mul(w, y)
-        next = Add(product, b)
-        same_w = Identity(w)
-        same_b = Identity(b)
+        product = Mul(weight_{name}, y)
+        next = Add(product, bias_{name})
       }}
-  >(state_{name}, weight_{name}, bias_{name}, x)
+  >(state_{name}, x)
 """
 
 

@@ -106,9 +106,8 @@ def check_address(settings: Settings) -> str:
         UserError: it cannot be listened on. Gradio would try a hundred ports before it says so.
     """
     host = settings.host.strip("[]")
-    is_ipv6 = ":" in host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
         socket.create_server((host, settings.port), family=family).close()
     except (OSError, TypeError) as error:  # TypeError: it cannot be a name at all
         reason = getattr(error, "strerror", None) or error
@@ -116,7 +115,7 @@ def check_address(settings: Settings) -> str:
             f"--host {settings.host}, --port {settings.port}: cannot be listened on: {reason}; "
             "expected an address of this machine and a free port"
         ) from None
-    return f"[{host}]" if is_ipv6 else host
+    return f"[{host}]" if family == socket.AF_INET6 else host
 
 
 def is_unexpected(folder: str, record: logging.LogRecord) -> bool:

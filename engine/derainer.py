@@ -23,7 +23,7 @@ from system import machine
 from system.reading import read_bytes
 
 SIZE_CHANGES = 16  # after so many, freed memory goes back to the system
-TILE_SIDES = (1024, 512, 256, 128, 64)  # pixels, that are proposed where memory is short
+TILE_SIDES = (64, 128, 256, 512, 1024)  # pixels, proposed if an image does not fit into memory
 SAMPLE_SIDE = 1024  # pixels at most, of the sample on which tiles are compared with the whole
 OnProgress = Callable[[int, int], object]  # called with how many parts are done, and of how many
 
@@ -110,13 +110,9 @@ class Derainer:
         device = prepare_device(settings, ranks)
         checkpoint.require_checkpoint(path)
         return cls.load(
-            path,
-            device,
-            precision=settings.precision,
-            views=settings.self_ensemble,
-            tile=settings.tile,
-            sharing=ranks.local_size,
-        )
+            path, device, precision=settings.precision, views=settings.self_ensemble,
+            tile=settings.tile, sharing=ranks.local_size,
+        )  # fmt: skip
 
     def describe_weights(self) -> str:
         """Which weights these are, for people."""
@@ -227,12 +223,10 @@ class Derainer:
         needed = tiles.estimate_memory(height, width, self.tile)
         free = free_memory(self.device, self.sharing)
         largest = self.tile or max(height, width)
-        fitting = [
-            side
-            for side in TILE_SIDES
-            if side < largest and tiles.estimate_memory(height, width, side) <= free
-        ]
-        hint = f", or --tile {fitting[0]}" if fitting else ""
+        hint = ""
+        for side in TILE_SIDES:  # the largest that fits is proposed
+            if side < largest and tiles.estimate_memory(height, width, side) <= free:
+                hint = f", or --tile {side}"
         return UserError(
             f"{name}: {width}x{height} pixels need about {needed / 2**30:.3g} GiB of memory on "
             f"{self.device}, {free / 2**30:.3g} GiB are free; expected a smaller image{hint}"
