@@ -71,7 +71,6 @@ def export(settings: Settings) -> int:
     if Ranks().is_distributed:
         raise UserError("-a export: runs in one process; start it without torchrun")
     source = checkpoint.checkpoint_path(settings)
-    checkpoint.require_checkpoint(source)
     derainer = Derainer.load(source, torch.device("cpu"))
     check_no_overlap([source], [path], "-o")
     require_writable(path.parent)

@@ -85,7 +85,8 @@ def translate_load_errors(path: Path) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint{_list_folder(path.parent)}") from None
+        hint = f". {HINTS[path.name]}" if path.name in HINTS else ""
+        raise UserError(f"{path}: no such checkpoint{_list_folder(path.parent)}{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:
@@ -93,13 +94,6 @@ def translate_load_errors(path: Path) -> Iterator[None]:
         if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it unsafely
             reason = "it is cut short, or holds objects that could run code"
         raise UserError(f"{path}: not a checkpoint of this network, or damaged: {reason}") from None
-
-
-def require_checkpoint(path: Path) -> None:
-    """Raise UserError if there is no such file, with a hint at how to get the usual ones."""
-    if path.name in HINTS and not path.exists():
-        missing = f"{path}: no such checkpoint{_list_folder(path.parent)}"
-        raise UserError(f"{missing}. {HINTS[path.name]}")
 
 
 def _list_folder(folder: Path) -> str:

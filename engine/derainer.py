@@ -108,7 +108,6 @@ class Derainer:
             UserError: see load and prepare_device.
         """
         device = prepare_device(settings, ranks)
-        checkpoint.require_checkpoint(path)
         return cls.load(
             path, device, precision=settings.precision, views=settings.self_ensemble,
             tile=settings.tile, sharing=ranks.local_size,

@@ -80,14 +80,8 @@ class TrainingRun:
     def derainer(self) -> Derainer:
         """A derainer with the network as it stands."""
         settings = self.settings
-        return Derainer(
-            self.net,
-            self.device,
-            precision=settings.precision,
-            views=settings.self_ensemble,
-            tile=settings.tile,
-            sharing=self.ranks.local_size,
-        )
+        options = settings.precision, settings.self_ensemble, settings.tile, self.ranks.local_size
+        return Derainer(self.net, self.device, *options)
 
     def save(self, name: str) -> None:
         """Save the run as it stands, on the first rank. Its events are on the disk by then.

@@ -140,9 +140,9 @@ def test_a_folder_that_may_not_be_read_is_not_told_as_empty(run, tmp_path):
     assert (status, err) == (2, "main.py: in: cannot be read: Permission denied\n")
     Path("in").chmod(0o111)  # its files may be opened by those who know their names
     with nobody(tmp_path), pytest.raises(UserError) as caught:
-        checkpoint.load(Path("in/latest"))
+        checkpoint.load(Path("in/step_4"))
     assert str(caught.value) == (
-        "in/latest: no such checkpoint; in cannot be looked into: Permission denied"
+        "in/step_4: no such checkpoint; in cannot be looked into: Permission denied"
     )
     Path("in").chmod(0o755)
 
