@@ -6,10 +6,10 @@ again, continues where it ended. A row counts as long as neither file of its pai
 
 import csv
 import io
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -30,7 +30,7 @@ from system.files import check_no_overlap, exclusive, require_writable, write_at
 from system.overlap import map_processes
 from system.progress import Progress, warn
 from system.reading import open_regular
-from system.text import first_few, format_count
+from system.text import first_few
 
 TABLE = "check.csv"
 BATCH_PAIRS = 8  # that a process receives at a time
@@ -87,54 +87,45 @@ def _inspect_list(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Ro
     saved = _read_table(table)
     _write_table(table, list(saved.values()))
     keys = [_key(_create_row(pair, threshold)) for pair in pairs]
-    new = [pair for pair, key in zip(pairs, keys, strict=True) if key not in saved]
+    new = [(pair, key) for pair, key in zip(pairs, keys, strict=True) if key not in saved]
     if saved:
         print(f"{table}: {len(pairs) - len(new)} of {len(pairs)} pairs were looked at before")
-    batches = (new[start : start + BATCH_PAIRS] for start in range(0, len(new), BATCH_PAIRS))
+    batches = (
+        [pair for pair, _ in new[start : start + BATCH_PAIRS]]
+        for start in range(0, len(new), BATCH_PAIRS)
+    )
     inspect = partial(_inspect_batch, threshold=threshold)
     results = map_processes(batches, inspect, machine.count_cores())
-    start = time.monotonic()
+    rows = chain.from_iterable(results)
     try:
         with (
             open_text(open_regular(table, "ab")) as file,
             closing(results),
             Progress("pair", 0, max(len(new), 1), []) as progress,
         ):
-            for rows in results:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(rows)
+            for (_, key), row in zip(new, rows, strict=True):
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
                 file.flush()
-                saved |= {_key(row): row for row in rows}
-                progress.advance(len(rows))
+                saved[key] = row  # of the key at the start, should the file have changed since
+                progress.advance(1)
     except KeyboardInterrupt:
         print(f"{table}: the same command goes on from here", flush=True)
         raise
-    except OSError as error:
-        raise UserError(f"{table}: cannot be written: {error.strerror}") from None
-    if new:
-        print(f"{format_count(len(new), 'pair')} looked at in {time.monotonic() - start:.1f} s")
     if stale := len(saved.keys() - set(keys)):
         print(f"{table}: {stale} rows are left out, of other pairs or of files that have changed")
-    # A file that has changed in the meantime has a row of another key.
-    return _add_findings(
-        pairs,
-        (saved.get(key) or inspect([pair])[0] for pair, key in zip(pairs, keys, strict=True)),
-    )
+    return _add_findings(pairs, [saved[key] for key in keys])
 
 
 def _read_table(table: Path) -> dict[tuple[str, ...], Row]:
     """The whole rows of a table by their keys."""
     try:
-        with open_regular(table) as file:
-            text = open_text(file).read()
+        with open_text(open_regular(table)) as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or COLUMNS) != COLUMNS:
+                raise csv.Error
+            return {_key(row): row for row in reader if _is_whole(row)}
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read: {error.strerror}") from None
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        if text and tuple(reader.fieldnames or ()) != COLUMNS:
-            raise csv.Error
-        return {_key(row): row for row in reader if _is_whole(row)}
     except csv.Error:
         raise UserError(f"{table}: is not a table of -a check; expected another -o") from None
 
@@ -159,17 +150,13 @@ def _parse_inspection(row: Row) -> PixelInspection:
     return PixelInspection(width, height, mask, difference, backward, row["digest"])
 
 
-def _create_row(
-    pair: Pair, threshold: int, inspection: PixelInspection | None = None, trouble: str = ""
-) -> Row:
+def _create_row(pair: Pair, threshold: int) -> Row:
+    """The row of a pair that has not been read, with the state of its files."""
     row = dict.fromkeys(COLUMNS, "") | {"line": pair.location, "threshold": str(threshold)}
     row["rainy"] = escape_csv_formula(str(pair.rainy))
     # If one file holds both, the half that is rainy stands in the place of the clean one.
     row["clean"] = escape_csv_formula(str(pair.halves or pair.clean))
-    row["trouble"] = escape_csv_formula(trouble)
     row["files"] = " ".join(_read_file_state(path) for path in (pair.rainy, pair.clean) if path)
-    for column, value in inspection._asdict().items() if inspection else ():
-        row[column] = f"{value:.6g}" if isinstance(value, float) else str(value)
     return row
 
 
@@ -185,18 +172,19 @@ def _inspect_batch(pairs: Sequence[Pair], threshold: int) -> list[Row]:
     cv2.setNumThreads(0)  # the cores have a process each
     rows = []
     for pair in pairs:
+        row = _create_row(pair, threshold)  # first: the row of a file that changes now is stale
         try:
             rainy, clean = read_pair(pair)
             assert clean is not None  # read_list required it
-            inspection = inspect_pixels(rainy, clean, threshold)
-            rows.append(_create_row(pair, threshold, inspection))
+            for column, value in inspect_pixels(rainy, clean, threshold)._asdict().items():
+                row[column] = f"{value:.6g}" if isinstance(value, float) else str(value)
         except UserError as error:
-            trouble = str(error).removeprefix(f"{pair.location}: ")
-            rows.append(_create_row(pair, threshold, trouble=trouble))
+            row["trouble"] = escape_csv_formula(str(error).removeprefix(f"{pair.location}: "))
+        rows.append(row)
     return rows
 
 
-def _add_findings(pairs: Sequence[Pair], rows: Iterable[Row]) -> list[Row]:
+def _add_findings(pairs: Sequence[Pair], rows: list[Row]) -> list[Row]:
     first_lines: dict[str, str] = {}  # by digest
     complete = []
     for pair, row in zip(pairs, rows, strict=True):
@@ -223,7 +211,7 @@ def _report(settings: Settings, table: Path, rows: list[Row], usable: list[Row])
     bad = [row for row in rows if row["trouble"]]
     for row in bad[:MAX_WARNINGS]:
         warn(f"{row['line']}: {row['trouble']}")
-    if len(bad) > MAX_WARNINGS:
+    if bad[MAX_WARNINGS:]:
         warn(f"and {len(bad) - MAX_WARNINGS} more, see {table}")
     count = f"{len(usable)} of {len(rows)} pairs can be used"
     print(f"{settings.train_list}: {count}; {table} has a row for each")

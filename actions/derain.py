@@ -54,7 +54,7 @@ def derain(settings: Settings) -> int:
             the page shows what was finished before.
     """
     with Ranks() as ranks:
-        jobs, folder, note, problems = plan_jobs(settings.input, settings.output, copies.FOLDER)
+        jobs, folder, note, problems = plan_jobs(settings.input, settings.output)
         if (settings.start or settings.frames) and not any(job.is_video for job in jobs):
             raise UserError(f"--start and --frames: are for videos; {settings.input} is none")
         for problem in problems if ranks.first else ():

@@ -6,43 +6,73 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from settings import one_line
+from system.progress import warn
 from system.text import first_few, format_count
 
+PAGE_FILES = "index_files"  # the folder of the pictures of a page, beside results
+# Folders that are not entered; __MACOSX, in archives, has the names of images, and none in it.
+SKIPPED = {PAGE_FILES, "__MACOSX"}
 MAX_SUFFIXES = 8  # named in a note
-
-Entries = list[os.DirEntry[str]]
 
 
 def walk_folder(
-    root: Path, on_error: Callable[[OSError], object]
-) -> Iterator[tuple[str, Entries, Entries]]:
-    """Walk a folder as os.walk does, in order of names; links are followed unless they lead back.
+    root: Path,
+    excluded: Path | None = None,
+    on_error: Callable[[OSError], object] | None = None,
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder as os.walk does, in order of names, and through links to folders.
+
+    Hidden names and those of SKIPPED are left out. A link to a folder that holds it is not
+    followed; it and what is neither a folder nor a regular file are named in a warning at the end.
 
     Args:
-        on_error: gets the error of each folder that cannot be listed; it may raise another.
+        excluded: a folder that is left out.
+        on_error: gets the error of each folder that cannot be listed; by default, it is raised.
 
     Yields:
-        The name of a folder within root ("" for root itself), its folders and its other entries.
-        Those removed from the list of folders are not entered.
+        The name of a folder within root ("" for root itself), the names of its folders and those of
+        its files. What is removed from the list of folders is not entered.
     """
-    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    left_out = excluded.stat() if excluded and excluded.exists() else None
+    pending, odd = [("", [root.stat()])], []
     while pending:
-        inner, parents = pending.pop()
-        folder = root / inner
+        inner, above = pending.pop()
+        inside: dict[str, os.stat_result] = {}  # the folders
+        files = []
         try:
-            status = folder.stat()
-            identity = (status.st_dev, status.st_ino)
-            if identity in parents:
-                continue
-            with os.scandir(folder) as entries:
+            with os.scandir(root / inner) as entries:
                 in_order = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
+            if on_error is None:
+                raise
             on_error(error)
             continue
-        folders = [entry for entry in in_order if entry.is_dir()]
-        yield inner, folders, [entry for entry in in_order if not entry.is_dir()]
-        names = [f"{inner}/{entry.name}" if inner else entry.name for entry in folders]
-        pending += [(name, (*parents, identity)) for name in reversed(names)]
+        for entry in in_order:
+            if entry.name.startswith(".") or entry.name in SKIPPED:
+                continue
+            if _is_file(entry):
+                files.append(entry.name)
+                continue
+            status = entry.stat() if os.path.isdir(entry.path) else None
+            if status is None or any(os.path.samestat(status, folder) for folder in above):
+                odd.append(os.path.join(inner, entry.name))
+            elif not (left_out and os.path.samestat(status, left_out)):
+                inside[entry.name] = status
+        folders = list(inside)
+        yield inner, folders, files
+        for name in reversed(folders):
+            pending.append((f"{inner}/{name}" if inner else name, [*above, inside[name]]))
+    if odd:
+        warn(
+            f"{root}: skipped links that lead nowhere or back, pipes and devices: {first_few(odd)}"
+        )
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def describe_skipped(suffixes: Counter[str]) -> str:

@@ -60,7 +60,8 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
     """
     header = file.read(HEADER_BYTES)
     file.seek(0)
-    if _is_heic(header):
+    # AVIF shares the container of HEIC, and one of its brands.
+    if header[4:8] == b"ftyp" and header[8:12] in HEIC_BRANDS and b"avif" not in header[8:64]:
         require_heic(name)
     image = Image.open(file)
     count = getattr(image, "n_frames", 1)
@@ -70,16 +71,8 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
         raise UserError(f"{name}: is {image.format}; expected {FORMATS_TEXT}")
     depth = bit_depth(image, header)
     if image.format in ("AVIF", "HEIF") and depth > 8:
-        raise UserError(
-            f"{name}: {image.format} of {depth} bits a channel, of which 8 would be read; "
-            "expected 8, or PNG or TIFF"
-        )
+        raise UserError(f"{name}: {image.format} of {depth} bits; expected 8, or PNG or TIFF")
     return image
-
-
-def _is_heic(header: bytes) -> bool:
-    """Whether a file begins as HEIC does; AVIF shares its container, and one of its brands."""
-    return header[4:8] == b"ftyp" and header[8:12] in HEIC_BRANDS and b"avif" not in header[8:64]
 
 
 def require_heic(name: str) -> None:
@@ -87,9 +80,7 @@ def require_heic(name: str) -> None:
     try:
         import pillow_heif
     except ImportError:
-        raise UserError(
-            f"{name}: HEIC needs the package pillow-heif; to get it: pip install pillow-heif"
-        ) from None
+        raise UserError(f"{name}: HEIC needs a package: pip install pillow-heif") from None
     pillow_heif.register_heif_opener()
 
 
@@ -144,12 +135,8 @@ def image_size(path: Path) -> tuple[int, int] | None:
             image = open_image(file, "")
             if bit_depth(image, header) > 8 or image.mode in ("I", "F"):
                 return None
-            width, height = image.size
-            return (
-                (height, width)
-                if read_orientation(image, header_only=True) >= 5
-                else (width, height)
-            )
+            turned = read_orientation(image, header_only=True) >= 5
+            return image.size[::-1] if turned else image.size
     except Exception:  # decoders raise all kinds of exceptions at damaged files
         return None
 

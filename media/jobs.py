@@ -36,12 +36,8 @@ class Job:
         return self.source.suffix.lower() in VIDEOS
 
 
-def plan_jobs(
-    source_name: str, target_name: str, skip: str = ""
-) -> tuple[list[Job], Path | None, str, list[str]]:
+def plan_jobs(source_name: str, target_name: str) -> tuple[list[Job], Path | None, str, list[str]]:
     """The files to derain, the folder of results if there is one, a note and error messages.
-
-    Folders called `skip` are skipped: they hold the pictures of an earlier run's page.
 
     Raises:
         UserError: nothing to derain, or a result would overwrite what one is made from.
@@ -54,8 +50,14 @@ def plan_jobs(
     is_file = _names_file(target_name)
     folder: Path | None = target
     if source.is_dir():
-        _check_target_folder(source, target, is_file)
-        jobs, note, errors = _plan_folder(source, target, skip)
+        if is_file or (target.exists() and not target.is_dir()):
+            raise UserError(
+                f"-o: {target} is the name of a file; expected a folder, as {source} is one "
+                f"({target}{os.sep} makes a folder of that name)"
+            )
+        if target.exists() and target.samefile(source):
+            raise UserError(f"-o: {target} is the input; expected another folder")
+        jobs, note, errors = _plan_folder(source, target)
     else:
         jobs, note, errors = [_plan_file(source, target, is_file)], "", []
         folder = target if jobs[0].target != target else None
@@ -78,48 +80,24 @@ def _names_file(name: str) -> bool:
     )
 
 
-def _check_target_folder(source: Path, target: Path, is_file: bool) -> None:
-    """Raise UserError unless the results of a folder can be written to target."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"-o: {target} is a file; expected a folder, as {source} is one")
-    if target.exists() and target.samefile(source):
-        raise UserError(f"-o: {target} is the input; expected another folder")
-    if is_file:
-        raise UserError(
-            f"-o: {target} is the name of a file; expected a folder, as {source} is one "
-            f"({target}{os.sep} makes a folder of that name)"
-        )
-
-
-def _plan_folder(source: Path, target: Path, skip: str) -> tuple[list[Job], str, list[str]]:
-    """The files in a folder, but for hidden ones and those in the target, a note and errors."""
+def _plan_folder(source: Path, target: Path) -> tuple[list[Job], str, list[str]]:
+    """The files in a folder, but for those in the target, a note and error messages."""
     jobs: list[Job] = []
     skipped: Counter[str] = Counter()
     errors: list[OSError] = []
-    for inner, folders, files in walk_folder(source, errors.append):
-        folders[:] = [
-            folder
-            for folder in folders
-            if not folder.name.startswith(".")
-            and folder.name != skip
-            and not (target.exists() and target.samefile(folder.path))
-        ]
-        for file in files:
-            name = Path(inner, file.name)
-            if file.name.startswith("."):
-                continue
-            if name.suffix.lower() in SUPPORTED and file.is_file():
+    for inner, _, files in walk_folder(source, target, errors.append):
+        for name in (Path(inner, file) for file in files):
+            if name.suffix.lower() in SUPPORTED:
                 jobs.append(Job(source / name, target / _result_name(name), format_path(name)))
             else:
                 skipped[name.suffix.lower()] += 1
     messages = [f"{error.filename}: cannot be read: {error.strerror}" for error in errors]
-    if messages and not jobs:
-        raise UserError(messages[0])
     if not jobs:
-        raise UserError(
+        expected = ", ".join(sorted(SUPPORTED))
+        nothing = (
             f"{source}: none of its {skipped.total()} files is a picture or a video; expected "
-            f"{', '.join(sorted(SUPPORTED))}"
         )
+        raise UserError(messages[0] if messages else nothing + expected)
     return jobs, describe_skipped(skipped) if skipped else "", messages
 
 

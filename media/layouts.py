@@ -25,7 +25,6 @@ CLEAN_SUFFIX = "_gt"  # of the clean folder beside a rainy one: real_world and r
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 UNPAIRED = "no pairs among them"
 SAME_FOLDER = "."  # in the place of a subfolder's name: the files of the folder itself
-MACOS_METADATA = "__MACOSX"  # a folder in archives: names of images, and none in them
 
 
 class Rule(NamedTuple):
@@ -146,29 +145,20 @@ def _list_images(
     path: str, notify: Callable[[str], object]
 ) -> tuple[dict[str, Folder], Counter[str]]:
     """All folders under path by their relative names, "" for itself, and what was skipped."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
-
     tree: dict[str, Folder] = {}
     skipped: Counter[str] = Counter()
-    for inner, folders, files in walk_folder(Path(path), refuse):
-        images, subfolders = [], []
-        for entry in [*folders, *files]:
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.name.startswith(".") or entry.name == MACOS_METADATA:
-                skipped["hidden"] += 1
-            elif entry.is_dir():
-                if image := sole_image(Path(entry.path)):
-                    images.append(f"{entry.name}/{image}")
-                else:
-                    subfolders.append(entry)
-            elif suffix in FORMATS and entry.is_file():
-                images.append(entry.name)
+    for inner, folders, files in walk_folder(Path(path)):
+        images = []
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in FORMATS:
+                images.append(name)
             else:
                 skipped[suffix] += 1
-        folders[:] = subfolders
-        tree[inner] = Folder([entry.name for entry in subfolders], sorted(images))
+        sole = {name: sole_image(Path(path, inner, name)) for name in folders}
+        folders[:] = [name for name in folders if sole[name] is None]
+        images += [f"{name}/{image}" for name, image in sole.items() if image]
+        tree[inner] = Folder(folders, sorted(images))
         notify(f"{path}: looked into {len(tree)} folders")
     return tree, skipped
 

@@ -4,7 +4,6 @@ Methods call their results after the rainy image or the clean one, and many add 
 One rule serves all results of a method: the first of MATCH_RULES that fits at least half of them.
 """
 
-import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from media.folders import walk_folder
 from media.lists import PairList
 from media.pictures import FORMATS
 from settings import UserError, one_line
@@ -20,7 +20,6 @@ from system.files import format_path
 from system.text import first_few
 
 DERAINED = "derained"  # the folder of the results of a test, within its result folder
-PAGE_FOLDERS = {"index_files"}  # of a page, in a folder of results
 TEST_FOLDERS = {"mask", "compare"}  # of a test, beside DERAINED
 
 
@@ -100,60 +99,42 @@ def find_methods(path: Path, excluded: Path) -> tuple[list[Method], list[Path]]:
     """
     if not path.is_dir():
         raise UserError(f"-i: {path}: expected a folder of results, or of a folder a method")
-    folders, files = _list_folder(path, excluded)
-    full = [folder for folder in folders if _holds_pictures(folder)]
-    if any(map(_is_picture, files)) or [folder.name for folder in full] == [DERAINED]:
-        return [_read_method(path.resolve(), path, excluded)], []
+    tree: dict[Path, tuple[list[str], list[str]]] = {}
+    full: set[Path] = set()  # the folders that hold pictures, at any depth
+    for inner, folders, files in walk_folder(path, excluded):
+        if DERAINED in folders:
+            folders[:] = [name for name in folders if name not in TEST_FOLDERS]
+        tree[Path(inner)] = folders, files
+        if any(map(_is_picture, files)):
+            full |= {Path(inner), *Path(inner).parents}
     if not full:
         raise UserError(f"-i: {path}: holds no pictures; expected {', '.join(sorted(FORMATS))}")
-    methods = [_read_method(folder, folder, excluded) for folder in full]
-    return methods, [folder for folder in folders if folder not in full]
+
+    def read_method(name: str, place: Path) -> Method:
+        folders, files = tree[place]
+        pictures = [path / place / file for file in files if _is_picture(file)]
+        inside = [folder for folder in folders if place / folder in full]
+        places = ["pictures"] * bool(pictures) + [f"{folder}/" for folder in inside]
+        if len(places) > 1:
+            raise UserError(
+                f"-i: {format_path(path / place)}: holds pictures in several places "
+                f"({first_few(places)}); expected one, or a folder for each method"
+            )
+        if inside:
+            return read_method(name, place / inside[0])
+        others = Counter(Path(file).suffix.lower() for file in files if not _is_picture(file))
+        return Method(one_line(name), pictures, others)
+
+    folders, files = tree[Path()]
+    names = [name for name in folders if Path(name) in full]
+    if any(map(_is_picture, files)) or names == [DERAINED]:
+        return [read_method(path.resolve().name, Path())], []
+    empty = [path / name for name in folders if Path(name) not in full]
+    return [read_method(name, Path(name)) for name in names], empty
 
 
-def _list_folder(path: Path, excluded: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in a folder that may be results, in order. Raises UserError."""
-    try:
-        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-        above = {path.resolve(), *path.resolve().parents, excluded.resolve()}  # links lead back
-        folders = [entry for entry in entries if entry.is_dir() and entry.resolve() not in above]
-        files = [entry for entry in entries if entry.is_file()]
-    except OSError as error:
-        raise UserError(f"{format_path(path)}: cannot be read: {error.strerror}") from None
-    is_test = any(folder.name == DERAINED for folder in folders)
-    skipped = PAGE_FOLDERS | (TEST_FOLDERS if is_test else set())
-    return [folder for folder in folders if folder.name not in skipped], files
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in FORMATS
-
-
-def _holds_pictures(folder: Path) -> bool:
-    """Whether there is a picture in a folder, at any depth. Links within it are not followed."""
-    return any(_is_picture(Path(name)) for _, _, names in os.walk(folder) for name in names)
-
-
-def _find_pictures(folder: Path, excluded: Path) -> list[Path]:
-    """The files beside the pictures of a folder that holds some, and these.
-
-    Raises:
-        UserError: it holds pictures in several places.
-    """
-    folders, files = _list_folder(folder, excluded)
-    full = [inner for inner in folders if _holds_pictures(inner)]
-    places = ["pictures"] * any(map(_is_picture, files)) + [f"{inner.name}/" for inner in full]
-    if len(places) > 1:
-        raise UserError(
-            f"-i: {format_path(folder)}: holds pictures in several places ({first_few(places)}); "
-            "expected one, or a folder for each method"
-        )
-    return _find_pictures(full[0], excluded) if full else files
-
-
-def _read_method(named: Path, folder: Path, excluded: Path) -> Method:
-    files = _find_pictures(folder, excluded)
-    others = Counter(f.suffix.lower() for f in files if not _is_picture(f))
-    return Method(one_line(named.name), list(filter(_is_picture, files)), others)
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in FORMATS
 
 
 class MatchRule(NamedTuple):

@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from media.folders import PAGE_FILES
 from system.files import write_atomically
 
-FOLDER = "index_files"
 VIEW, THUMBNAIL = 1280, 160  # pixels of the longer side at most
 COPY_NAME = re.compile(r"\d{6,}-(rainy|derained|before|after|clean|mask|thumb|\d+)\.(js|jpg)")
 MASK_COLOUR = (147, 20, 255)  # BGR
@@ -23,7 +23,7 @@ JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
 
 def find_copies(folder: Path) -> list[Path]:
     """The pictures of an earlier page in a folder; nothing else."""
-    return [p for p in (folder / FOLDER).glob("[0-9]*-*") if COPY_NAME.fullmatch(p.name)]
+    return [p for p in (folder / PAGE_FILES).glob("[0-9]*-*") if COPY_NAME.fullmatch(p.name)]
 
 
 def write_copies(
@@ -47,7 +47,7 @@ def write_copies(
         colour = np.full((*alpha.shape, 3), MASK_COLOUR, np.uint8)
         _write_copy(folder, index, "mask", np.dstack([colour, alpha]), exact=True)
     _, jpeg = cv2.imencode(".jpg", _shrink(next(iter(images.values())), THUMBNAIL), JPEG_OPTIONS)
-    thumbnail = folder / FOLDER / f"{index:06d}-thumb.jpg"
+    thumbnail = folder / PAGE_FILES / f"{index:06d}-thumb.jpg"
     write_atomically(thumbnail, jpeg.tobytes(), durable=False)
 
 
@@ -57,7 +57,7 @@ def _write_copy(folder: Path, index: int, kind: str, image: np.ndarray, exact: b
     key, media_type = f"{index:06d}-{kind}", "image/png" if exact else "image/jpeg"
     base64_text = base64.b64encode(data.tobytes()).decode()
     script = f'copy("{key}", "data:{media_type};base64,{base64_text}");\n'
-    write_atomically(folder / FOLDER / f"{key}.js", script.encode(), durable=False)
+    write_atomically(folder / PAGE_FILES / f"{key}.js", script.encode(), durable=False)
 
 
 def _shrink(image: np.ndarray, side: int) -> np.ndarray:

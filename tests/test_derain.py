@@ -142,7 +142,7 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
         ("a.png", "a.png", "-o: a.png is an input; expected another folder or name"),
         ("a.png", ".", "-o: a.png is an input; expected another folder or name"),
         ("in", "in", "-o: in is the input; expected another folder"),
-        ("in", "a.png", "-o: a.png is a file; expected a folder, as in is one"),
+        ("in", "a.png", "-o: a.png is the name of a file; expected a folder, as in is one"),
         ("empty", "out", "empty: none of its 1 files is a picture or a video; expected"),
         ("a.png", "b.mp4", "-o: b.mp4: expected one of .png, .jpg"),
         (

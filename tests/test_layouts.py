@@ -265,7 +265,7 @@ def test_what_is_left_over_is_counted_and_the_first_five_named(said):
         f"set: left over: 7 rainy without a clean image: {names}, and 2 more",
         "set: left over: 1 clean without a rainy image: gt/lonely.png",
         "set: left over: 1 on neither side: mask/1.png",
-        "set: skipped 2 unsupported files (1 hidden, 1 .txt)",
+        "set: skipped 1 unsupported file (.txt)",
     ]
 
 
