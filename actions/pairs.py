@@ -13,6 +13,7 @@ A scene that is done is not touched again, nor is a patch that exists: an interr
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,19 +73,16 @@ def pairs(settings: Settings) -> int:
         UserError: bad input, or output that cannot be written. Files written before stay, whole.
     """
     if not settings.input or not settings.output:
-        raise UserError(
-            "-i and -o: expected a rain video or a folder of them, and a folder to fill"
-        )
+        raise UserError("-i and -o: expected a rain video or a folder of them, and a folder")
     folder = Path(settings.output)
     settings = replace(settings, frames=settings.frames or DEFAULT_FRAMES)
     videos = list_videos(Path(settings.input))
     # Tried before anything is written, as a set is tied to its videos.
-    readable = select_readable(videos, settings.start)
-    scenes = split_scenes(readable, settings.test_share)
+    scenes = split_scenes(select_readable(videos, settings.start), settings.test_share)
     inputs = [path for scene in scenes for path in (scene.video, scene.chosen_image) if path]
     outputs = [folder / name for name in ("real_world.txt", "real_test.txt", "pairs.json")]
     outputs += [folder / "clean" / f"{scene.name}.png" for scene in scenes]
-    incomplete = len(readable) < len(videos)
+    incomplete = len(scenes) < len(videos)
     lines: dict[str, list[str]] = {"real_world": [], "real_test": []}
     with open_result_folder(folder, "-o", inputs=inputs, outputs=outputs, page=False):
         check_or_write_manifest(folder / "pairs.json", settings, scenes)
@@ -109,22 +107,15 @@ def pairs(settings: Settings) -> int:
 
 def list_videos(path: Path) -> list[Path]:
     """A video, or those of a folder, by name. Raises UserError."""
-    if path.is_dir():
-        videos = sorted(
-            file
-            for file in path.iterdir()
-            if file.suffix.lower() in VIDEOS and file.is_file() and file.name[0] != "."
-        )
-        if not videos:
-            raise UserError(f"{path}: holds no videos; expected {', '.join(sorted(VIDEOS))}")
-    elif path.is_file():
-        videos = [path]
-    else:
-        reason = "not a regular file" if path.exists() else "no such video or folder"
-        raise UserError(f"{path}: {reason}")
-    for file in videos:
-        if file.name != file.name.encode(errors="replace").decode():
-            raise UserError(f"{str(file)!r}: the name is not UTF-8 text; rename it")
+    if path.is_file():
+        return [path]
+    videos = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in VIDEOS and file.is_file() and file.name[0] != "."
+    )
+    if not videos:
+        raise UserError(f"{path}: holds no videos; expected {', '.join(sorted(VIDEOS))}")
     return videos
 
 
@@ -153,17 +144,13 @@ def split_scenes(videos: list[Path], test_share: float) -> list[Scene]:
     count = round(test_share * len(videos))
     if 0 < test_share < 1 and len(videos) > 1:
         count = min(max(count, 1), len(videos) - 1)
-    by_digest = sorted(videos, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    by_digest = sorted(videos, key=lambda file: hashlib.sha256(os.fsencode(file.name)).digest())
     held_out = set(by_digest[:count])
     scenes = [Scene(f"{i:03d}", video, video in held_out) for i, video in enumerate(videos)]
-    owners: dict[Path, Path] = {}
-    for scene in scenes:
-        image = scene.chosen_image
-        if image and owners.setdefault(image, scene.video) != scene.video:
-            raise UserError(
-                f"{image}: the clean image of {owners[image].name} or of {scene.video.name}? "
-                "Expected videos of different names"
-            )
+    images = [scene.chosen_image for scene in scenes if scene.chosen_image]
+    for image in images:
+        if images.count(image) > 1:
+            raise UserError(f"{image}: of which video? Expected videos of different names")
     return scenes
 
 
@@ -181,29 +168,23 @@ def check_or_write_manifest(path: Path, settings: Settings, scenes: list[Scene])
     ]
     if not path.exists():
         # The published set has files of the same names: never write among those of another set.
-        for name in ("real_world", "real_test", "clean", "scenes"):
-            for suffix in ("", ".txt", "_gt"):
-                if path.with_name(name + suffix).exists():
-                    raise UserError(
-                        f"{path.with_name(name + suffix)}: is there already; choose another -o"
-                    )
+        for kind in ("real_world", "real_test", "clean", "scenes"):
+            for other in (path.with_name(kind + suffix) for suffix in ("", ".txt", "_gt")):
+                if other.exists():
+                    raise UserError(f"{other}: is there already; choose another -o")
         write_atomically(path, (json.dumps(manifest, indent=2) + "\n").encode())
-        return
     try:
         recorded = dict(json.loads(read_bytes(path)))
-    except (OSError, ValueError, TypeError):
+    except (ValueError, TypeError):
         raise UserError(f"{path}: damaged; choose another -o") from None
-    if recorded.get("videos") != manifest["videos"]:
-        raise UserError(
-            f"{path}: the set was made from other videos, or other clean images beside them; "
-            "choose another -o"
-        )
-    for name in MANIFEST_SETTINGS:
-        if recorded.get(name) != manifest[name]:
-            raise UserError(
-                f"{path}: the set was made with --{name.replace('_', '-')} {recorded.get(name)}, "
-                f"this run has {manifest[name]}; choose another -o"
+    for name, value in manifest.items():
+        if recorded.get(name) != value:
+            difference = (
+                f"with --{name.replace('_', '-')} {recorded.get(name)}, this run has {value}"
             )
+            if name == "videos":
+                difference = "from other videos, or other clean images beside them"
+            raise UserError(f"{path}: the set was made {difference}; choose another -o")
 
 
 def digest_file(path: Path) -> str:
@@ -332,13 +313,13 @@ def write_pair_list(path: Path, lines: list[str]) -> None:
 
 def print_threshold_advice(folder: Path, lines: list[str], level: int) -> None:
     """Say how to train on the pairs if camera noise would pass for rain in the mask label."""
+    if not lines:
+        return
     shares = []  # of the pixels that differ at all, and by more than `level`
-    for line in lines[:: -(-len(lines) // SAMPLED_PAIRS) or 1]:
+    for line in lines[:: -(-len(lines) // SAMPLED_PAIRS)]:
         rainy, clean = (read_image(folder / name, str(folder)) for name in line.split())
         difference = cv2.absdiff(rainy, clean).max(-1)
         shares.append([(difference > least).mean() for least in (0, level)])
-    if not shares:
-        return
     differing, rain = np.mean(shares, 0)
     if differing > NOISE_SHARE:
         print(

@@ -99,9 +99,11 @@ def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
 def draw_scenes(
     side: int, rng: Rng, ground: np.ndarray | None = None, scene: "Scene | None" = None
 ) -> np.ndarray:
-    """A drawing (side,side,3) uint8 of a scene, else of one or two of SCENES; on a ground if given."""
+    """A drawing (side,side,3) uint8 of a scene, or of one or two of SCENES, on any ground."""
     canvas = _shaded(side, rng) if ground is None else ground.copy()
-    scenes = [scene] if scene else rng.choice(np.array(SCENES), rng.integers(1, 3), replace=False)
+    scenes = np.array([scene])
+    if scene is None:
+        scenes = rng.choice(np.array(SCENES), rng.integers(1, 3), replace=False)
     for draw in scenes:
         draw(canvas, rng)
     soft = float(rng.choice([0, 0.4, 0.6, 1.0, 1.6]))
