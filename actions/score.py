@@ -6,7 +6,7 @@ In the folder -o: metrics.csv (a row a result), summary.json (the means), table.
 
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from media.folders import describe_skipped
-from media.image_file import JPEG
 from media.inspection import inspect_headers
 from media.lists import Pair, PairList, read_list, read_pair
 from media.pictures import read_image
@@ -29,11 +28,9 @@ from system import machine
 from system.files import format_path
 from system.overlap import map_processes
 from system.progress import Progress, warn
-from system.reading import open_regular
 from system.text import first_few, format_count
 
 OUTPUTS = ("metrics.csv", "summary.json", "table.md", "table.tex")
-MOST_DOUBTS = 5  # that are reported of a method
 
 
 @dataclass(frozen=True)
@@ -59,21 +56,15 @@ def score(settings: Settings) -> int:
         raise UserError("-i and -o: expected a folder of results, and a folder to write into")
     start, folder = time.monotonic(), Path(settings.output)
     methods, empty = find_methods(Path(settings.input), folder)
-    for name in (RAINY, CLEAN):
-        if name in [method.name for method in methods]:
-            raise UserError(
-                f"-i: {settings.input}: a method is called {name}, as the {name} images are; "
-                "expected another name"
-            )
+    for method in methods:
+        if method.name in (RAINY, CLEAN):
+            raise UserError(f"-i: {settings.input}: no method can be called {method.name}")
     layout = settings.layout, settings.side_by_side
     pairs = read_list(settings.test_list, False, print, *layout, allow_unpaired=True)
     if not pairs.paired:
         print(f"{settings.test_list}: taken as the clean images; the tables have no row {RAINY}")
-    results = [path for method in methods for path in method.files]
-    if folder.resolve() in {Path(settings.input).resolve(), *(p.parent.resolve() for p in results)}:
-        raise UserError(f"-o: {folder}: the results are there; expected another folder")
     inputs = [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
-    inputs += [Path(settings.test_list), *results]
+    inputs += [Path(settings.test_list), *(path for method in methods for path in method.files)]
     if empty:
         warn(f"skipped folders without pictures: {first_few(map(format_path, empty))}")
     names = result_names([pair.rainy for pair in pairs])
@@ -86,7 +77,11 @@ def score(settings: Settings) -> int:
     for index, (name, pair) in enumerate(zip(names, pairs, strict=True)):
         files = {method: m.files[index] for method, m in matches.items() if index in m.files}
         tasks.append(Task(index, name, pair, files))
-    _require_own_tables(folder)
+    head = read_head(folder / OUTPUTS[0])
+    if head is None or not b"method,".startswith(head[:7]):  # that of a killed run may be empty
+        for path in (folder / name for name in OUTPUTS):
+            if path.exists():
+                raise UserError(f"{path}: is not of -a score; expected another -o")
     with open_result_folder(folder, "-o", inputs=inputs, outputs=[], stale=reversed(OUTPUTS)):
         scored, is_whole = _score_tasks(settings, folder, list(matches), tasks)
         _report_results(settings, folder, list(matches), len(pairs), scored, start)
@@ -100,10 +95,8 @@ def _report_match(method: Method, match: Match, pairs: PairList) -> None:
     print(f"{name}: {len(match.files)} of {len(pairs)} pictures have a result{rule}")
     if method.others:
         print(f"{name}: {describe_skipped(method.others)}")
-    for text in match.doubts[:MOST_DOUBTS]:
-        warn(f"{name}: {text}; not scored")
-    if match.doubts[MOST_DOUBTS:]:
-        warn(f"{name}: and {len(match.doubts) - MOST_DOUBTS} more that are not clear")
+    if match.doubts:
+        warn(f"{name}: not scored: {first_few(match.doubts)}")
     if match.unmatched:
         files = first_few(format_path(path.name) for path in match.unmatched)
         count = format_count(len(match.unmatched), "file")
@@ -114,18 +107,6 @@ def _report_match(method: Method, match: Match, pairs: PairList) -> None:
         warn(f"{name}: no result for {len(match.missing)} of {len(pairs)}: {files}")
 
 
-def _require_own_tables(folder: Path) -> None:
-    """Raise UserError if another program or action wrote the tables in the folder."""
-    table, *others = (folder / name for name in OUTPUTS)
-    head = read_head(table)
-    if head is None:
-        foreign = [path for path in others if path.exists()]
-    else:
-        foreign = [table] if head and not head.startswith(b"method,") else []
-    if foreign:
-        raise UserError(f"{foreign[0]}: is not of -a score; expected another -o")
-
-
 def _score_tasks(
     settings: Settings, folder: Path, methods: list[str], tasks: list[Task]
 ) -> tuple[list[Result], bool]:
@@ -134,21 +115,16 @@ def _score_tasks(
     work = partial(score_pair, folder=folder, kinds=kinds, crop=settings.crop_to_common)
     table, results, is_whole = tables.CsvFile(folder / OUTPUTS[0]), [], True
     finished = map_processes(tasks, work, _count_processes(settings, tasks))
-    try:
-        with closing(finished), Progress("picture", 0, len(tasks), []) as progress:
-            for result, errors in finished:
-                for line in errors:
-                    warn(line)
-                is_whole = is_whole and not errors
-                if result:
-                    for row in tables.long_rows(result):
-                        table.write_row(row)
-                    results.append(result)
-                progress.advance(1)
-    except BaseException:
-        if results:
-            print(f"{len(results)} of {len(tasks)} pictures were scored; {table.path} holds them")
-        raise
+    with closing(finished), Progress("picture", 0, len(tasks), []) as progress:
+        for result, errors in finished:
+            for line in errors:
+                warn(line)
+            is_whole = is_whole and not errors
+            if result:
+                for row in tables.long_rows(result):
+                    table.write_row(row)
+                results.append(result)
+            progress.advance(1)
     return results, is_whole
 
 
@@ -193,20 +169,18 @@ def score_pair(
             errors.append(str(error))
             continue
         if image.shape != truth.shape:
-            sizes = (
-                f"{image.shape[1]}x{image.shape[0]}, its truth {truth.shape[1]}x{truth.shape[0]}"
-            )
+            width, height = image.shape[1::-1]
             if not crop:
                 errors.append(
-                    f"{method}: {format_path(path)} is {sizes}; not scored: expected one size, or "
-                    "--crop-to-common to compare what they share at the top left"
+                    f"{method}: {format_path(path)} is {width}x{height}, its truth {result.width}x"
+                    f"{result.height}: not scored; --crop-to-common compares what they share"
                 )
                 continue
-            result.compared[method] = tuple(map(min, image.shape[1::-1], truth.shape[1::-1]))
+            result.compared[method] = min(width, result.width), min(height, result.height)
         images[method] = image
     for name, image in images.items():
         if name != CLEAN:
-            height, width = map(min, image.shape[:2], truth.shape[:2])
+            width, height = result.compared.get(name, (result.width, result.height))
             both = image[:height, :width], truth[:height, :width]
             result.scores[name] = measure(*both, order="BGR")
     if not result.scores:
@@ -268,19 +242,10 @@ def _report_results(
 def _print_notes(methods: Sequence[str], results: list[Result]) -> None:
     """Print how many results of each method are JPEG files, or of another size."""
     for method in methods:
-        scored = [result for result in results if method in result.scores]
-        jpegs = sum(_is_jpeg(result.files[method]) for result in scored)
-        cropped = sum(method in result.compared for result in scored)
+        files = [result.files[method] for result in results if method in result.scores]
+        jpegs = sum(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
+        cropped = sum(method in result.compared for result in results)
         if jpegs:
             print(f"{method}: {jpegs} of its results are JPEG files, whose losses count against it")
         if cropped:
-            print(
-                f"{method}: {cropped} of its results have another size: scored by what they "
-                "share, top left"
-            )
-
-
-def _is_jpeg(path: Path) -> bool:
-    with suppress(OSError), open_regular(path) as file:  # it may be removed by now
-        return file.read(len(JPEG)) == JPEG
-    return False
+            print(f"{method}: {cropped} of its results are compared in part: their sizes differ")

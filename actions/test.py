@@ -73,13 +73,7 @@ def test(settings: Settings) -> int:
             device = describe_device(derainer.device, ranks)
             ranks.say(f"{checkpoint}, step {derainer.step}, on {device}")
             start = time.monotonic()
-            results: list[Result] = []
-            try:
-                _derain_list(settings, ranks, derainer, pairs, names, results)
-            except BaseException:
-                if results:
-                    ranks.say(f"{len(results)} of {len(pairs)} images are done; their files stay")
-                raise
+            results = _derain_list(settings, ranks, derainer, pairs, names)
             if not results:
                 raise UserError(f"{settings.test_list}: none of its images could be derained")
             if ranks.first:
@@ -121,9 +115,8 @@ def _derain_list(
     derainer: Derainer,
     pairs: Sequence[Pair],
     names: list[str],
-    results: list[Result],
-) -> None:
-    """Derain, score and write each image, and append its result. Warns of the bad ones."""
+) -> list[Result]:
+    """Derain, score and write each image. Returns the results; warns of the bad ones."""
     folder, scored = Path(settings.result_dir), pairs[0].clean is not None
 
     def finish(derained: DerainedPair) -> Result:
@@ -131,6 +124,7 @@ def _derain_list(
 
     if not scored:
         ranks.say(f"{settings.test_list} has no clean images: pictures only, no metrics")
+    results: list[Result] = []
     finished = derain_pairs(derainer, ranks, pairs, settings.num_workers, finish)
     table = tables.CsvFile(folder / METRICS_CSV)
     log = EventFile(Path(settings.log_dir) / EVENTS) if scored and ranks.first else None
@@ -152,11 +146,12 @@ def _derain_list(
                 scores = tables.flatten_scores(result.scores)
                 log.scalars({f"image/{name}": value for name, value in scores.items()}, index)
             results.append(result)
-            released = result.scores.get(DERAINED, {})
-            progress.update(index, {m: released[f"released_{m}"] for m in MEASURES if scored})
+            derained = result.scores.get(DERAINED, {})
+            progress.update(index, {m: derained[f"released_{m}"] for m in MEASURES if scored})
         if log:
             means = tables.flatten_means(tables.compute_means(results, [RAINY, DERAINED]))
             log.scalars({f"score/{name}": value for name, value in means.items()}, derainer.step)
+    return results
 
 
 def _write_result(folder: Path, name: str, pair: Pair, derained: DerainedPair) -> Result:

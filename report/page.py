@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,7 +28,7 @@ from system.files import write_atomically
 from system.text import format_count
 
 SCRIPTS = ("page.js", "page_pictures.js", "page_lists.js")
-PACKAGES = ("torch", "numpy", "numba", "opencv-python-headless", "scikit-image")
+MODULES = ("torch", "numpy", "numba", "cv2", "skimage")  # whose versions the page shows
 COLUMNS = {"attention": 4, "change": 2, "seconds": 2, "frames": 0}  # digits, without clean images
 
 
@@ -142,21 +141,16 @@ def _link(folder: Path, path: Path) -> str:
 
 def describe_run(source: tuple[str, str], device: str, seconds: float) -> list[tuple[str, str]]:
     """What was run, as names and values: source, command, device, time, versions."""
+    loaded = [(name, sys.modules[name]) for name in MODULES if name in sys.modules]
+    versions = [("Python", platform.python_version()), *((n, m.__version__) for n, m in loaded)]
     return [
         source,
         ("command", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         ("device", device),
         ("finished", datetime.now().astimezone().isoformat(" ", "seconds")),
         ("took", f"{seconds:.1f} s"),
-        ("versions", ", ".join([f"Python {platform.python_version()}", *map(_version, PACKAGES)])),
+        ("versions", ", ".join(" ".join(version) for version in versions)),
     ]
-
-
-def _version(package: str) -> str:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"{package}, installed otherwise"
 
 
 def _read_part(name: str) -> str:

@@ -45,10 +45,13 @@ def open_result_folder(
     """
     outputs, stale_files = list(outputs), [folder / name for name in stale]
     if page:
-        stale_files += own_files(folder)
+        stale_files += [folder / PAGE, *find_copies(folder)]
+        head = read_head(folder / PAGE)
+        if head is not None and MARK not in head:
+            raise UserError(
+                f"{folder / PAGE}: is not a page of results; expected a folder without one"
+            )
     check_no_overlap(inputs, [*outputs, *stale_files], option)
-    if page:
-        require_own_page(folder)
     require_writable(folder)
     with exclusive(lock or folder) if first else nullcontext():
         barrier()  # every rank has checked the old page before it is removed
@@ -60,25 +63,10 @@ def open_result_folder(
         yield
 
 
-def own_files(folder: Path) -> list[Path]:
-    """The page of a folder and the copies of its pictures; nothing else."""
-    return [folder / PAGE, *find_copies(folder)]
-
-
-def require_own_page(folder: Path) -> None:
-    """Raise UserError if the folder has an index.html that is not of this program."""
-    page = folder / PAGE
-    head = read_head(page)
-    if head is not None and MARK not in head:
-        raise UserError(f"{page}: is not a page of results; expected a folder without one")
-
-
 def read_head(path: Path) -> bytes | None:
-    """The first bytes of a file, or None if there is none. Raises UserError."""
+    """The first bytes of a file, or None if there is none. Raises OSError."""
     try:
         with open_regular(path) as file:
             return file.read(4096)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -6,7 +6,8 @@ metrics.csv is wide in a test (a row a picture) and long where methods are score
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,10 +31,10 @@ PROTOCOL_TEXTS = {
     "y_down": "luminance, SSIM of large images averaged down",
     "y_round": "rounded luminance",
 }
-LATEX = {
+LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-}  # fmt: skip
+})  # fmt: skip
 
 
 @dataclass
@@ -241,23 +242,19 @@ def write_tables(folder: Path, means: list[Mean], listed: int) -> None:
 
 
 def _format_markdown(protocol: str, means: list[Mean], listed: int) -> str:
-    headings, rows = _format_cells(protocol, means, "**{}**")
-    lines = [
-        f"PSNR (dB) and SSIM in the `{protocol}` protocol ({PROTOCOL_TEXTS[protocol]}), "
-        f"{count_pictures(means, listed)}.",
-        "",
-        "| " + " | ".join(headings) + " |",
-        "|---" * len(headings) + "|",
-    ]
-    for method, cells in rows:
-        name = "".join(f"\\{sign}" if sign in "\\`*_{}[]<>#|~" else sign for sign in method)
+    headings, *rows = _format_cells(protocol, means, "**{}**")
+    title = f"PSNR (dB) and SSIM in the `{protocol}` protocol ({PROTOCOL_TEXTS[protocol]})"
+    lines = [f"{title}, {count_pictures(means, listed)}.", ""]
+    lines += ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    for method, *cells in rows:
+        name = re.sub(r"[\\`*_{}\[\]<>#|~]", r"\\\g<0>", method)
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _format_latex(protocol: str, means: list[Mean], listed: int) -> str:
-    headings, rows = _format_cells(protocol, means, "\\textbf{{{}}}")
-    name = f"\\texttt{{{_escape_latex(protocol)}}} protocol ({PROTOCOL_TEXTS[protocol]})"
+    headings, *rows = _format_cells(protocol, means, "\\textbf{{{}}}")
+    name = f"\\texttt{{{protocol.translate(LATEX)}}} protocol ({PROTOCOL_TEXTS[protocol]})"
     lines = [
         r"\begin{table}",
         r"  \centering",
@@ -266,7 +263,10 @@ def _format_latex(protocol: str, means: list[Mean], listed: int) -> str:
         r"    \hline",
         "    " + " & ".join(headings) + r" \\",
         r"    \hline",
-        *("    " + " & ".join([_escape_latex(method), *cells]) + r" \\" for method, cells in rows),
+        *(
+            "    " + " & ".join([method.translate(LATEX), *cells]) + r" \\"
+            for method, *cells in rows
+        ),
         r"    \hline",
         r"  \end{tabular}",
         r"\end{table}",
@@ -274,32 +274,24 @@ def _format_latex(protocol: str, means: list[Mean], listed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _escape_latex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in text)
-
-
-def _format_cells(
-    protocol: str, means: list[Mean], bold: str
-) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The headings of a protocol's table, and its rows: each method with its cells.
+def _format_cells(protocol: str, means: list[Mean], bold: str) -> Iterator[tuple[str, ...]]:
+    """The headings of a protocol's table, then the row of each method, its name first.
 
     Figures that are equal as shown are all the best.
 
     Args:
         bold: the format of the best figure in its column.
     """
-    headings = ["Method", *(measure.upper() for measure in MEASURES)]
-    columns = []
+    columns = [["Method", *(mean.method for mean in means)]]
+    if not share_pictures(means):
+        columns.append(["Images", *(str(len(mean.indices)) for mean in means)])
     for measure in MEASURES:
         values = [mean.scores[f"{protocol}_{measure}"] for mean in means]
         texts = ["-" if math.isnan(v) else f"{v:.{DIGITS[measure]}f}" for v in values]
         best = max((text for text in texts if text != "-"), key=float, default="")
-        columns.append([bold.format(text) if text == best else text for text in texts])
-    if not share_pictures(means):
-        headings.insert(1, "Images")
-        columns.insert(0, [str(len(mean.indices)) for mean in means])
-    cells = map(list, zip(*columns, strict=True))
-    return headings, list(zip([mean.method for mean in means], cells, strict=True))
+        cells = (bold.format(text) if text == best else text for text in texts)
+        columns.append([measure.upper(), *cells])
+    return zip(*columns, strict=True)
 
 
 # Printed
@@ -308,13 +300,14 @@ def _format_cells(
 def print_means(means: list[Mean], listed: int) -> None:
     """Print the means, PSNR / SSIM, a line a method."""
     width = max(len("method"), *(len(mean.method) for mean in means))
-    print(f"{'method':{width}}  images  " + "  ".join(f"{p:16}" for p in PROTOCOLS).rstrip())
+    rows = [("method", "images", *PROTOCOLS)]
     for mean in means:
-        cells = (
-            f"{mean.scores[f'{p}_psnr']:.4f} / {mean.scores[f'{p}_ssim']:.4f}" for p in PROTOCOLS
-        )
+        scores = [[mean.scores[f"{p}_{m}"] for m in MEASURES] for p in PROTOCOLS]
+        cells = (f"{psnr:.4f} / {ssim:.4f}" for psnr, ssim in scores)
+        rows.append((mean.method, str(len(mean.indices)), *cells))
+    for method, count, *cells in rows:
         row = "  ".join(f"{cell:16}" for cell in cells).rstrip()
-        print(f"{mean.method:{width}}  {len(mean.indices):6}  {row}")
+        print(f"{method:{width}}  {count:>6}  {row}")
     print(f"PSNR (dB) / SSIM, means over {count_pictures(means, listed)}")
 
 
@@ -323,25 +316,26 @@ def print_worst(results: Sequence[Result]) -> None:
 
     If rainy and clean image are equal, PSNR can only drop; such pictures are listed separately.
     """
-    psnr = {
-        result.name: [result.scores[image]["released_psnr"] for image in (RAINY, DERAINED)]
-        for result in results
-    }
-    lowest = min(psnr, key=lambda name: psnr[name][1])
-    print(f"lowest PSNR: {one_line(lowest)}, {psnr[lowest][1]:.4f} dB")
-    losses = {name: rainy - out for name, (rainy, out) in psnr.items() if math.isfinite(rainy)}
-    losers = [name for name, loss in losses.items() if loss >= 5e-5]  # less is printed as 0
+
+    def psnr(result: Result, image: str = DERAINED) -> float:
+        return result.scores[image]["released_psnr"]
+
+    def loss(result: Result) -> float:
+        return psnr(result, RAINY) - psnr(result)
+
+    lowest = min(results, key=psnr)
+    print(f"lowest PSNR: {one_line(lowest.name)}, {psnr(lowest):.4f} dB")
+    wet = [result for result in results if math.isfinite(psnr(result, RAINY))]
+    losers = [result for result in wet if loss(result) >= 5e-5]  # less is printed as 0
     if losers:
-        worst = max(losers, key=losses.__getitem__)
-        print(
-            f"largest loss against the rainy image: {one_line(worst)}, {losses[worst]:.4f} dB; "
-            f"{len(losers)} of {len(losses)} lose"
-        )
-    dry = {name: out for name, (rainy, out) in psnr.items() if math.isinf(rainy)}
+        worst = max(losers, key=loss)
+        text = f"{one_line(worst.name)}, {loss(worst):.4f} dB; {len(losers)} of {len(wet)} lose"
+        print(f"largest loss against the rainy image: {text}")
+    dry = [result for result in results if math.isinf(psnr(result, RAINY))]
     if dry:
-        worst = min(dry, key=dry.__getitem__)
-        change = f"most in {one_line(worst)}, {dry[worst]:.4f} dB"
+        worst = min(dry, key=psnr)
+        change = f"most in {one_line(worst.name)}, {psnr(worst):.4f} dB"
         print(
-            f"the rainy and clean images are equal in {len(dry)} of {len(psnr)} pairs: there PSNR "
-            f"shows what was changed, {change if math.isfinite(dry[worst]) else 'nothing'}"
+            f"the rainy and clean images are equal in {len(dry)} of {len(results)} pairs: there "
+            f"PSNR shows what was changed, {change if math.isfinite(psnr(worst)) else 'nothing'}"
         )

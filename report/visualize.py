@@ -5,6 +5,8 @@ import numpy as np
 
 from settings import UserError
 
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
 
 def heat_map(mask: np.ndarray) -> np.ndarray:
     """(H,W) float in 0..1 as (H,W,3) uint8 BGR: blue where 0, red where 1."""
@@ -17,10 +19,7 @@ def heat_map(mask: np.ndarray) -> np.ndarray:
 def strip(images: list[np.ndarray], gap: int = 4) -> np.ndarray:
     """Images (H,W,3) uint8 of one height, side by side with a white gap, in pixels."""
     bar = np.full((images[0].shape[0], gap, 3), 255, np.uint8)
-    parts = [images[0]]
-    for image in images[1:]:
-        parts += [bar, image]
-    return np.hstack(parts)
+    return np.hstack([part for image in images for part in (bar, image)][1:])
 
 
 def contact_sheet(images: list[np.ndarray], captions: list[str], columns: int = 3) -> np.ndarray:
@@ -29,25 +28,24 @@ def contact_sheet(images: list[np.ndarray], captions: list[str], columns: int = 
     Images wider than 480 pixels are scaled to that width.
     """
     scale = min(1.0, 480 / images[0].shape[1])
-    cells = []
-    for image, caption in zip(images, captions, strict=True):
-        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        lines = caption.split("\n")
-        width = max(small.shape[1] + 8, 12 + max(9 * len(line) for line in lines))
-        cell = np.full((small.shape[0] + 22 * len(lines) + 16, width, 3), 255, np.uint8)
-        for number, line in enumerate(lines, 1):
-            cv2.putText(cell, line, (6, 22 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1,
-                        cv2.LINE_AA)  # fmt: skip
-        cell[-small.shape[0] - 4 : -4, 4 : 4 + small.shape[1]] = small
-        cells.append(cell)
-    height, width = (max(cell.shape[side] for cell in cells) for side in (0, 1))
-    columns = min(columns, len(cells))
-    rows = -(-len(cells) // columns)
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for number, cell in enumerate(cells):
-        row, column = divmod(number, columns)
-        top, left = row * height, column * width
-        sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+    images = [
+        cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        for image in images
+    ]
+    height, width = images[0].shape[:2]
+    lines = [caption.split("\n") for caption in captions]
+    top = 22 * max(map(len, lines)) + 12  # of an image in its cell
+    cell_height = top + height + 4
+    cell_width = max(width + 8, 12 + 9 * max(len(line) for own in lines for line in own))
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * cell_height, columns * cell_width, 3), 255, np.uint8)
+    for number, (image, own) in enumerate(zip(images, lines, strict=True)):
+        y, x = number // columns * cell_height, number % columns * cell_width
+        sheet[y + top : y + top + height, x + 4 : x + 4 + width] = image
+        for row, line in enumerate(own, 1):
+            place = x + 6, y + 22 * row
+            cv2.putText(sheet, line, place, FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
 
 
@@ -55,7 +53,5 @@ def encode_png(image: np.ndarray, name: str) -> bytes:
     """(H,W,3) uint8 BGR as the bytes of a PNG file. Raises UserError naming `name`."""
     is_encoded, data = cv2.imencode(".png", image)
     if not is_encoded:
-        raise UserError(
-            f"{name}: an image of {image.shape[1]}x{image.shape[0]} cannot be encoded as PNG"
-        )
+        raise UserError(f"{name}: {image.shape[1]}x{image.shape[0]} is too large for PNG")
     return data.tobytes()

@@ -100,8 +100,8 @@ def test_one_missing_one_of_another_size_one_unmatched(run, pairs, browser):
     assert err.splitlines() == [
         "main.py: B: skipped 1 file of no picture in the list: other.png",
         "main.py: B: no result for 1 of 4: pair2.png",
-        "main.py: B: r/B/pair1.png is 32x32, its truth 32x40; not scored: expected one size, or "
-        "--crop-to-common to compare what they share at the top left",
+        "main.py: B: r/B/pair1.png is 32x32, its truth 32x40: not scored; --crop-to-common "
+        "compares what they share",
     ]
     assert "the means are over different pictures" in out
     assert {name: facts["images"] for name, facts in summary()["methods"].items()} == {
@@ -154,7 +154,7 @@ def test_crop_to_common_compares_the_top_left_and_says_so(run, pairs):
     cv2.imwrite("r/pair1.png", cv2.imread("r/pair1.png")[:32])
     status, out, err = score(run, pairs, "--crop-to-common")
     assert (status, err) == (0, "")
-    assert "r: 2 of its results have another size: scored by what they share, top left\n" in out
+    assert "r: 2 of its results are compared in part: their sizes differ\n" in out
     sizes = {r["name"]: (r["width"], r["height"]) for r in rows() if r["method"] == "r"}
     assert (sizes["pair0"], sizes["pair1"]) == (("31", "24"), ("32", "32"))
     truth = cv2.imread(str(pairs.parent / "clean" / "pair0.png"))
@@ -194,7 +194,7 @@ def test_results_of_a_test_agree_with_it_but_for_8_bits(run, model, pairs):
                 assert float(found) == pytest.approx(float(expected), abs=bound)
     summary_of_test = Path("r/summary.json").read_bytes()
     status, _, err = run("-a", "score", "-i", "r", "--test-list", pairs, "-o", "r")
-    assert (status, err) == (2, "main.py: -o: r: the results are there; expected another folder\n")
+    assert (status, err) == (2, "main.py: r/metrics.csv: is not of -a score; expected another -o\n")
     assert Path("r/summary.json").read_bytes() == summary_of_test
 
 
@@ -206,10 +206,7 @@ def test_what_cannot_be_scored_ends_with_one_line(run, pairs):
     Path("tested/metrics.csv").write_text("name,rainy\n")
     common = ("--test-list", pairs)
     for words, told in (
-        (
-            ("-i", "named", "-o", "out", *common),
-            "a method is called rainy, as the rainy images are",
-        ),
+        (("-i", "named", "-o", "out", *common), "-i: named: no method can be called rainy"),
         (("-i", "r/none", "-o", "out", *common), "-i: r/none: expected a folder of results"),
         (("-i", "r", "-o", "tested", *common), "tested/metrics.csv: is not of -a score"),
         (("-i", "r", "-o", pairs.parent / "clean", *common), None),
