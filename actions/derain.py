@@ -136,23 +136,23 @@ class _Run:
         """Derain the pictures: threads read ahead of the network, and write behind it."""
         ranks = self.ranks
         numbers = [number for number, job in enumerate(self.jobs) if not job.is_video]
-        own = numbers[ranks.rank :: ranks.world_size]
-        pictures = prefetch(_attempt(self._read_picture, number) for number in own)
-        derained = (_attempt(self._derain_picture, picture) for picture in pictures)
-        written = map_threads(derained, self._write_picture, count_threads(ranks.local_size))
+        own_numbers = numbers[ranks.rank :: ranks.world_size]
+        pictures = prefetch(_attempt(self._read_picture, number) for number in own_numbers)
+        outputs = (_attempt(self._derain_picture, picture) for picture in pictures)
+        own_results = map_threads(outputs, self._write_picture, count_threads(ranks.local_size))
         silent = len(self.jobs) == 1 or not ranks.first
         with (
             closing(pictures),
-            closing(written),
+            closing(own_results),
             Progress("picture", 0, max(len(numbers), 1), [], silent=silent) as progress,
         ):
-            results = ranks.map_over_ranks(len(numbers), lambda _: next(written))
+            results = ranks.map_over_ranks(len(numbers), lambda _: next(own_results))
             for number, result in zip(numbers, results, strict=True):
                 if isinstance(result, str):
                     self._report_bad(result)
                 else:
-                    noted = any(other.note for other in self.results.values())
-                    if result.note and not noted and ranks.first:
+                    has_note = any(other.note for other in self.results.values())
+                    if result.note and not has_note and ranks.first:
                         progress.say(result.note)
                     self.results[number] = result
                 progress.advance(1)

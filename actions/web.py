@@ -121,8 +121,8 @@ def check_address(settings: Settings) -> str:
 def is_unexpected(folder: str, record: logging.LogRecord) -> bool:
     """Whether the server's log shows a record: not if a tab was closed during an upload."""
     error = record.exc_info[1] if record.exc_info else None
-    removed = isinstance(error, FileNotFoundError | RuntimeError) and folder in str(error)
-    return not removed and type(error).__name__ != "ClientDisconnect"
+    is_removal = isinstance(error, FileNotFoundError | RuntimeError) and folder in str(error)
+    return not is_removal and type(error).__name__ != "ClientDisconnect"
 
 
 class MainThread:
@@ -320,14 +320,14 @@ class WebPage:
             "show_progress_on": self.slider, "concurrency_id": "network", "concurrency_limit": 1,
             "trigger_mode": "multiple",
         }  # fmt: skip
-        uploaded = self.drop.upload(
+        upload_event = self.drop.upload(
             self._receive_upload, self.drop, queue=False, preprocess=False, trigger_mode="multiple"
         )
         # The field is free for the next file at once, and the results of the last one disappear.
-        cleared = uploaded.then(
+        clear_event = upload_event.then(
             lambda: (None, *empty_outputs()), outputs=[self.drop, *outputs], queue=False
         )
-        cleared.then(**derain)
+        clear_event.then(**derain)
         gr.on([self.model.input, self.views.input], **derain)
         self.attention.input(
             lambda checked: gr.update(visible=checked), self.attention, self.heat, queue=False

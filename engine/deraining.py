@@ -157,26 +157,26 @@ def _derain_frames(
         A frame in the middle, of those that this rank had, (H,W,3) uint8 BGR, and its output.
     """
     middle: tuple[np.ndarray, DerainedImage] | None = None
-    derained = 0
+    frame_count = 0  # of the groups that are done
 
     def derain_own(image: np.ndarray | None, _: int) -> np.ndarray:
         nonlocal middle
         assert image is not None  # the rank has a frame of this group
         output = derainer.derain(image, str(reader.path))
-        if not middle or derained + ranks.rank <= reader.count // 2:
+        if not middle or frame_count + ranks.rank <= reader.count // 2:
             middle = image, output  # which stays on the device until it is shown
         return output.uint8_image
 
     def derain_groups() -> Iterator[av.Packet | DerainedGroup]:
-        nonlocal derained
+        nonlocal frame_count
         for item in groups:
             if isinstance(item, av.Packet):
                 yield item
                 continue
-            frames, own = item
-            images = ranks.map_over_ranks(len(frames), partial(derain_own, own))
+            frames, own_frame = item
+            images = ranks.map_over_ranks(len(frames), partial(derain_own, own_frame))
             yield frames, list(images)
-            derained += len(frames)
+            frame_count += len(frames)
 
     def write(item: av.Packet | DerainedGroup) -> int:
         if isinstance(item, av.Packet):
