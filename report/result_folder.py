@@ -68,5 +68,5 @@ def read_head(path: Path) -> bytes | None:
     try:
         with open_regular(path) as file:
             return file.read(4096)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None

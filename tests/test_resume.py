@@ -24,7 +24,7 @@ def start(pairs: Path, *more: object) -> list[object]:
 
 def test_killed_runs_end_as_one_left_alone(tmp_path):
     pairs = write_pairs(tmp_path / "data", [(24, 24)] * 5)
-    assert len(soak(tmp_path, pairs, steps=60, every=3, kills=2, longest=1.5)) == 2
+    assert len(soak(tmp_path, pairs, steps=30, every=3, kills=2, longest=1.0)) == 2
 
 
 CRASHES = '''
