@@ -89,13 +89,11 @@ def export(settings: Settings) -> int:
     data = model.SerializeToString()
     difference = measure_difference(onnxruntime.InferenceSession(data), net)
     if not difference <= TOLERANCE:  # nan is none either
-        raise UserError(
-            f"{path}: not written: its outputs are {difference:.1e} from those of PyTorch"
-        )
+        raise UserError(f"{path}: not written: {difference:.1e} from the outputs of PyTorch")
     write_atomically(path, data)
+    size, count = f"{len(data) / 2**20:.2f} MiB", len(TEST_SHAPES)
     print(
-        f"{path}: {len(data) / 2**20:.2f} MiB, opset {OPSET}, BGR input, within {difference:.1e} "
-        f"of PyTorch on {len(TEST_SHAPES)} sizes"
+        f"{path}: {size}, opset {OPSET}, BGR, within {difference:.1e} of PyTorch on {count} sizes"
     )
     return 0
 
@@ -114,9 +112,12 @@ def measure_difference(session: onnxruntime.InferenceSession, net: nn.Module) ->
 
 def convert_network(net: nn.Module) -> onnx.ModelProto:
     """The network as an ONNX model of standard operators."""
-    irnn = Op(Opset("spanet", 1), "irnn", _irnn_schema())
-    names = {0: "batch", 2: "height", 3: "width"}
-    free_dims = {index: torch.export.Dim(name) for index, name in names.items()}
+    names = ("x", "weight", "bias", "y")
+    *inputs, y = (onnx.defs.OpSchema.FormalParameter(name, "tensor(float)") for name in names)
+    schema = onnx.defs.OpSchema("irnn", "spanet", 1, inputs=inputs, outputs=[y])
+    irnn = Op(Opset("spanet", 1), "irnn", schema)  # one node, until its function is put in
+    axes = {0: "batch", 2: "height", 3: "width"}
+    free_dims = {axis: torch.export.Dim(name) for axis, name in axes.items()}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -135,23 +136,10 @@ def convert_network(net: nn.Module) -> onnx.ModelProto:
     return model
 
 
-def _irnn_schema() -> onnx.defs.OpSchema:
-    """The inputs and output of the IRNN, for as long as it is one node."""
-    x, weight, bias, y = (
-        onnx.defs.OpSchema.FormalParameter(name, "tensor(float)")
-        for name in ("x", "weight", "bias", "y")
-    )
-    return onnx.defs.OpSchema("irnn", "spanet", 1, inputs=[x, weight, bias], outputs=[y])
-
-
 def _irnn_function() -> onnx.FunctionProto:
     """The IRNN in standard operators: a Scan for each direction, concatenated."""
-    text = (
-        f'<domain: "spanet", opset_import: ["" : {OPSET}]>\nirnn (x, weight, bias) => (scans) {{\n'
-    )
-    text += (
-        "weights = Transpose(weight) biases = Transpose(bias) zero = Constant<value_int = 0>()\n"
-    )
+    text = f'<domain: "spanet", opset_import: ["" : {OPSET}]> irnn (x, weight, bias) => (scans) {{'
+    text += "weights = Transpose(weight) biases = Transpose(bias) zero = Constant<value_int = 0>()"
     for row, (name, (along, backwards)) in enumerate(DIRECTIONS.items()):
         text += SCAN.format(name=name, row=row, along=along, backwards=int(backwards))
     scans = ", ".join(f"y_{name}" for name in DIRECTIONS)

@@ -23,6 +23,7 @@ DURATION_FORMATS = {"asf", "avi", "flv", "ivf", "matroska", "mov", "mxf", "webm"
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 COPIED_TYPES = {"audio": "sound", "subtitle": "subtitles"}  # of streams that are not decoded
 UNREADABLE = "not a video that can be read"
+NO_FRAME = f"{UNREADABLE}: no frame in it"
 UNKNOWN_CODEC = "a codec that FFmpeg does not know"
 DURATION_TOLERANCE = 0.05  # seconds that a file may end early; or one and a half frames
 RECORDED_SHARE = 0.98  # of an AVI's slots: a warning if fewer hold a frame
@@ -47,7 +48,7 @@ def open_container(path: Path) -> InputContainer:
     except av.error.ArgumentError:  # raised for a format that is not in the list
         raise UserError(f"{path}: {UNREADABLE}: a list of other files; expected a video") from None
     except (av.error.FFmpegError, ValueError):
-        raise UserError(f"{path}: {UNREADABLE}: no frame in it") from None
+        raise UserError(f"{path}: {NO_FRAME}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -63,14 +64,8 @@ def choose_stream(path: Path, container: InputContainer) -> VideoStream:
     if not decodable:
         reason = "only a cover picture" if container.streams.video else "no frame in it"
         raise UserError(f"{path}: {UNREADABLE}: {f'of {UNKNOWN_CODEC}' if videos else reason}")
-    return max(
-        decodable,
-        key=lambda stream: (
-            bool(stream.disposition & Disposition.default),
-            stream.width * stream.height,
-            -stream.index,
-        ),
-    )
+    default = [stream for stream in decodable if stream.disposition & Disposition.default]
+    return max(default or decodable, key=lambda stream: stream.width * stream.height)
 
 
 def is_cover(stream: VideoStream) -> bool:
@@ -150,36 +145,32 @@ class VideoIntegrity:
         time = float(frame.time)
         self.frame_times = (self.frame_times[0] if self.frame_times else time, time)
 
-    def describe_missing(self) -> list[str]:
+    def describe_missing(self) -> Iterator[str]:
         """What was promised and not read, a line each."""
-        lines = list(self._describe_missing_frames())
-        for index, promised in self.indexed.items():
-            lost = promised - self.packets[index]
-            if self.all_read and lost > 0 and index != self.stream.index:
-                kind = COPIED_TYPES[self.stream.container.streams[index].type]
-                lines.append(f"stream {index} ({kind}): {lost} of {promised} packets are missing")
-        return lines
-
-    def _describe_missing_frames(self) -> Iterator[str]:
         indexed = self.indexed.get(self.stream.index, 0)
         unread = max(indexed - self.packets[self.stream.index], 0)
         promised = max(indexed - self.counts["hidden"], 0)
-        decoded = self.counts["decoded"]
-        frames = format_count(decoded, "frame")
+        decoded, is_avi = self.counts["decoded"], "avi" in self.formats
         tolerance = max(DURATION_TOLERANCE, 1.5 / float(self.rate))
         ends_early = self.end_time + tolerance < self.duration
         if self.all_read and (ends_early or (unread and not self.duration)):
             total = promised if unread else f"about {self.total}"
+            frames = format_count(decoded, "frame")
             yield f"cut short: {frames} decoded, of {total} that it promises"
-        elif self.all_read and unread and "avi" in self.formats:
+        elif self.all_read and unread and is_avi:
             yield f"damaged: {unread} of {indexed} frames could not be read, left out"
         # A packet in an AVI may repeat the last picture: no frame comes of it.
-        elif self.all_read and promised > decoded and "avi" not in self.formats:
+        elif self.all_read and promised > decoded and not is_avi:
             lost = promised - decoded
-            yield f"damaged: {lost} of {promised} frames could not be decoded and are left out"
+            yield f"damaged: {lost} of {promised} frames could not be decoded, left out"
         elif self.counts["failed"]:
             failed = format_count(self.counts["failed"], "piece")
             yield f"damaged: {failed} could not be decoded, left out"
+        for index, promised in self.indexed.items() if self.all_read else ():
+            lost = promised - self.packets[index]
+            if lost > 0 and index != self.stream.index:
+                kind = COPIED_TYPES[self.stream.container.streams[index].type]
+                yield f"stream {index} ({kind}): {lost} of {promised} packets are missing"
 
     def describe_losses(self, timestamps: bool = True) -> Iterator[str]:
         """What a user should know of damage and repair, a line each.
@@ -187,34 +178,29 @@ class VideoIntegrity:
         Args:
             timestamps: also of timestamps that were invented.
         """
-        missing = self.describe_missing()
+        missing = list(self.describe_missing())
         yield from missing
-        counts = self.counts
+        counts = {key: format_count(count, "frame") for key, count in self.counts.items() if count}
         first, last = self.frame_times or (0.0, 0.0)
         slots = round((last - first) * float(self.rate)) + 1
         # In other formats than AVI the rate is but an average.
-        few = "avi" in self.formats and counts["decoded"] < RECORDED_SHARE * slots - 1
+        few = "avi" in self.formats and self.counts["decoded"] < RECORDED_SHARE * slots - 1
         if few and not missing:
             yield (
-                f"{format_count(counts['decoded'], 'frame')} decoded; their timestamps and its "
-                f"rate make {slots}: the others were not recorded, or are damaged; timestamps are "
-                "kept"
+                f"{counts['decoded']} decoded; their timestamps and its rate make {slots}: the "
+                "others were not recorded, or are damaged; timestamps are kept"
             )
         has_length = any(self.indexed.values()) or self.duration
         if self.all_read and self.formats & DURATION_FORMATS and not has_length:
             yield "its header has no duration, as in recordings by a browser; it may be cut short"
-        if counts["corrupt"] and not missing:
-            are = "packet or frame is" if counts["corrupt"] == 1 else "packets or frames are"
-            yield f"{counts['corrupt']} {are} marked as damaged"
-        scaled, deinterlaced, retimed = (
-            format_count(counts[key], "frame") for key in ("scaled", "deinterlaced", "retimed")
-        )
-        if counts["scaled"]:
-            yield f"scaled to the size of the first frame: {scaled}"
-        if counts["retimed"] and timestamps:
+        if "corrupt" in counts and not missing:
+            yield f"marked as damaged: {format_count(self.counts['corrupt'], 'piece')}"
+        if "scaled" in counts:
+            yield f"scaled to the size of the first frame: {counts['scaled']}"
+        if "retimed" in counts and timestamps:
             yield (
-                f"timestamp missing or out of order: {retimed}; "
+                f"timestamp missing or out of order: {counts['retimed']}; "
                 f"placed between their neighbours, or at {float(self.rate):g} frames/s"
             )
-        if counts["deinterlaced"]:
-            yield f"deinterlaced: {deinterlaced}"
+        if "deinterlaced" in counts:
+            yield f"deinterlaced: {counts['deinterlaced']}"

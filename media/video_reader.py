@@ -21,7 +21,7 @@ from av.format import Flags
 from av.sidedata.sidedata import Type
 
 from media.video_container import (
-    UNREADABLE,
+    NO_FRAME,
     VideoIntegrity,
     choose_stream,
     describe_stream,
@@ -88,9 +88,8 @@ class VideoReader:
                 break
         else:
             decoded = self._integrity.counts["decoded"]
-            if decoded:
-                raise UserError(f"{self.path}: no frames from frame {self.start} on, of {decoded}")
-            raise UserError(f"{self.path}: {UNREADABLE}: no frame in it")
+            reason = f"no frames from frame {self.start} on, of {decoded}"
+            raise UserError(f"{self.path}: {reason if decoded else NO_FRAME}")
         self.first, self.items = item, chain(head, items)
         size = (self.first.width, self.first.height)
         self.width, self.height = size[::-1] if self.orientation.transposed else size
@@ -102,15 +101,12 @@ class VideoReader:
         for stream in self.container.streams.video:
             if stream is not self.stream:
                 kind = "cover picture" if is_cover(stream) else "another video"
-                yield (
-                    f"stream {stream.index} ({kind}, {describe_stream(stream)}) is left out; "
-                    f"stream {self.stream.index} ({describe_stream(self.stream)}) is taken"
-                )
+                taken = f"stream {self.stream.index} ({describe_stream(self.stream)}) is taken"
+                content = f"{kind}, {describe_stream(stream)}"
+                yield f"stream {stream.index} ({content}) is left out; {taken}"
         if self.orientation.unsupported:
-            yield (
-                f"its display matrix ({self.orientation.unsupported}) is neither a quarter turn "
-                "nor a mirroring; the frames stay as they are stored"
-            )
+            matrix = self.orientation.unsupported
+            yield f"its display matrix ({matrix}) is no quarter turn or mirroring; not applied"
         pixels = self.first.format
         bits = max((component.bits for component in pixels.components), default=8)
         hdr = HDR.get(self.first.color_trc, "")
@@ -137,7 +133,7 @@ class VideoReader:
     @property
     def incomplete(self) -> bool:
         """Whether something of what was read is missing."""
-        return bool(self._integrity.describe_missing())
+        return any(self._integrity.describe_missing())
 
     def list_warnings(self, timestamps: bool = True) -> list[str]:
         """What was found while it was read, a line each; see VideoIntegrity.describe_losses."""
@@ -244,10 +240,8 @@ class VideoReader:
                 graph.push(item)
                 frames = pull_frames(graph, filtering)
             except (av.error.FFmpegError, ValueError):
-                raise UserError(
-                    f"{self.path}: its frames are interlaced, and of a size or kind that FFmpeg's "
-                    "bwdif cannot deinterlace; expected progressive ones"
-                ) from None
+                reason = "interlaced frames of a size or kind that FFmpeg cannot deinterlace"
+                raise UserError(f"{self.path}: {reason}; expected progressive ones") from None
             yield from frames
         if graph:
             graph.push(None)

@@ -105,11 +105,9 @@ class VideoWriter:
         if not source.start and not source.frames:
             self.container.set_chapters(self._chapters)
         self._add_video_stream()
-        self.copies = {
-            stream.index: self._copy_stream(stream)
-            for stream in source.copied
-            if self._can_hold(stream)
-        }
+        self.copies: dict[int, av.stream.Stream] = {}
+        for each in source.copied:
+            self._copy_stream(each)
         self.container.start_encoding()
 
     def _add_video_stream(self) -> None:
@@ -136,21 +134,17 @@ class VideoWriter:
         if aspect:
             context.sample_aspect_ratio = 1 / aspect if source.orientation.transposed else aspect
 
-    def _can_hold(self, stream: av.stream.Stream) -> bool:
-        """Whether this kind of file can hold a stream, by writing the header of one that does."""
+    def _copy_stream(self, stream: av.stream.Stream) -> None:
+        """Add a copy of a stream, if this kind of file can hold it."""
         try:
             with av.open(io.BytesIO(), "w", format=self._format) as trial:
                 trial.add_stream_from_template(stream)
                 trial.start_encoding()
         except (av.error.FFmpegError, ValueError):
-            return False
-        return True
-
-    def _copy_stream(self, stream: av.stream.Stream) -> av.stream.Stream:
-        copy = self.container.add_stream_from_template(stream)
+            return
+        copy = self.copies[stream.index] = self.container.add_stream_from_template(stream)
         copy.metadata.update(self._filter_metadata(stream.metadata))
         copy.disposition = stream.disposition
-        return copy
 
     def _filter_metadata(self, metadata: dict[str, str]) -> dict[str, str]:
         """The metadata that stays true when the video is encoded anew."""
@@ -182,8 +176,7 @@ class VideoWriter:
             elif not is_chapters and not is_timecode:
                 others.append(f"{stream.index} ({content})")
         if others:
-            word = "stream" if len(others) == 1 else "streams"
-            yield f"left out, as neither picture nor sound: {word} {', '.join(others)}"
+            yield f"left out, as neither picture nor sound: stream {', '.join(others)}"
         side_data: Mapping[Any, object] = source.first.side_data
         dropped = [name for kind, name in DROPPED_SIDE_DATA.items() if side_data.get(kind)]
         if dropped:
@@ -240,20 +233,14 @@ class VideoWriter:
                 written = file.metadata | file.streams.video[0].metadata
             self.temp_path.replace(self.path)
         for index, count in self._dropped_packets.items():
-            self.warnings.append(
-                f"{source.path}: stream {index}: {format_count(count, 'packet')} left out, as "
-                "timestamps do not rise"
-            )
+            lost_packets = f"{format_count(count, 'packet')} left out, as timestamps do not rise"
+            self.warnings.append(f"{source.path}: stream {index}: {lost_packets}")
         keys, texts = {key.lower() for key in written}, set(written.values())
         wanted = self._filter_metadata(source.container.metadata | source.stream.metadata)
-        lost = [
-            key for key, text in wanted.items() if key.lower() not in keys and text not in texts
-        ]
+        lost = [key for key in wanted if key.lower() not in keys and wanted[key] not in texts]
         if lost:
-            suffix = self.path.suffix
-            self.warnings.append(
-                f"{source.path}: {suffix} files have no place for its {', '.join(lost)}"
-            )
+            place = f"{self.path.suffix} files have no place for its {', '.join(lost)}"
+            self.warnings.append(f"{source.path}: {place}")
 
     def discard(self) -> None:
         """Remove the unfinished file."""

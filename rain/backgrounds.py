@@ -17,10 +17,7 @@ from settings import UserError
 
 LEAVES = 300  # shapes in a dead-leaves image
 WORDS = "EXIT Rain 24h OPEN No.7 Hotel STOP Cafe 1984 Taxi P+R BUS Market Lane 35 km Bakery Gate"
-FONTS = (
-    cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COMPLEX,
-    cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_SCRIPT_SIMPLEX,
-)  # fmt: skip
+FONTS = (0, 2, 3, 4, 6)  # of OpenCV: simplex, duplex, complex, triplex, script simplex
 PACKAGES = {"sklearn": "scikit-learn", "pywt": "PyWavelets"}  # what pip calls them
 
 Rng = np.random.Generator
@@ -63,9 +60,7 @@ def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
     Such shapes, which cover one another, have the edges and scales of natural images.
     """
     base = rng.uniform(30, 220) + rng.normal(0, 20, 3)  # colours of one scene keep together
-    spread = rng.uniform(10, 70)
-    canvas: np.ndarray = np.empty((height, width, 3), np.float32)
-    canvas[:] = base
+    spread, canvas = rng.uniform(10, 70), np.full((height, width, 3), base, np.float32)
     smallest, largest = rng.uniform(2, 12), float(max(height, width))
     for _ in range(LEAVES):
         u = rng.random()  # density of radii ~ r**-3 gives the scale invariance of natural images
@@ -73,11 +68,9 @@ def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
         centre = rng.uniform((0, 0), (width, height))
         mask = np.zeros((height, width), np.uint8)
         if rng.random() < 0.5:
-            axes = np.rint(radius * rng.uniform(0.4, 1, 2)).astype(int) + 1
-            turn = rng.uniform(0, 180)
-            cv2.ellipse(
-                mask, np.rint(centre).astype(int).tolist(), axes.tolist(), turn, 0, 360, 1, -1
-            )
+            axes = (np.rint(radius * rng.uniform(0.4, 1, 2)).astype(int) + 1).tolist()
+            middle, turn = np.rint(centre).astype(int).tolist(), rng.uniform(0, 180)
+            cv2.ellipse(mask, middle, axes, turn, 0, 360, 1, -1)
         else:
             angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 7)))
             corners = centre + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -92,8 +85,8 @@ def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
         leaf = colour + (shade + grain)[..., None]
         inside = mask[top : top + h, left : left + w] > 0
         canvas[top : top + h, left : left + w][inside] = leaf[inside]
-    canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 0.9))
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    soft = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 0.9))
+    return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
 
 
 def draw_scenes(
@@ -132,8 +125,7 @@ def _stroke(canvas: np.ndarray, points: list | np.ndarray, colour: np.ndarray, w
 
 def slats(canvas: np.ndarray, rng: Rng) -> None:
     """Upright bars, evenly apart: a fence, a blind, a front; many with an edge in another shade."""
-    side = canvas.shape[0]
-    pitch = log_uniform(rng, 4, 60)
+    side, pitch = len(canvas), log_uniform(rng, 4, 60)
     width = max(1, round(pitch * rng.uniform(0.15, 0.75)))
     tilt, bend = rng.normal(0, 0.06), rng.normal(0, 0.15)
     top, bottom = (-5, side + 5) if rng.random() < 0.6 else np.sort(rng.uniform(-5, side + 5, 2))
@@ -151,8 +143,8 @@ def slats(canvas: np.ndarray, rng: Rng) -> None:
 
 def lattice(canvas: np.ndarray, rng: Rng) -> None:
     """Bars in two directions: window frames, mesh, tiles."""
-    side = canvas.shape[0]
-    colour, width = _colour(rng, canvas, 0.6), int(log_uniform(rng, 1, 8))
+    side, colour = len(canvas), _colour(rng, canvas, 0.6)
+    width = int(log_uniform(rng, 1, 8))
     turn = 0.0 if rng.random() < 0.6 else rng.uniform(20, 70)
     for angle, pitch in ((turn, log_uniform(rng, 7, 70)), (turn + 90, log_uniform(rng, 7, 70))):
         along = np.array([np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))])
@@ -229,10 +221,8 @@ def foliage(canvas: np.ndarray, rng: Rng) -> None:
     for _ in range(int(min(2.5 * side**2 / (size**2 * slim * 3), 1500))):
         centre, half = rng.uniform(-5, side + 5, 2), size * rng.uniform(0.5, 1.5)
         turn = np.deg2rad(hang + rng.normal(0, 40))
-        along, across = (
-            np.array([np.cos(turn), np.sin(turn)]),
-            np.array([-np.sin(turn), np.cos(turn)]),
-        )
+        along = np.array([np.cos(turn), np.sin(turn)])
+        across = np.array([-along[1], along[0]])
         round_ = np.linspace(0, 2 * np.pi, 17)
         outline = np.outer(np.cos(round_), along) + slim * np.outer(np.sin(round_), across)
         shade = base + rng.normal(0, 18) + rng.normal(0, 5, 3)
@@ -246,12 +236,9 @@ def foliage(canvas: np.ndarray, rng: Rng) -> None:
 
 def fibres(canvas: np.ndarray, rng: Rng) -> None:
     """Wood, bark, cloth, stained walls: noise that is drawn out, mostly upright."""
-    side = canvas.shape[0]
     thin, long = log_uniform(rng, 0.5, 4), log_uniform(rng, 3, 40)
-    noise: np.ndarray = cv2.GaussianBlur(
-        rng.normal(0, 1, (side, side)), (0, 0), sigmaX=thin, sigmaY=long
-    )
-    noise /= noise.std() + 1e-6
+    noise = cv2.GaussianBlur(rng.normal(0, 1, canvas.shape[:2]), (0, 0), sigmaX=thin, sigmaY=long)
+    noise = noise / (noise.std() + 1e-6)
     if rng.random() < 0.15:  # a few bright lines rather than as many dark ones
         noise = np.maximum(noise, 0) ** 2
     if rng.random() < 0.3:

@@ -58,7 +58,7 @@ def luminance(frames_rgb: np.ndarray, released: bool = False) -> np.ndarray:
         released: as the published notebook computes it: all but the first column plus 128, modulo
             256.
     """
-    check_frames(frames_rgb, "luminance", (3,))
+    check_frames(frames_rgb, "luminance")
     luma = np.empty(frames_rgb.shape[:3], np.uint8)
     compute_luminance(np.ascontiguousarray(frames_rgb), 0, released, luma)
     return luma
@@ -69,13 +69,8 @@ def percentile_votes(luma: np.ndarray) -> np.ndarray:
 
     Args:
         luma: (T,H,W) uint8. Of several modes a pixel's smallest counts.
-
-    Raises:
-        ValueError: luma is not (T,H,W) uint8, or empty.
     """
-    check_frames(luma, "percentile_votes", ())
-    votes, _ = count_votes(np.ascontiguousarray(luma))
-    return votes
+    return count_votes(np.ascontiguousarray(luma))[0]
 
 
 def mode_percentile(luma: np.ndarray) -> int:
@@ -110,7 +105,7 @@ def clean_image(
     def iterate_bands() -> Iterable[tuple[int, np.ndarray]]:
         if isinstance(frames_rgb, Video):
             return frames_rgb.bands(count)
-        check_frames(frames_rgb, "clean_image", (3,))
+        check_frames(frames_rgb, "clean_image")
         return [(0, np.ascontiguousarray(frames_rgb[:count]))]
 
     votes, weak_modes = np.zeros(101, np.int64), 0
@@ -134,14 +129,12 @@ def clean_image(
     return CleanImage(image.reshape(height, width, 3), percentile, count, residual_rain, ghosting)
 
 
-def check_frames(array: np.ndarray, name: str, channels: tuple[int, ...]) -> None:
-    """Raises ValueError, naming the caller, unless array is (T,H,W,*channels) uint8."""
-    right = array.dtype == np.uint8 and array.ndim == 3 + len(channels) and array.size
-    if not right or array.shape[3:] != channels or len(array) > MAX_FRAMES:
-        raise ValueError(
-            f"{name}: expected (T,H,W{',3' if channels else ''}) uint8, T at most {MAX_FRAMES}, "
-            f"got {array.shape} {array.dtype}"
-        )
+def check_frames(array: np.ndarray, name: str) -> None:
+    """Raises ValueError, naming the caller, unless array is (T,H,W,3) uint8."""
+    right = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3 and array.size
+    if not right or len(array) > MAX_FRAMES:
+        got = f"{array.shape} {array.dtype}"
+        raise ValueError(f"{name}: expected (T,H,W,3) uint8, T at most {MAX_FRAMES}, got {got}")
 
 
 def map_rows(work: Callable[[int, int], Result], rows: int) -> list[Result]:

@@ -55,10 +55,7 @@ class Video:
         if motion.warning:
             self.warnings.append(f"{path}: {motion.warning}; a clean image needs a still camera")
         if count < frames:
-            self.warnings.append(
-                f"{path}: frames from {start} on: {count}, asked for: {frames}; going on with "
-                "those that are there"
-            )
+            self.warnings.append(f"{path}: frames from {start} on: {count}, asked for: {frames}")
 
     def _open_reader(self, frames: int) -> VideoReader:
         return VideoReader(Path(self.path), self.start, frames, quick=True)
@@ -85,14 +82,10 @@ class Video:
         for top in range(0, height, rows):
             shape = (frames, min(rows, height - top), width, 3)
             band = memory[: np.prod(shape)].reshape(shape)
-            count = 0
             with closing(self._open_reader(frames)) as reader:
-                for image in reader.read_images():
-                    if image.shape != self.shape[1:]:
-                        break
-                    band[count] = image[top : top + rows]
-                    count += 1
-            if count < frames:
+                for index, image in enumerate(reader.read_images()):
+                    band[index] = image[top : top + rows]
+            if index + 1 < frames:
                 raise UserError(f"{self.path}: changed while it was read")
             yield top, band
 

@@ -141,17 +141,10 @@ def streaks(height: int, width: int, rain: Rain, rng: np.random.Generator) -> np
 
 
 def add_rain(clean: np.ndarray, rain: list[Rain], rng: np.random.Generator) -> np.ndarray:
-    """Rainy image of a clean one, (H,W,3) uint8 each; looks in `rain` add up.
-
-    Raises:
-        ValueError: clean is not (H,W,3) uint8.
-    """
-    if clean.dtype != np.uint8 or clean.ndim != 3 or clean.shape[2] != 3:
-        raise ValueError(f"add_rain: expected (H,W,3) uint8, got {clean.shape} {clean.dtype}")
-    height, width = clean.shape[:2]
+    """Rainy image of a clean one, (H,W,3) uint8 each; looks in `rain` add up."""
     added = np.zeros(clean.shape, np.float32)
     for look in rain:
-        light = streaks(height, width, look, rng)[..., None]
+        light = streaks(len(clean), clean.shape[1], look, rng)[..., None]
         added += light * (1 - look.cover / 255 * clean)
     return np.minimum(clean + np.rint(added).astype(np.int32), 255).astype(np.uint8)
 

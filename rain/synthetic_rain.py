@@ -244,29 +244,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="python -m rain.synthetic_rain",
-        description="Write synthetic rain: pairs and their list, or videos.",
-    )
-    names = "{" + ",".join(SETS) + "}"
-    sets = parser.add_subparsers(dest="set", metavar=names, required=True)
+    description = "Write synthetic rain: pairs and their list, or videos."
+    parser = Parser(prog="python -m rain.synthetic_rain", description=description)
+    sets = parser.add_subparsers(dest="set", metavar="SET", required=True)
     for name, purpose in SETS.items():
         options = sets.add_parser(name, help=purpose, description=f"Write {purpose}.")
         options.add_argument("-o", "--output", required=True, type=_folder, metavar="DIR")
         options.add_argument("--seed", type=_whole(0, 2**63), default=2019, metavar="N")
         if name == "train":
             options.add_argument(
-                "-n", "--count", type=_whole(1, 10**7), default=3000, metavar="N", help="patches"
+                "-n", "--count", type=_whole(1, 10**7), default=3000, metavar="PATCHES"
             )
         if name in ("train", "sheet"):
-            options.add_argument(
-                "--side", type=_whole(1, 300), default=128, metavar="N", help="pixels of a patch"
-            )
-            options.add_argument(
-                "--more-photographs",
-                action="store_true",
-                help="also take photographs of scikit-learn, Matplotlib and PyWavelets",
-            )
+            options.add_argument("--side", type=_whole(1, 300), default=128, metavar="PIXELS")
+            more = "also take photographs of scikit-learn, Matplotlib and PyWavelets"
+            options.add_argument("--more-photographs", action="store_true", help=more)
     return parser
 
 
@@ -277,14 +269,13 @@ def _folder(text: str) -> str:
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
-    def checked(text: str) -> int:
+    def parse_number(text: str) -> int:
         if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number from {low} to {high}, not {text[:30]!r}"
-            )
+            expected = f"expected a whole number from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{expected}, not {text[:30]!r}")
         return int(text)
 
-    return checked
+    return parse_number
 
 
 def write_set(arguments: argparse.Namespace, folder: Path) -> list[Path]:

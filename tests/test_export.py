@@ -65,7 +65,7 @@ def test_a_wrong_file_is_not_written(run, model, monkeypatch):
     monkeypatch.setattr(export, "measure_difference", lambda *_: float("nan"))
     status, _, err = run("-a", "export", "-o", "x.onnx")
     assert status == 2
-    assert err.startswith("main.py: x.onnx: not written: its outputs are nan from those of PyTorch")
+    assert err.startswith("main.py: x.onnx: not written: nan from the outputs of PyTorch")
     assert not Path("x.onnx").exists()
 
 

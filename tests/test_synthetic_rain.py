@@ -309,11 +309,6 @@ def test_a_folder_may_have_any_name():
     assert os.listdir(folder) == ["sheet.png"]
 
 
-def test_add_rain_refuses_other_images():
-    with pytest.raises(ValueError, match="float64"):
-        add_rain(GREY / 255, [], np.random.default_rng(0))
-
-
 def test_videos_leave_other_files_alone_and_are_whole_or_not_there(capsys, monkeypatch):
     Path("v").mkdir()
     Path("v/videos.txt").write_text("precious")

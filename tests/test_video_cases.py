@@ -233,9 +233,7 @@ def test_a_cover_alone_is_no_video(run, unchanged):
 @pytest.mark.parametrize(("name", "there"), [("first_damaged.mp4", 38), ("mid_damaged.mp4", 32)])
 def test_damage_is_not_the_end(run, unchanged, name, there):
     path = case(name)
-    message = (
-        f"warning: {name}: damaged: {40 - there} of 40 frames could not be decoded and are left out"
-    )
+    message = f"warning: {name}: damaged: {40 - there} of 40 frames could not be decoded, left out"
     assert derain(run, path, "out.mp4") == (2, [message])
     before, after = read(path), read("out.mp4")
     assert len(before[1]) == there

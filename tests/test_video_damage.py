@@ -80,7 +80,7 @@ def test_frames_that_are_marked_as_damaged_are_counted(run, unchanged):
     path.write_bytes(data)
     status, lines = derain(run, path, "out.mkv")
     assert status == 0
-    assert lines[-1].startswith("warning: a.ts: 1 packet or frame is marked as damaged")
+    assert lines[-1].startswith("warning: a.ts: marked as damaged: 1 piece")
 
 
 def test_pairs_remembers_that_a_video_was_damaged(run):
