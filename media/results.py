@@ -4,10 +4,11 @@ Methods call their results after the rainy image or the clean one, and many add 
 One rule serves all results of a method: the first of MATCH_RULES that fits at least half of them.
 """
 
+import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from system.files import format_path
 from system.text import first_few
 
 DERAINED = "derained"  # the folder of the results of a test, within its result folder
+Keys = dict[str, set[int]]  # the places of pairs by what is in the names of their results
 TEST_FOLDERS = {"mask", "compare"}  # of a test, beside DERAINED
 
 
@@ -29,18 +31,17 @@ def result_names(files: list[Path]) -> list[str]:
     No two are equal even on a file system that ignores case, and a file keeps its stem unless
     one before it in the list took it.
     """
-    stems = [file.stem for file in files]
-    reserved = {stem.casefold() for stem in stems}
-    taken: set[str] = set()
-    counts: dict[str, int] = {}  # the last number given to a stem
+    reserved = {file.stem.casefold() for file in files}
+    counters: dict[str, Iterator[int]] = {}
     names = []
-    for stem in stems:
-        name, number = stem, counts.get(stem.casefold(), 1)
-        while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
-            number += 1
-            name = f"{stem}-{number}"
-        counts[stem.casefold()] = number
-        taken.add(name.casefold())
+    for file in files:
+        name = file.stem
+        key = name.casefold()
+        if key in counters:
+            while name.casefold() in reserved:
+                name = f"{file.stem}-{next(counters[key])}"
+        counters.setdefault(key, itertools.count(2))
+        reserved.add(name.casefold())
         names.append(name)
     return names
 
@@ -137,17 +138,26 @@ def _is_picture(name: str) -> bool:
     return Path(name).suffix.lower() in FORMATS
 
 
-class MatchRule(NamedTuple):
-    """From the stem of a picture of the list to what must be in the stem of its result."""
+class Reading(NamedTuple):
+    """One way to read the names of a method's results: the same text is around all their keys.
 
-    description: str
-    key: Callable[[str], str]
-    whole: bool = False  # nothing may stand around the key
+    Attributes:
+        around: the text before and behind.
+        places: the pairs that a result may be of, by its number, for those of at least one pair.
+    """
+
+    around: tuple[str, str]
+    places: dict[int, set[int]]
+
+    @property
+    def certain(self) -> int:
+        """How many results are of one pair alone."""
+        return sum(len(indices) == 1 for indices in self.places.values())
 
 
 def _normalize(stem: str) -> str:
     """A stem for comparison: macOS stores letters and their accents separately."""
-    return unicodedata.normalize("NFC", stem).casefold()
+    return unicodedata.normalize("NFC", stem)
 
 
 def _extract_number(stem: str) -> str:
@@ -156,11 +166,8 @@ def _extract_number(stem: str) -> str:
     return re.sub(r"0*(\d+)", r"\1", core[0]) if core else ""
 
 
-MATCH_RULES = (
-    MatchRule("", _normalize, whole=True),
-    MatchRule("what is around the name", _normalize),
-    MatchRule("the number in the name", _extract_number),
-)
+# From the stem of a picture of the list to the key in the stem of its result.
+MATCH_RULES = {_normalize: "what is around the name", _extract_number: "the number in the name"}
 
 
 def match_results(method: Method, pairs: PairList, names: list[str]) -> Match:
@@ -169,86 +176,92 @@ def match_results(method: Method, pairs: PairList, names: list[str]) -> Match:
     Args:
         names: result_names of the pairs.
     """
-    stems = [unicodedata.normalize("NFC", file.stem) for file in method.files]
-    candidates: list[set[int]] = []
-    description, most = "", -1
-    for rule in MATCH_RULES:
-        sets = _find_candidates(rule, stems, pairs, names)
-        if _count_certain(sets) > most:
-            most, candidates, description = _count_certain(sets), sets, rule.description
-        if 2 * most >= len(stems):
+    stems = [_normalize(file.stem) for file in method.files]
+    for extract in MATCH_RULES:
+        best, *rivals = _find_readings(extract, stems, pairs, names)
+        if 2 * len(best.places) >= len(stems):
             break
-    match = _assign_results(method, pairs, candidates)
-    if description and most:
-        file, index = next(
-            (f, min(own)) for f, own in zip(method.files, candidates, strict=True) if len(own) == 1
-        )
-        truth = pairs[index].clean or pairs[index].rainy
-        match.rule = (
-            f"matched by {description}, such as {file.name} to {format_path(Path(truth.name))}"
-        )
+    else:
+        rest = list(range(len(pairs)))
+        return Match({}, "no rule fits half of their names", unmatched=method.files, missing=rest)
+    if rivals:
+        texts = first_few(dict.fromkeys("*".join(r.around) for r in (best, *rivals)))
+        return Match({}, doubts=[f"their names can be read in several ways: {texts}"])
+    match = _assign_results(method, pairs, best.places)
+    if _is_shifted(method, pairs, match):
+        stray = f"{match.unmatched[0].name} is of none, {pairs[match.missing[0]].location} has none"
+        return Match({}, doubts=[f"they are numbered otherwise than the pictures: {stray}"])
+    if match.files and (extract is _extract_number or best.around != ("", "")):
+        index, file = next(iter(match.files.items()))
+        truth = format_path((pairs[index].clean or pairs[index].rainy).name)
+        match.rule = f"matched by {MATCH_RULES[extract]}, such as {file.name} to {truth}"
     return match
 
 
-def _count_certain(candidates: Iterable[set[int]]) -> int:
-    """How many results are of one pair alone."""
-    return sum(len(indices) == 1 for indices in candidates)
-
-
-def _find_candidates(
-    rule: MatchRule, stems: list[str], pairs: PairList, names: list[str]
-) -> list[set[int]]:
-    """The pairs that each result may be of, by their places in the list.
+def _find_readings(
+    extract: Callable[[str], str], stems: list[str], pairs: PairList, names: list[str]
+) -> list[Reading]:
+    """The best reading of the results' names, and others that fit as well.
 
     The results of a method are called after the rainy images, or after the clean ones. If both
     fit as many, but not the same, either may be meant.
     """
-    rainy = _match_keys(rule, stems, _rainy_keys(rule, pairs, names, stems))
-    if not pairs.paired:
-        return rainy
-    keys: dict[str, set[int]] = defaultdict(set)
-    for index, pair in enumerate(pairs):
-        if pair.clean:
-            keys[rule.key(pair.clean.stem)].add(index)
-    clean = _match_keys(rule, stems, keys)
-    lead = _count_certain(rainy) - _count_certain(clean)
-    if lead:
-        return rainy if lead > 0 else clean
-    return [one | other for one, other in zip(rainy, clean, strict=True)]
-
-
-def _rainy_keys(
-    rule: MatchRule, pairs: PairList, names: list[str], stems: list[str]
-) -> dict[str, set[int]]:
-    """The places of the pairs by the keys of their rainy images."""
-    keys, by_stem = defaultdict(set), defaultdict(list)
-    results = {_normalize(stem) for stem in stems}
+    rainy_keys: Keys = defaultdict(set)
+    clean_keys: Keys = defaultdict(set)
+    by_stem: Keys = defaultdict(set)
     for index, (pair, name) in enumerate(zip(pairs, names, strict=True)):
-        keys[rule.key(name)].add(index)
-        by_stem[rule.key(pair.rainy.stem)].append(index)
+        rainy_keys[extract(name)].add(index)
+        by_stem[extract(pair.rainy.stem)].add(index)
+        if pair.clean:
+            clean_keys[extract(pair.clean.stem)].add(index)
+    results = {stem.casefold() for stem in stems}
     for key, indices in by_stem.items():
         # A stem that several pairs share means none of them if all have a numbered result.
-        if not all(_normalize(names[index]) in results for index in indices):
-            keys[key] |= set(indices)
-    return keys
+        if not all(_normalize(names[index]).casefold() in results for index in indices):
+            rainy_keys[key] |= indices
+    rainy, *others = _read_stems(extract, stems, rainy_keys)
+    clean, *more = _read_stems(extract, stems, clean_keys)
+    if rainy.certain != clean.certain:
+        return [rainy, *others] if rainy.certain > clean.certain else [clean, *more]
+    places: dict[int, set[int]] = defaultdict(set)
+    for number, indices in (*rainy.places.items(), *clean.places.items()):
+        places[number] |= indices
+    return [Reading(rainy.around, places), *others, *more]
 
 
-def _match_keys(rule: MatchRule, stems: list[str], keys: dict[str, set[int]]) -> list[set[int]]:
-    """The places that each stem may mean, with the same text around the key in all of them."""
+def _read_stems(extract: Callable[[str], str], stems: list[str], keys: Keys) -> list[Reading]:
+    """The reading that fits most results, the whole name first among equals, and its rivals.
+
+    Those are the others that fit as many, or more than half as many of the remaining results.
+    """
     keys.pop("", None)
-    if rule.whole:
-        return [keys.get(rule.key(stem), set()) for stem in stems]
-    matches: dict[tuple[str, str], dict[int, set[int]]] = defaultdict(dict)  # by text around
+    folded: Keys = defaultdict(set)
+    for key, indices in keys.items():
+        folded[key.casefold()] |= indices
+    stem_keys: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for number, stem in enumerate(stems):
         for around, inner in _split_stem(stem):
-            if indices := keys.get(rule.key(inner)):
-                matches[around][number] = indices
+            if extract(inner).casefold() in folded:
+                stem_keys[around][number] = extract(inner)
+    readings = [Reading(around, _look_up(own, keys, folded)) for around, own in stem_keys.items()]
+    best = max(
+        readings, key=lambda r: (r.certain, r.around == ("", "")), default=Reading(("", ""), {})
+    )
+    rivals = []
+    for reading in readings:
+        rest = len(reading.places.keys() - best.places.keys())
+        is_tie = reading.certain == best.certain and best.around != ("", "")
+        if 2 * rest > best.certain or (is_tie and reading.places != best.places):
+            rivals.append(reading)
+    return [best, *rivals]
 
-    def rank(around: tuple[str, str]) -> tuple[int, int]:
-        return _count_certain(matches[around].values()), -len("".join(around))
 
-    best = matches[max(matches, key=rank, default=("", ""))]
-    return [best.get(number, set()) for number in range(len(stems))]
+def _look_up(stem_keys: dict[int, str], keys: Keys, folded: Keys) -> dict[int, set[int]]:
+    """The places of the keys of stems; a key that differs in case alone gets what is left."""
+    exact = {number: keys[key] for number, key in stem_keys.items() if key in keys}
+    taken: set[int] = set().union(*exact.values())
+    rest = {n: folded[key.casefold()] - taken for n, key in stem_keys.items() if n not in exact}
+    return exact | {number: indices for number, indices in rest.items() if indices}
 
 
 def _split_stem(stem: str) -> Iterator[tuple[tuple[str, str], str]]:
@@ -259,16 +272,17 @@ def _split_stem(stem: str) -> Iterator[tuple[tuple[str, str], str]]:
             yield (stem[:start].casefold(), stem[end:].casefold()), stem[start:end]
 
 
-def _assign_results(method: Method, pairs: PairList, candidates: list[set[int]]) -> Match:
+def _assign_results(method: Method, pairs: PairList, places: dict[int, set[int]]) -> Match:
     """Give each pair its result, if there is one alone that can be of that pair alone."""
     match = Match({})
     claims: dict[int, list[Path]] = defaultdict(list)
-    for file, indices in zip(method.files, candidates, strict=True):
+    for number, file in enumerate(method.files):
+        indices = places.get(number, set())
         if len(indices) == 1:
             claims[min(indices)].append(file)
         elif indices:
-            places = first_few(pairs[index].location for index in sorted(indices))
-            match.doubts.append(f"{file.name} may be of {places}")
+            locations = first_few(pairs[index].location for index in sorted(indices))
+            match.doubts.append(f"{file.name} may be of {locations}")
         else:
             match.unmatched.append(file)
     for index in range(len(pairs)):
@@ -281,3 +295,22 @@ def _assign_results(method: Method, pairs: PairList, candidates: list[set[int]])
         else:
             match.missing.append(index)
     return match
+
+
+def _is_shifted(method: Method, pairs: PairList, match: Match) -> bool:
+    """Whether the results seem to be counted from another number than the pictures.
+
+    Names that differ by their numbers alone then match, except at opposite ends.
+    """
+
+    def split(stem: str) -> tuple[str, list[int]]:
+        return re.sub(r"\d+", "#", stem), [int(number) for number in re.findall(r"\d+", stem)]
+
+    results = sorted((*split(file.stem), file) for file in method.files)
+    pictures = sorted((*split(pairs[index].rainy.stem), index) for index in range(len(pairs)))
+    count, unmatched, missing = len(match.unmatched), set(match.unmatched), set(match.missing)
+    if not count or any(items[0][0] != items[-1][0] for items in (results, pictures)):
+        return False
+    files, indices = [file for *_, file in results], [index for *_, index in pictures]
+    ends = (files[:count], indices[-count:]), (files[-count:], indices[:count])
+    return any(set(f) == unmatched and set(i) == missing for f, i in ends)

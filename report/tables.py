@@ -300,13 +300,13 @@ def _format_cells(protocol: str, means: list[Mean], bold: str) -> Iterator[tuple
 def print_means(means: list[Mean], listed: int) -> None:
     """Print the means, PSNR / SSIM, a line a method."""
     width = max(len("method"), *(len(mean.method) for mean in means))
-    rows: list[tuple[str, ...]] = [("method", "images", *PROTOCOLS)]
+    rows = [["method", "images", *PROTOCOLS]]
     for mean in means:
         scores = [[mean.scores[f"{p}_{m}"] for m in MEASURES] for p in PROTOCOLS]
-        cells = (f"{psnr:.4f} / {ssim:.4f}" for psnr, ssim in scores)
-        rows.append((mean.method, str(len(mean.indices)), *cells))
-    for method, count, *texts in rows:
-        row = "  ".join(f"{text:16}" for text in texts).rstrip()
+        cells = [f"{psnr:.4f} / {ssim:.4f}" for psnr, ssim in scores]
+        rows.append([mean.method, str(len(mean.indices)), *cells])
+    for method, count, *cells in rows:
+        row = "  ".join(f"{cell:16}" for cell in cells).rstrip()
         print(f"{method:{width}}  {count:>6}  {row}")
     print(f"PSNR (dB) / SSIM, means over {count_pictures(means, listed)}")
 

@@ -62,6 +62,64 @@ def test_results_are_matched_by_what_is_in_their_names(truth, result):
     assert whole.complete
 
 
+@pytest.mark.parametrize(
+    ("results", "texts"),
+    [
+        (["{}_rain.png", "{}_derained.png"], "*_derained, *_rain"),
+        (["{}_gt.png", "{}_output.png"], "*_gt, *_output"),
+        (["{}.png", "{}_out.png"], "*, *_out"),  # the inputs lie beside what was made of them
+    ],
+)
+@pytest.mark.parametrize("most", [6, 5])  # one of the others may be missing
+def test_names_that_can_be_read_in_two_ways_are_not_matched(results, texts, most):
+    first, second = results
+    names = [first.replace("{}", str(n)) for n in range(1, 7)]
+    names += [second.replace("{}", str(n)) for n in range(1, most + 1)]
+    found, whole = matched([f"rainy/{n}.png clean/{n}.png" for n in range(1, 7)], names)
+    assert (found, whole.complete) == ({}, False)
+    (doubt,) = whole.doubts
+    prefix = "their names can be read in several ways: "
+    assert sorted(doubt.removeprefix(prefix).split(", ")) == sorted(texts.split(", "))
+
+
+def test_a_rule_that_fits_fewer_than_half_is_not_used():
+    truths = [f"{n}.png" for n in range(1, 13)]
+    found, whole = matched(truths, [f"1{n}.png" for n in range(1, 13)])
+    assert (found, len(whole.unmatched), len(whole.missing)) == ({}, 12, 12)
+    assert whole.rule == "no rule fits half of their names"
+
+
+@pytest.mark.parametrize("result", ["{}.png", "out-{:04}.png", "{}_x4.png", "{:05}.jpg"])
+@pytest.mark.parametrize(("truths", "results"), [((1, 13), (0, 12)), ((0, 12), (3, 15))])
+def test_results_counted_from_another_number_are_not_matched(result, truths, results):
+    found, whole = matched(
+        [f"rain/r{n}.png clean/{n}.png" for n in range(*truths)],
+        [result.format(n) for n in range(*results)],
+    )
+    assert (found, whole.complete, whole.unmatched, whole.missing) == ({}, False, [], [])
+    assert whole.doubts[0].startswith("they are numbered otherwise than the pictures: ")
+
+
+def test_one_missing_and_one_too_many_are_no_shift():
+    truths = [f"{n}.png" for n in range(1, 7)]
+    found, whole = matched(truths, ["1.png", "2.png", "3.png", "5.png", "6.png", "mean.png"])
+    assert (len(found), whole.missing, [p.name for p in whole.unmatched]) == (5, [3], ["mean.png"])
+
+
+@pytest.mark.parametrize("result", ["{}.png", "{}_out.png"])
+def test_the_same_case_wins(result):
+    names = [result.replace("{}", stem) for stem in ("A", "a", "b")]
+    found, whole = matched(["A.png", "a.png", "b.png"], names)
+    assert whole.complete
+    assert found == dict(zip(["A.png", "a.png", "b.png"], names, strict=True))
+
+
+def test_the_same_case_wins_among_results_too():
+    found, whole = matched(["a.png", "b.png"], ["A.png", "a.png", "b.png"])
+    assert found == {"a.png": "a.png", "b.png": "b.png"}
+    assert [path.name for path in whole.unmatched] == ["A.png"]
+
+
 def test_words_are_matched_too():
     found, whole = matched(
         ["sea.png", "street.png", "sea_side.png"], ["sea_out.png", "sea_side_out.png"]
