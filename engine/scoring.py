@@ -12,7 +12,7 @@ import dataset
 from engine.derainer import DerainedImage, Derainer
 from engine.ranks import Ranks
 from media.lists import Pair
-from report.metrics import MEASURE_BYTES_PER_PIXEL, MEASURES, measure
+from report.metrics import MEASURE_BYTES_PER_PIXEL, measure
 from settings import UserError
 from system.overlap import count_threads, map_threads
 from system.progress import SlowNotice
@@ -86,7 +86,7 @@ def score(
     ranks: Ranks,
     pairs: Sequence[Pair],
     workers: int,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None],
 ) -> tuple[float, float]:
     """Mean PSNR and SSIM of whole derained images, in the released protocol, on every rank.
 
@@ -101,7 +101,7 @@ def score(
     def measure_pair(pair: DerainedPair) -> list[float]:
         assert pair.clean is not None  # lists for validation have clean images
         scores = measure(pair.output.float_image, pair.clean, order="BGR", protocols=["released"])
-        return [scores[f"released_{m}"] for m in MEASURES]
+        return list(scores.values())
 
     notice = SlowNotice(say if ranks.first else lambda _: None)
     scores: list[list[float]] = []

@@ -24,6 +24,7 @@ from media.pictures import to_uint8
 PROTOCOLS = ("released", "rgb", "y", "y_down", "y_round")
 DATA_RANGES = {"released": 2, "rgb": 1}  # of SSIM on the colours
 MEASURES = ("psnr", "ssim")
+MAX_OVERSHOOT = 0.02  # of an output beyond 0..1, in the mean: more is another range
 GAUSSIAN_OPTIONS = {
     "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255
 }  # fmt: skip
@@ -42,8 +43,8 @@ def measure(
     """PSNR (dB) and SSIM of output against clean, by the protocols.
 
     Args:
-        output: (H,W,3) uint8 in 0..255, or float in 0..1; a float is clipped to 0..1 here.
-        clean: likewise, of the same size; a float must be in 0..1.
+        output: (H,W,3) uint8 in 0..255, or float in 0..1, to which a small overshoot is clipped.
+        clean: likewise, of the same size, without overshoot.
         order: of the channels of both: "BGR" as OpenCV reads them, "RGB" as Pillow and scikit-image
             do. The protocols on luminance depend on it.
 
@@ -52,59 +53,52 @@ def measure(
         is inf; SSIM of an image smaller than its window is nan.
 
     Raises:
+        TypeError: an image is no NumPy array.
         ValueError: not two (H,W,3) images of one shape, of another type, or out of range.
     """
     if order not in ("RGB", "BGR"):
         raise ValueError(f"measure: order must be RGB or BGR, got {order!r}")
+    images = [_to_float("clean", clean, 0), _to_float("output", output, MAX_OVERSHOOT)]
     if output.shape != clean.shape or output.ndim != 3 or output.shape[2] != 3:
         raise ValueError(f"measure: expected two (H,W,3), got {output.shape} and {clean.shape}")
-    output, clean = _as_float("output", output), _as_float("clean", clean)
-    if not (clean.min() >= 0 and clean.max() <= 1):
-        raise ValueError(
-            f"measure: clean must be in 0..1, got {clean.min():.6g} to {clean.max():.6g}"
-        )
-    images = [clean, np.clip(output, 0, 1)]
     if order == "RGB":
         images = [image[..., ::-1] for image in images]
     planes = [luminance(image) for image in images] if set(protocols) - set(DATA_RANGES) else []
     scores: dict[str, float] = {}
     for protocol in protocols:
         if protocol in DATA_RANGES:
-            psnr, ssim = _score_rgb(protocol, *images)
+            options = {"win_size": 7, "channel_axis": -1, "data_range": DATA_RANGES[protocol]}
+            psnr, ssim = _psnr(images, 1), _ssim(images, 7, **options)
         elif protocol == "y_down" and "y_psnr" in scores and _downsampling_factor(clean.shape) == 1:
             psnr, ssim = scores["y_psnr"], scores["y_ssim"]
         else:
-            psnr, ssim = _score_luminance(protocol, *planes)
+            pair = [np.rint(plane) for plane in planes] if protocol == "y_round" else planes
+            psnr = _psnr(pair, 255)
+            if protocol == "y_down":
+                pair = [_average_down(plane) for plane in pair]
+            ssim = _ssim(pair, 11, **GAUSSIAN_OPTIONS)
         scores |= {f"{protocol}_psnr": psnr, f"{protocol}_ssim": ssim}
     return scores
 
 
-def _as_float(name: str, image: np.ndarray) -> np.ndarray:
+def _to_float(name: str, image: np.ndarray, max_overshoot: float) -> np.ndarray:
+    """An image as float, clipped to 0..1 if it lies outside by that much at most, in the mean."""
+    expected = f"measure: {name} must be a NumPy array, uint8 or float in 0..1"
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{expected}; got {type(image).__name__}")
     if image.dtype == np.uint8:
         return image.astype(np.float32) / 255  # as for the network
-    if image.dtype.kind == "f":
-        return image
-    raise ValueError(f"measure: {name} must be uint8, or float in 0..1, got {image.dtype}")
-
-
-def _score_rgb(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
-    psnr = _psnr(clean, output, data_range=1)
-    options = {"win_size": 7, "channel_axis": -1, "data_range": DATA_RANGES[protocol]}
-    return psnr, _ssim(clean, output, 7, **options)
+    if image.dtype.kind != "f":
+        raise ValueError(f"{expected}; got {image.dtype}")
+    clipped = np.clip(image, 0, 1)
+    if not np.abs(image - clipped).mean() <= max_overshoot:  # nan is not either
+        raise ValueError(f"{expected}; got {image.min():.6g} to {image.max():.6g}")
+    return clipped
 
 
 def luminance(image: np.ndarray) -> np.ndarray:
     """BT.601 luminance (H,W), float64 in 16..235, of the 8-bit version of a BGR image in 0..1."""
     return 16 + (to_uint8(image) / 255) @ BGR_TO_Y
-
-
-def _score_luminance(protocol: str, clean: np.ndarray, output: np.ndarray) -> tuple[float, float]:
-    if protocol == "y_round":
-        clean, output = np.rint(clean), np.rint(output)
-    psnr = _psnr(clean, output, data_range=255)
-    if protocol == "y_down":
-        clean, output = _average_down(clean), _average_down(output)
-    return psnr, _ssim(clean, output, 11, **GAUSSIAN_OPTIONS)
 
 
 def _average_down(image: np.ndarray) -> np.ndarray:
@@ -124,19 +118,19 @@ def _downsampling_factor(shape: tuple[int, ...]) -> int:
     return max(1, (2 * min(shape[:2]) + 256) // 512)  # rounded, halves up
 
 
-def _psnr(true: np.ndarray, test: np.ndarray, data_range: float) -> float:
+def _psnr(pair: Sequence[np.ndarray], data_range: float) -> float:
     from skimage.metrics import peak_signal_noise_ratio  # which takes half a second to import
 
-    if np.array_equal(true, test):
+    if np.array_equal(pair[0], pair[1]):
         return math.inf  # what scikit-image gives too, after a warning of a division by zero
-    return float(peak_signal_noise_ratio(true, test, data_range=data_range))
+    return float(peak_signal_noise_ratio(*pair, data_range=data_range))
 
 
-def _ssim(true: np.ndarray, test: np.ndarray, side: int, **options: Any) -> float:
+def _ssim(pair: Sequence[np.ndarray], side: int, **options: Any) -> float:
     """SSIM in float64 by a window of that side: the mean over all windows, a band at a time."""
     from skimage.metrics import structural_similarity  # as above
 
-    height, width = true.shape[:2]
+    height, width = pair[0].shape[:2]
     if min(height, width) < side:
         return math.nan
     rows, step = height - side + 1, max(1, BAND_PIXELS // width)  # of windows
@@ -144,6 +138,6 @@ def _ssim(true: np.ndarray, test: np.ndarray, side: int, **options: Any) -> floa
     for first in range(0, rows, step):
         count = min(step, rows - first)
         band = slice(first, first + count + side - 1)
-        exact = (image[band].astype(np.float64) for image in (true, test))
+        exact = (image[band].astype(np.float64) for image in pair)
         total += count * float(structural_similarity(*exact, **options))
     return total / rows

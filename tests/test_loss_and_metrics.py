@@ -2,6 +2,9 @@
 
 import csv
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -242,21 +245,35 @@ def test_images_smaller_than_a_window_have_no_ssim():
 
 def test_measure_refuses_what_it_would_misjudge():
     image = np.zeros((8, 8, 3), np.float32)
+    with_nan = image.copy()
+    with_nan[3, 4, 1] = np.nan
     for output, clean, order, told in (
-        (
-            image.astype(np.uint16),
-            image,
-            "BGR",
-            "output must be uint8, or float in 0..1, got uint16",
-        ),
+        (image.astype(np.uint16), image, "BGR", "output must be .* uint8 or .*; got uint16"),
+        (image + 255, image, "RGB", "output must be .* in 0..1; got 255 to 255"),
+        (image - 0.1, image, "RGB", "output must be .* in 0..1; got -0.1 to -0.1"),
+        (with_nan, image, "RGB", "output must be .* in 0..1; got nan to nan"),
         (image, image[:, :7], "RGB", r"\(8, 7, 3\)"),
         (image[..., 0], image[..., 0], "RGB", r"\(8, 8\)"),
-        (image, image + 255, "RGB", "clean must be in 0..1, got 255 to 255"),
-        (image, image * np.nan, "RGB", "clean must be in 0..1, got nan to nan"),
+        (image, image + 255, "RGB", "clean must be .* in 0..1; got 255 to 255"),
+        (image, with_nan, "RGB", "clean must be .* in 0..1; got nan to nan"),
         (image, image, "rgb", "order must be RGB or BGR, got 'rgb'"),
     ):
         with pytest.raises(ValueError, match=told):
             measure(output, clean, order=order)
+    for other in (torch.zeros(8, 8, 3), image.tolist(), None):
+        for pair, name in (((other, image), "output"), ((image, other), "clean")):
+            with pytest.raises(TypeError, match=f"{name} must be a NumPy array.*; got "):
+                measure(*pair, order="RGB")
+
+
+def test_measure_needs_no_torch():
+    code = (
+        "import numpy, sys; from report.metrics import measure\n"
+        "image = numpy.zeros((16, 16, 3), 'uint8'); measure(image, image, order='RGB')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
 def test_measure_takes_what_libraries_read():
