@@ -5,7 +5,6 @@ In the folder -o: metrics.csv (a row a result), summary.json (the means), table.
 """
 
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -185,16 +184,13 @@ def score_pair(
             result.scores[name] = measure(*both, order="BGR")
     if not result.scores:
         return None, errors
-    copies = {kinds.get(name, name): _fit(image, truth.shape) for name, image in images.items()}
+    copies = {}
+    for name, image in images.items():  # cut to the size of the truth, or padded with black
+        copy = copies[kinds.get(name, name)] = np.zeros_like(truth)
+        part = image[: result.height, : result.width]
+        copy[: part.shape[0], : part.shape[1]] = part
     write_copies(folder, task.index, copies)
     return result, errors
-
-
-def _fit(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The top left part of an image, padded with black to (H,W,3)."""
-    image = image[: shape[0], : shape[1]]
-    padding = [(0, side - own) for side, own in zip(shape, image.shape, strict=True)]
-    return np.pad(image, padding) if image.shape != shape else image
 
 
 def _report_results(
@@ -209,7 +205,14 @@ def _report_results(
     means = tables.compute_means(results, [RAINY, *methods])
     if all(mean.method == RAINY for mean in means):
         raise UserError(f"-i: {settings.input}: none of its pictures could be scored")
-    _print_notes(methods, results)
+    for method in methods:
+        files = [result.files[method] for result in results if method in result.scores]
+        jpegs = sum(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
+        cropped = sum(method in result.compared for result in results)
+        if jpegs:
+            print(f"{method}: {jpegs} of its results are JPEG files, whose losses count against it")
+        if cropped:
+            print(f"{method}: {cropped} of its results are compared in part: their sizes differ")
     if not tables.share_pictures(means):
         print("the means are over different pictures: they cannot be compared")
     tables.write_tables(folder, means, listed)
@@ -237,15 +240,3 @@ def _report_results(
     print(f"results in {folder}: {', '.join(OUTPUTS)}")
     print(f"open {folder / page.PAGE} to look at them")
     tables.print_means(means, listed)
-
-
-def _print_notes(methods: Sequence[str], results: list[Result]) -> None:
-    """Print how many results of each method are JPEG files, or of another size."""
-    for method in methods:
-        files = [result.files[method] for result in results if method in result.scores]
-        jpegs = sum(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
-        cropped = sum(method in result.compared for result in results)
-        if jpegs:
-            print(f"{method}: {jpegs} of its results are JPEG files, whose losses count against it")
-        if cropped:
-            print(f"{method}: {cropped} of its results are compared in part: their sizes differ")

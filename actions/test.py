@@ -110,11 +110,7 @@ def _picture_paths(folder: Path, name: str) -> list[Path]:
 
 
 def _derain_list(
-    settings: Settings,
-    ranks: Ranks,
-    derainer: Derainer,
-    pairs: Sequence[Pair],
-    names: list[str],
+    settings: Settings, ranks: Ranks, derainer: Derainer, pairs: Sequence[Pair], names: list[str]
 ) -> list[Result]:
     """Derain, score and write each image. Returns the results; warns of the bad ones."""
     folder, scored = Path(settings.result_dir), pairs[0].clean is not None

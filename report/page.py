@@ -22,7 +22,7 @@ from urllib.parse import quote
 from report.copies import VIEW
 from report.metrics import PROTOCOLS
 from report.result_folder import PAGE
-from report.tables import CLEAN, DERAINED, METRICS, RAINY, Mean, Result, json_number
+from report.tables import CLEAN, DERAINED, RAINY, Mean, Result, json_numbers
 from settings import Settings
 from system.files import write_atomically
 from system.text import format_count
@@ -84,7 +84,7 @@ def write_page(
         "columns": [] if means else [{"label": n, "digits": d} for n, d in COLUMNS.items()],
         "view": VIEW,
         "means": [
-            {"side": m.method, "images": len(m.indices), "values": _json_scores(m.scores)}
+            {"side": m.method, "images": len(m.indices), "values": json_numbers(m.scores.values())}
             for m in means
         ],
         "rows": [_page_row(folder, result, sides, bool(means)) for result in results],
@@ -102,10 +102,9 @@ def write_page(
     write_atomically(folder / PAGE, page.encode())
 
 
-def _page_row(
-    folder: Path, result: Result, sides: Sequence[Side], scored: bool
-) -> dict[str, object]:
+def _page_row(folder: Path, result: Result, sides: Sequence[Side], scored: bool) -> dict:
     longer = max(result.width, result.height)
+    files = {side.kind: result.files[side.name] for side in sides if side.name in result.files}
     scores = [result.scores.get(side.name) for side in sides]
     return {
         "index": result.index,
@@ -117,18 +116,10 @@ def _page_row(
         "has": [n for n, side in enumerate(sides) if scores[n] or not side.scored],
         "mask": not math.isnan(result.attention),
         "begin": result.begin,
-        "files": {
-            side.kind: _link(folder, result.files[side.name])
-            for side in sides
-            if side.name in result.files
-        },
-        "scores": [_json_scores(values) if values else None for values in scores],
-        "values": [] if scored else [json_number(getattr(result, name)) for name in COLUMNS],
+        "files": {kind: _link(folder, path) for kind, path in files.items()},
+        "scores": [json_numbers(values.values()) if values else None for values in scores],
+        "values": [] if scored else json_numbers(getattr(result, name) for name in COLUMNS),
     }
-
-
-def _json_scores(scores: dict[str, float]) -> list[float | str]:
-    return [json_number(scores[name]) for name in METRICS]
 
 
 def _link(folder: Path, path: Path) -> str:

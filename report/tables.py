@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,15 +163,10 @@ def long_rows(result: Result) -> list[dict[str, str | float]]:
     rows: list[dict[str, str | float]] = []
     for method, scores in result.scores.items():
         width, height = result.compared.get(method, (result.width, result.height))
-        rows.append({
-            "method": method,
-            "name": result.name,
-            "result": format_path(result.files[method]),
-            "truth": format_path(result.files[CLEAN]),
-            "width": width,
-            "height": height,
-            **scores,
-        })  # fmt: skip
+        files = {"result": result.files[method], "truth": result.files[CLEAN]}
+        paths = {name: format_path(path) for name, path in files.items()}
+        size = {"width": width, "height": height}
+        rows.append({"method": method, "name": result.name, **paths, **size, **scores})
     return rows
 
 
@@ -182,17 +177,15 @@ class CsvFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.mode = "w"
+        self.path, self.mode = path, "w"
 
     def write_row(self, row: Mapping[str, str | float]) -> None:
         """Write the values of the columns; nan leaves a cell empty. Raises UserError."""
         cells = {
-            column: escape_csv_formula(value)
-            if isinstance(value, str)
-            else "" if math.isnan(value) else value
+            column: escape_csv_formula(value) if isinstance(value, str) else value
             for column, value in row.items()
-        }  # fmt: skip
+            if value == value  # not nan
+        }
         try:
             with self.path.open(self.mode, newline="", encoding="utf-8", errors="replace") as file:
                 writer = csv.DictWriter(file, list(row))
@@ -209,13 +202,14 @@ def escape_csv_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def json_number(value: float) -> float | str:
-    """A number for JSON, which has neither infinity nor NaN: those are texts."""
-    return value if math.isfinite(value) else str(value)
+def json_numbers(values: Iterable[float]) -> list[float | str]:
+    """Numbers for JSON, which has neither infinity nor NaN: those are texts."""
+    return [value if math.isfinite(value) else str(value) for value in values]
 
 
 def json_scores(scores: Mapping[str, float]) -> dict[str, float | str]:
-    return {name: json_number(value) for name, value in scores.items()}
+    """Scores for JSON, by their names."""
+    return dict(zip(scores, json_numbers(scores.values()), strict=True))
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:

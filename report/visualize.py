@@ -10,8 +10,6 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 def heat_map(mask: np.ndarray) -> np.ndarray:
     """(H,W) float in 0..1 as (H,W,3) uint8 BGR: blue where 0, red where 1."""
-    if mask.ndim != 2:
-        raise ValueError(f"heat_map: expected (H,W), got {mask.shape}")
     grey = np.rint(np.clip(np.nan_to_num(mask), 0, 1) * 255).astype(np.uint8)
     return cv2.applyColorMap(grey, cv2.COLORMAP_JET)
 
