@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
-from engine.deraining import DerainedPicture, DerainedVideo, derain_picture, derain_video
+from engine.deraining import Derained, derain_picture, derain_video
 from engine.device import describe_device
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
@@ -66,7 +66,11 @@ def derain(settings: Settings) -> int:
         if ranks.first and checkpoint.resolve() == DEMO:
             warn(DEMO_WARNING)
         if len(jobs) == 1:  # if it is bad, an earlier page stays
-            _check_input(jobs[0], settings.start if folder else 0)
+            (job,) = jobs
+            if job.is_video:
+                VideoReader(job.source, settings.start).close()
+            else:
+                require_format(job.target, read_picture(job.source))
         targets = [job.target for job in jobs]
         with open_result_folder(
             folder or targets[0].parent,
@@ -79,23 +83,16 @@ def derain(settings: Settings) -> int:
             barrier=lambda: ranks.all_gather(None),
         ):
             run = _Run(settings, ranks, derainer, jobs, folder)
-            run.derain_all(f"SPANet: {Path(settings.input).name}, derained by {checkpoint.name}")
+            run.derain_all()
             if ranks.first:
                 results = run.results
-                check_still_there([jobs[number].target for number in sorted(results)], "results")
-                page_note = f"; open {folder / page.PAGE} to look at them" if folder else ""
-                place = page_note or f": {targets[0]}"
+                check_still_there([targets[number] for number in sorted(results)], "results")
+                place = (
+                    f"; open {folder / page.PAGE} to look at them" if folder else f": {targets[0]}"
+                )
                 print(f"{len(results)} of {len(jobs)} derained{place if results else ''}")
             ranks.all_gather(None)  # a rank that leaves with status 2 would end the others
     return 2 if run.bad or problems else 0
-
-
-def _check_input(job: Job, start: int) -> None:
-    """Read the input of a job, from its first frame on. Raises UserError if that fails."""
-    if job.is_video:
-        VideoReader(job.source, start).close()
-    else:
-        require_format(job.target, read_picture(job.source))
 
 
 @dataclass
@@ -116,21 +113,26 @@ class _Run:
     results: dict[int, Result] = field(default_factory=dict)
     bad: int = 0
 
-    def derain_all(self, title: str) -> None:
+    def derain_all(self) -> None:
         """Derain pictures, then videos. The page shows what was finished, even after an error."""
-        derainer, start = self.derainer, time.monotonic()
+        derainer, settings, start = self.derainer, self.settings, time.monotonic()
         device = describe_device(derainer.device, self.ranks)
         self.ranks.say(f"{derainer.path}, step {derainer.step}, on {device}")
         try:
             self._derain_pictures()
-            self._derain_videos()
+            for number, job in enumerate(self.jobs):
+                if job.is_video:
+                    self._derain_video(number, job)
         finally:
             if self.ranks.first and self.folder and self.results:
                 results = [self.results[number] for number in sorted(self.results)]
+                title = (
+                    f"SPANet: {Path(settings.input).name}, derained by {Path(settings.model).name}"
+                )
                 source = ("model", derainer.describe_weights())
                 run = page.describe_run(source, device, time.monotonic() - start)
                 with defer_signals():
-                    page.write_page(self.folder, title, results, run, self.settings)
+                    page.write_page(self.folder, title, results, run, settings)
 
     def _derain_pictures(self) -> None:
         """Derain the pictures: threads read ahead of the network, and write behind it."""
@@ -138,22 +140,19 @@ class _Run:
         numbers = [number for number, job in enumerate(self.jobs) if not job.is_video]
         own_numbers = numbers[ranks.rank :: ranks.world_size]
         pictures = prefetch(_attempt(self._read_picture, number) for number in own_numbers)
-        outputs = (_attempt(self._derain_picture, picture) for picture in pictures)
+        outputs = (_attempt(self._derain_picture, item) for item in pictures)
         own_results = map_threads(outputs, self._write_picture, count_threads(ranks.local_size))
-        silent = len(self.jobs) == 1 or not ranks.first
+        silent, count = len(self.jobs) == 1 or not ranks.first, len(numbers)
         with (
             closing(pictures),
             closing(own_results),
-            Progress("picture", 0, max(len(numbers), 1), [], silent=silent) as progress,
+            Progress("picture", 0, max(count, 1), [], silent=silent) as progress,
         ):
-            results = ranks.map_over_ranks(len(numbers), lambda _: next(own_results))
+            results = ranks.map_over_ranks(count, lambda _: next(own_results))
             for number, result in zip(numbers, results, strict=True):
                 if isinstance(result, str):
                     self._report_bad(result)
                 else:
-                    has_note = any(other.note for other in self.results.values())
-                    if result.note and not has_note and ranks.first:
-                        progress.say(result.note)
                     self.results[number] = result
                 progress.advance(1)
 
@@ -162,89 +161,81 @@ class _Run:
         require_format(self.jobs[number].target, picture)
         return number, picture
 
-    def _derain_picture(self, item: tuple[int, Picture]) -> tuple[int, DerainedPicture]:
-        (number, picture), silent = item, len(self.jobs) > 1 or not self.ranks.first
-        count, name = self.derainer.count_parts(*picture.colour.shape[:2]), self.jobs[number].source
+    def _derain_picture(self, item: tuple[int, Picture]) -> tuple[int, Picture, Derained]:
+        number, picture = item
+        silent, name = len(self.jobs) > 1 or not self.ranks.first, str(self.jobs[number].source)
+        count = self.derainer.count_parts(*picture.colour.shape[:2])
         with Progress("part", 0, count, [], silent=silent, after=PROGRESS_SECONDS) as progress:
-            return number, derain_picture(
-                self.derainer, picture, str(name), lambda *_: progress.advance(1)
+            derained, output = derain_picture(
+                self.derainer, picture, name, lambda *_: progress.advance(1)
             )
+        if output.note:
+            self.ranks.say(output.note)
+        return number, derained, output
 
-    def _write_picture(self, item: tuple[int, DerainedPicture] | UserError) -> Result | str:
+    def _write_picture(self, item: tuple[int, Picture, Derained] | UserError) -> Result | str:
         """Write a picture and what the page shows of it; its result, or why there is none."""
         try:
             if isinstance(item, UserError):
                 raise item
-            number, output = item
-            data = encode_picture(self.jobs[number].target, output.picture)
+            number, picture, output = item
+            data = encode_picture(self.jobs[number].target, picture)
         except UserError as error:
             if len(self.jobs) == 1:
                 raise
             return str(error)
         write_atomically(self.jobs[number].target, data)
-        result = self._make_result(number, output)
-        result.note = output.note
-        return result
+        return self._show_result(number, output)
 
-    def _derain_videos(self) -> None:
-        for number, job in enumerate(self.jobs):
-            if not job.is_video:
-                continue
-            try:
-                settings = self.settings
-                with closing(VideoReader(job.source, settings.start, settings.frames)) as reader:
-                    self._derain_video(number, job, reader)
-                    self.bad += reader.incomplete
-            except UserError as error:
-                # Only this rank knows what cannot be written; the others would wait for it.
-                if len(self.jobs) == 1 or isinstance(error, VideoWriteError):
-                    raise
-                self._report_bad(str(error))
-
-    def _derain_video(self, number: int, job: Job, reader: VideoReader) -> None:
+    def _derain_video(self, number: int, job: Job) -> None:
         """Derain a video. Its result, on the first rank, shows a frame in the middle."""
-        silent, count = not self.ranks.first, max(reader.count, 1)
+        settings, ranks = self.settings, self.ranks
 
         def show_progress(done: int) -> None:
-            progress.update(min(done, count) - 1, {})  # a file can hold more than it says
+            progress.update(min(done, progress.last) - 1, {})  # a file can hold more than it says
 
         def show_warning(line: str) -> None:
             progress.say(f"main.py: warning: {one_line(line)}", sys.stderr)
 
         def report_early_end(written: int) -> None:
             line = f"{job.target}: ends early, holds the first {written} frames"
-            if options := self._remaining_options(job, reader, written):
-                line += f"; to go on from there, add {options} and give -o another name"
+            if not reader.frames or written < reader.frames:
+                source = f"-i {shlex.quote(str(job.source))} " if self.folder else ""
+                frames = f" --frames {reader.frames - written}" if reader.frames else ""
+                line += f"; to go on from there, add {source}--start {reader.start + written}"
+                line += f"{frames} and give -o another name"
             print(f"\n{line}")
 
-        with Progress("frame", 0, count, [], silent=silent, forecast=True) as progress:
-            note = self.derainer.compare_tiles(reader.convert_frame(reader.first))
-            if note and self.ranks.first:
-                progress.say(note)
-            callbacks = show_progress, show_warning, report_early_end
-            video = derain_video(self.derainer, self.ranks, reader, job.target, *callbacks)
-        if video:
-            result = self._make_result(number, video)
-            result.frames, result.begin = video.frames, reader.start_time
-            self.results[number] = result
+        try:
+            with (
+                closing(VideoReader(job.source, settings.start, settings.frames)) as reader,
+                Progress(
+                    "frame", 0, max(reader.count, 1), [], silent=not ranks.first, forecast=True
+                ) as progress,
+            ):
+                note = self.derainer.compare_tiles(reader.convert_frame(reader.first))
+                if note and ranks.first:
+                    progress.say(note)
+                callbacks = show_progress, show_warning, report_early_end
+                output = derain_video(self.derainer, ranks, reader, job.target, *callbacks)
+                if output:
+                    self.results[number] = self._show_result(number, output, reader.start_time)
+                self.bad += reader.incomplete
+        except UserError as error:
+            # Only this rank knows what cannot be written; the others would wait for it.
+            if len(self.jobs) == 1 or isinstance(error, VideoWriteError):
+                raise
+            self._report_bad(str(error))
 
-    def _remaining_options(self, job: Job, reader: VideoReader, written: int) -> str:
-        """The options that derain the rest of a video; empty if there is none."""
-        if reader.frames and reader.frames <= written:
-            return ""
-        source = f"-i {shlex.quote(str(job.source))} " if self.folder else ""
-        frames = f" --frames {reader.frames - written}" if reader.frames else ""
-        return f"{source}--start {reader.start + written}{frames}"
-
-    def _make_result(self, number: int, output: DerainedPicture | DerainedVideo) -> Result:
-        """The result of a job; the page gets copies of its images."""
+    def _show_result(self, number: int, output: Derained, begin: float | None = None) -> Result:
+        """The result of a job, whose images go to the page; `begin` of a video, in seconds."""
         job, rainy, derained = self.jobs[number], output.rainy, output.derained
         if self.folder:
             previews = {RAINY: to_preview(rainy), DERAINED: to_preview(derained)}
             copies.write_copies(self.folder, number, previews, output.mask)
         files = {RAINY: job.source, DERAINED: job.target}
         result = Result.from_images(number, job.name, files, rainy, derained, output.mask)
-        result.seconds = output.seconds
+        result.seconds, result.frames, result.begin = output.seconds, output.frames, begin
         return result
 
     def _report_bad(self, message: str) -> None:
@@ -255,9 +246,7 @@ class _Run:
 
 def _attempt(step: Callable[[T], U], item: T | UserError) -> U | UserError:
     """step(item), or the UserError that it raises, or that an earlier step left for the item."""
-    if isinstance(item, UserError):
-        return item
     try:
-        return step(item)
+        return item if isinstance(item, UserError) else step(item)
     except UserError as error:
         return error

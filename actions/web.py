@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from actions.derain import DEMO, DEMO_WARNING
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
-from engine.deraining import DerainedPicture, DerainedVideo, derain_picture, derain_video
+from engine.deraining import Derained, derain_picture, derain_video
 from engine.device import describe_device, is_out_of_memory
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
@@ -41,7 +41,6 @@ except ImportError as error:
         f"-a web: needs Gradio ({error}); expected `pip install -r requirements-web.txt`"
     ) from None
 
-T = TypeVar("T")
 OnProgress = Callable[[int, int, str], object]  # called with what is done, of how many, of what
 ORPHAN_SECONDS = 86400  # after which an upload that no tab owns is removed
 ORPHAN_CHECK_SECONDS = 3600
@@ -111,10 +110,8 @@ def check_address(settings: Settings) -> str:
         socket.create_server((host, settings.port), family=family).close()
     except (OSError, TypeError) as error:  # TypeError: it cannot be a name at all
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"--host {settings.host}, --port {settings.port}: cannot be listened on: {reason}; "
-            "expected an address of this machine and a free port"
-        ) from None
+        options = f"--host {settings.host}, --port {settings.port}"
+        raise UserError(f"{options}: cannot be listened on: {reason}") from None
     return f"[{host}]" if family == socket.AF_INET6 else host
 
 
@@ -135,9 +132,9 @@ class MainThread:
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Future, Callable[[], Any]]] = SimpleQueue()
 
-    def run(self, job: Callable[[], T]) -> T:
+    def run(self, job: Callable[[], Any]) -> Any:
         """Have a job run, from any other thread, and wait for its result."""
-        future: Future[T] = Future()
+        future: Future = Future()
         self._jobs.put((future, partial(copy_context().run, job)))
         return future.result()
 
@@ -152,21 +149,6 @@ class MainThread:
             except BaseException:
                 future.set_exception(UserError("the program was ended"))  # or its thread waits
                 raise
-
-
-@dataclass(frozen=True)
-class WebResult:
-    """What the page shows of a file that was derained.
-
-    Attributes:
-        previews: PNG files: before, after and attention; of a video, of the frame in the middle.
-        file: the derained file, byte for byte as `derain` writes it.
-        text: what to say of it, in lines.
-    """
-
-    previews: list[Path]
-    file: Path
-    text: str
 
 
 @dataclass(frozen=True)
@@ -191,8 +173,12 @@ class WebDerainer:
 
     def derain(
         self, source: Path, folder: Path, model: str, views: int, on_progress: OnProgress
-    ) -> WebResult:
+    ) -> tuple[list[Path], Path, str]:
         """Derain a picture or a video into a folder.
+
+        Returns:
+            PNG files of before, after and attention (of a video, of the frame in the middle); the
+            derained file, byte for byte as `derain` writes it; and what to say of it, in lines.
 
         Raises:
             UserError: as `derain` raises it.
@@ -202,35 +188,34 @@ class WebDerainer:
         derainer = self.load(model, views)
         derain = self._derain_video if job.is_video else self._derain_picture
         output, notes = derain(derainer, job, on_progress)
-        size, seconds = f"{output.rainy.shape[1]}x{output.rainy.shape[0]}", time.monotonic() - start
+        height, width = output.rainy.shape[:2]
         weights = f"{model}, {views} views," if views > 1 else model
-        lines = [f"{source.name}: {size} pixels, by {weights} in {seconds:.1f} s", *notes]
-        if checkpoint_path(replace(self.settings, model=model)).resolve() == DEMO:
+        seconds = time.monotonic() - start
+        lines = [f"{source.name}: {width}x{height} pixels, by {weights} in {seconds:.1f} s", *notes]
+        if derainer.path and derainer.path.resolve() == DEMO:
             lines.append(DEMO_WARNING)
         paths = [folder / "previews" / f"{name}.png" for name in ("before", "after", "attention")]
         previews = to_preview(output.rainy), to_preview(output.derained), heat_map(output.mask)
         for path, image in zip(paths, previews, strict=True):
             write_atomically(path, encode_png(image, path.name), durable=False)
-        return WebResult(paths, file=job.target, text="\n".join(filter(None, lines)))
+        return paths, job.target, "\n".join(filter(None, lines))
 
     def _derain_picture(
         self, derainer: Derainer, job: Job, on_progress: OnProgress
-    ) -> tuple[DerainedPicture, list[str]]:
+    ) -> tuple[Derained, list[str]]:
         """The derained picture, and what to say of it."""
         picture = read_picture(job.source)
         require_format(job.target, picture)
-
-        def show_parts(done: int, total: int) -> None:
-            on_progress(done, total, "parts")
-
-        show_parts(0, derainer.count_parts(*picture.colour.shape[:2]))
-        output = derain_picture(derainer, picture, str(job.source), show_parts)
-        write_atomically(job.target, encode_picture(job.target, output.picture), durable=False)
+        on_progress(0, derainer.count_parts(*picture.colour.shape[:2]), "parts")
+        derained, output = derain_picture(
+            derainer, picture, str(job.source), lambda *part: on_progress(part[0], part[1], "parts")
+        )
+        write_atomically(job.target, encode_picture(job.target, derained), durable=False)
         return output, [output.note]
 
     def _derain_video(
         self, derainer: Derainer, job: Job, on_progress: OnProgress
-    ) -> tuple[DerainedVideo, list[str]]:
+    ) -> tuple[Derained, list[str]]:
         """A frame in the middle of the derained video, and what to say of the video."""
         notes: list[str] = []
         with closing(VideoReader(job.source)) as reader:
@@ -270,6 +255,7 @@ class WebPage:
 
     def build(self) -> gr.Blocks:
         """The page, ready to be launched."""
+        settings = self.derainer.settings
         with gr.Blocks(
             title="SPANet", analytics_enabled=False, fill_width=True,
             delete_cache=(ORPHAN_CHECK_SECONDS, ORPHAN_SECONDS),
@@ -277,41 +263,39 @@ class WebPage:
             gr.Markdown("# SPANet: remove rain from a picture or a short video")
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
-                    self._build_file_column()
+                    self.drop = gr.File(
+                        label="Drop, choose or paste a picture or a video", elem_id="drop"
+                    )
+                    self.text = gr.Textbox(
+                        label="Result", lines=3, interactive=False, elem_id="text"
+                    )
+                    self.download = gr.DownloadButton(
+                        "Download", variant="primary", interactive=False, elem_id="download"
+                    )
                 with gr.Column(scale=3):
-                    self._build_image_column()
+                    self.slider = gr.ImageSlider(
+                        label="before | after", interactive=False, buttons=["fullscreen"],
+                        max_height=IMAGE_HEIGHT, elem_id="slider",
+                    )  # fmt: skip
+                    with gr.Row():
+                        self.model = gr.Dropdown(
+                            self.derainer.list_checkpoints(), value=settings.model,
+                            label="Weights", info="the files of the model folder",
+                            elem_id="weights", filterable=False,
+                        )  # fmt: skip
+                        self.views = gr.Radio(
+                            [1, 2, 4], value=settings.self_ensemble, label="Views",
+                            info="the mean over mirrored and turned views: slower, usually better",
+                            elem_id="views",
+                        )  # fmt: skip
+                        show = gr.Checkbox(label="Show the attention map", elem_id="attention")
+                    self.heat = gr.Image(
+                        label="attention: red where the network sees rain", interactive=False,
+                        visible=False, buttons=["fullscreen"], elem_id="heat",
+                    )  # fmt: skip
+            show.input(lambda on: gr.update(visible=on), show, self.heat, queue=False)
             self._connect_events(page)
         return page
-
-    def _build_file_column(self) -> None:
-        """The field for a file, what is said of its result, and the download."""
-        self.drop = gr.File(label="Drop, choose or paste a picture or a video", elem_id="drop")
-        self.text = gr.Textbox(label="Result", lines=3, interactive=False, elem_id="text")
-        self.download = gr.DownloadButton(
-            "Download", variant="primary", interactive=False, elem_id="download"
-        )
-
-    def _build_image_column(self) -> None:
-        """The slider over the picture before and after, the choices, and the attention map."""
-        settings = self.derainer.settings
-        self.slider = gr.ImageSlider(
-            label="before | after", interactive=False, buttons=["fullscreen"],
-            max_height=IMAGE_HEIGHT, elem_id="slider",
-        )  # fmt: skip
-        with gr.Row():
-            self.model = gr.Dropdown(
-                self.derainer.list_checkpoints(), value=settings.model, label="Weights",
-                info="the files of the model folder", elem_id="weights", filterable=False,
-            )  # fmt: skip
-            self.views = gr.Radio(
-                [1, 2, 4], value=settings.self_ensemble, label="Views", elem_id="views",
-                info="the mean over mirrored and turned views: slower, usually better",
-            )  # fmt: skip
-            self.attention = gr.Checkbox(label="Show the attention map", elem_id="attention")
-        self.heat = gr.Image(
-            label="attention: red where the network sees rain", interactive=False,
-            visible=False, buttons=["fullscreen"], elem_id="heat",
-        )  # fmt: skip
 
     def _connect_events(self, page: gr.Blocks) -> None:
         outputs = [self.slider, self.heat, self.download, self.text]
@@ -329,9 +313,6 @@ class WebPage:
         )
         clear_event.then(**derain)
         gr.on([self.model.input, self.views.input], **derain)
-        self.attention.input(
-            lambda checked: gr.update(visible=checked), self.attention, self.heat, queue=False
-        )
         page.load(
             lambda: gr.update(choices=self.derainer.list_checkpoints()), outputs=self.model,
             queue=False,
@@ -386,12 +367,11 @@ class WebPage:
             return "\n".join(map(one_line, text.removeprefix("-i: ").splitlines()))
 
         try:
-            result = self.main_thread.run(
+            (before, after, attention), file, text = self.main_thread.run(
                 partial(self.derainer.derain, tab.upload, results, model, views, show_progress)
             )
-            before, after, attention = result.previews
-            download = gr.update(value=result.file, interactive=True)
-            return (before, after), attention, download, hide_folders(result.text)
+            download = gr.update(value=file, interactive=True)
+            return (before, after), attention, download, hide_folders(text)
         except TabClosed:
             return tuple(gr.skip() for _ in range(4))
         except UserError as error:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from dataset import to_float
 from engine import checkpoint, tiles
@@ -107,11 +106,9 @@ class Derainer:
         Raises:
             UserError: see load and prepare_device.
         """
-        device = prepare_device(settings, ranks)
-        return cls.load(
-            path, device, precision=settings.precision, views=settings.self_ensemble,
-            tile=settings.tile, sharing=ranks.local_size,
-        )  # fmt: skip
+        options = {"precision": settings.precision, "views": settings.self_ensemble}
+        options |= {"tile": settings.tile, "sharing": ranks.local_size}
+        return cls.load(path, prepare_device(settings, ranks), **options)
 
     def describe_weights(self) -> str:
         """Which weights these are, for people."""
@@ -132,15 +129,27 @@ class Derainer:
             UserError: the image does not fit into memory, or the output is not finite.
         """
         height, width = image.shape[:2]
-        self._trim_memory((height, width))
+        # The blocks that one size leaves free are a little too small for another: without this the
+        # process would keep more and more memory.
+        self._size_changes += (height, width) != self._last_size
+        self._last_size = height, width
+        if self._size_changes == SIZE_CHANGES:
+            machine.trim_memory()
+            self._size_changes = 0
         needed = tiles.estimate_memory(height, width, self.tile)
         if needed > self._largest_need and needed > free_memory(self.device, self.sharing):
             machine.trim_memory()  # what earlier images left with the process
             if needed > free_memory(self.device, self.sharing):
                 raise self._memory_error(name, height, width)
+        parts, total = itertools.count(1), self.count_parts(height, width)
+        attention = getattr(self.net, "SAM1", self.net)  # every map of which is a part
+
+        def show_progress(*_: object) -> None:
+            on_progress(next(parts), total)
+
         try:
             batch = self._to_batch(image)
-            with self._progress_hook((height, width), on_progress), self._precision_context():
+            with attention.register_forward_hook(show_progress), self._precision_context():
                 mask, clean = tiles.derain_tiled(self.net, batch, self.views, self.tile)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -148,10 +157,7 @@ class Derainer:
             raise self._memory_error(name, height, width) from None
         if not (clean.isfinite().all() and mask.isfinite().all()):
             weights = self.path or "the weights in training"
-            raise UserError(
-                f"{name}: the output of {weights} is not finite, so there is no picture; "
-                "expected other weights"
-            )
+            raise UserError(f"{name}: the output of {weights} is not finite; expected others")
         self._largest_need = max(self._largest_need, needed)
         return DerainedImage(clean[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
 
@@ -184,27 +190,6 @@ class Derainer:
     def _to_batch(self, image: np.ndarray) -> Tensor:
         return to_float(torch.from_numpy(image)[None].to(self.device))
 
-    def _trim_memory(self, size: tuple[int, int]) -> None:
-        """Give freed memory back after every SIZE_CHANGES changes of the image size.
-
-        The blocks that one size leaves free are a little too small for another, so without this
-        the process would keep more and more memory.
-        """
-        self._size_changes += size != self._last_size
-        self._last_size = size
-        if self._size_changes == SIZE_CHANGES:
-            machine.trim_memory()
-            self._size_changes = 0
-
-    def _progress_hook(self, size: tuple[int, int], on_progress: OnProgress) -> RemovableHandle:
-        """Until it is left, every attention map, a quarter of a pass, calls on_progress."""
-        parts, total = itertools.count(1), self.count_parts(*size)
-
-        def advance(*_: object) -> None:
-            on_progress(next(parts), total)
-
-        return getattr(self.net, "SAM1", self.net).register_forward_hook(advance)
-
     @contextmanager
     def _precision_context(self) -> Iterator[None]:
         """Within it, torch computes in this derainer's precision, whatever the process uses."""
@@ -221,11 +206,9 @@ class Derainer:
     def _memory_error(self, name: str, height: int, width: int) -> UserError:
         needed = tiles.estimate_memory(height, width, self.tile)
         free = free_memory(self.device, self.sharing)
-        largest = self.tile or max(height, width)
-        hint = ""
-        for side in TILE_SIDES:  # the largest that fits is proposed
-            if side < largest and tiles.estimate_memory(height, width, side) <= free:
-                hint = f", or --tile {side}"
+        sides = [side for side in TILE_SIDES if side < (self.tile or max(height, width))]
+        fitting = [side for side in sides if tiles.estimate_memory(height, width, side) <= free]
+        hint = f", or --tile {fitting[-1]}" if fitting else ""
         return UserError(
             f"{name}: {width}x{height} pixels need about {needed / 2**30:.3g} GiB of memory on "
             f"{self.device}, {free / 2**30:.3g} GiB are free; expected a smaller image{hint}"

@@ -26,37 +26,14 @@ DerainedGroup = tuple[list[av.VideoFrame], list[np.ndarray]]  # frames and their
 
 
 @dataclass(frozen=True)
-class DerainedPicture:
-    """A picture before and after.
+class Derained:
+    """What to show of a picture, or of a frame in the middle of a video, before and after.
 
     Attributes:
-        rainy: (H,W,3) uint8 or uint16, BGR.
-        picture: the derained picture, of the same kind as the rainy one.
+        rainy, derained: (H,W,3) uint8 or, of a picture, uint16, BGR.
         mask: the attention map, (H,W) float32 in 0..1.
-        seconds: that deraining took.
+        seconds: that deraining took, of all frames.
         note: how far tiles are from the whole, see Derainer.compare_tiles.
-    """
-
-    rainy: np.ndarray
-    picture: Picture
-    mask: np.ndarray
-    seconds: float
-    note: str
-
-    @property
-    def derained(self) -> np.ndarray:
-        """(H,W,3) uint8 or uint16, BGR."""
-        return self.picture.colour
-
-
-@dataclass(frozen=True)
-class DerainedVideo:
-    """A frame in the middle of a video before and after.
-
-    Attributes:
-        rainy, derained: (H,W,3) uint8 BGR.
-        mask: the attention map, (H,W) float32 in 0..1.
-        seconds: that deraining all frames took.
         frames: the number of frames that were written.
     """
 
@@ -64,30 +41,33 @@ class DerainedVideo:
     derained: np.ndarray
     mask: np.ndarray
     seconds: float
-    frames: int
+    note: str = ""
+    frames: int = 1
 
 
 def derain_picture(
     derainer: Derainer, picture: Picture, name: str, on_progress: OnProgress = lambda *_: None
-) -> DerainedPicture:
+) -> tuple[Picture, Derained]:
     """Derain a picture of any kind; depth, grey, transparency, profile and EXIF data stay.
 
     Args:
         name: what a message calls it.
         on_progress: see Derainer.derain.
 
+    Returns:
+        The derained picture, of the same kind as the rainy one, and what to show of it.
+
     Raises:
         UserError: see Derainer.derain.
     """
-    start = time.monotonic()
-    output = derainer.derain(picture.colour, name, on_progress)
+    start, rainy = time.monotonic(), picture.colour
+    output = derainer.derain(rainy, name, on_progress)
     if picture.plain:  # rounded on the device: a quarter of the bytes to fetch
         derained = replace(picture, colour=output.uint8_image)
     else:
         derained = picture.with_colour(output.float_image)
-    mask, seconds = output.mask, time.monotonic() - start
-    note = derainer.compare_tiles(picture.colour)
-    return DerainedPicture(picture.colour, derained, mask, seconds, note)
+    mask, seconds, note = output.mask, time.monotonic() - start, derainer.compare_tiles(rainy)
+    return derained, Derained(rainy, derained.colour, mask, seconds, note)
 
 
 def derain_video(
@@ -98,13 +78,13 @@ def derain_video(
     on_frame: Callable[[int], object] = lambda _: None,
     on_warning: Callable[[str], object] = lambda _: None,
     on_early_end: Callable[[int], object] | None = None,
-) -> DerainedVideo | None:
+) -> Derained | None:
     """Derain the frames that a reader was opened for into a new video; the sound is copied.
 
     Ranks share the frames, and the first one writes them.
 
     Args:
-        on_frame: called after each frame with the number of frames done.
+        on_frame: called after each frame, one of each rank, with the number of frames done.
         on_warning: on the first rank, called with a line for all that is lost or guessed: before
             the first frame with what is known then, after the last with the rest.
         on_early_end: on the first rank, called with the number of frames if an error or a signal
@@ -138,8 +118,8 @@ def derain_video(
     for line in (*reader.list_warnings(), *writer.warnings):
         on_warning(line)
     rainy, output = middle
-    seconds = time.monotonic() - start
-    return DerainedVideo(rainy, output.uint8_image, output.mask, seconds, writer.frame_count)
+    derained, mask, seconds = output.uint8_image, output.mask, time.monotonic() - start
+    return Derained(rainy, derained, mask, seconds, frames=writer.frame_count)
 
 
 def _derain_frames(
@@ -157,26 +137,25 @@ def _derain_frames(
         A frame in the middle, of those that this rank had, (H,W,3) uint8 BGR, and its output.
     """
     middle: tuple[np.ndarray, DerainedImage] | None = None
-    frame_count = 0  # of the groups that are done
+    derained_count = written_count = 0  # frames
 
     def derain_own(image: np.ndarray | None, _: int) -> np.ndarray:
         nonlocal middle
         assert image is not None  # the rank has a frame of this group
         output = derainer.derain(image, str(reader.path))
-        if not middle or frame_count + ranks.rank <= reader.count // 2:
+        if not middle or derained_count + ranks.rank <= reader.count // 2:
             middle = image, output  # which stays on the device until it is shown
         return output.uint8_image
 
     def derain_groups() -> Iterator[av.Packet | DerainedGroup]:
-        nonlocal frame_count
+        nonlocal derained_count
         for item in groups:
             if isinstance(item, av.Packet):
                 yield item
                 continue
-            frames, own_frame = item
-            images = ranks.map_over_ranks(len(frames), partial(derain_own, own_frame))
-            yield frames, list(images)
-            frame_count += len(frames)
+            frames, own_image = item
+            yield frames, list(ranks.map_over_ranks(len(frames), partial(derain_own, own_image)))
+            derained_count += len(frames)
 
     def write(item: av.Packet | DerainedGroup) -> int:
         if isinstance(item, av.Packet):
@@ -190,11 +169,10 @@ def _derain_frames(
 
     groups = prefetch(_group_frames(reader, ranks))
     with closing(groups), closing(map_threads(derain_groups(), write, threads=1)) as counts:
-        done = 0
         for count in counts:
-            for _ in range(count):
-                done += 1
-                on_frame(done)
+            written_count += count
+            if count:
+                on_frame(written_count)
     return middle
 
 
@@ -204,17 +182,16 @@ def _group_frames(reader: VideoReader, ranks: Ranks) -> Iterator[av.Packet | Fra
     The image of this rank is (H,W,3) uint8 BGR; the last group can be too short to have one.
     """
     group: list[av.VideoFrame] = []
-
-    def own_image() -> np.ndarray | None:
-        return reader.convert_frame(group[ranks.rank]) if ranks.rank < len(group) else None
-
+    own_image = None
     for item in reader.items:
         if isinstance(item, av.Packet):
             yield item
             continue
+        if len(group) == ranks.rank:
+            own_image = reader.convert_frame(item)
         group.append(item)
         if len(group) == ranks.world_size:
-            yield group, own_image()
-            group = []
+            yield group, own_image
+            group, own_image = [], None
     if group:
-        yield group, own_image()
+        yield group, own_image
