@@ -52,33 +52,32 @@ class Action:
     """What the help says of an action."""
 
     purpose: str
-    required: str  # the options that its usage line must show
+    required: str  # options, in its usage line
     example: str
 
 
 # fmt: off
-# What -a takes: the function NAME of actions/NAME.py.
+# The values of -a: the function NAME of actions/NAME.py.
 ACTIONS = {
-    "train": Action("train a network, or resume a run that was interrupted", "",
-        "--train-list own/real_world.txt"),
-    "test": Action(
-        "derain a list of images and, where the clean images are known, measure PSNR and SSIM", "",
-        "-m demo --test-list own/real_test.txt"),
-    "score": Action(
-        "score results of other programs by the clean images, and make the tables of a paper",
+    "train": Action("train a network, or resume an interrupted run",
+        "", "--train-list own/real_world.txt"),
+    "test": Action("derain a list of images, and measure PSNR and SSIM if it names clean images",
+        "", "-m demo --test-list own/real_test.txt"),
+    "score": Action("score results of other programs, and write the tables for a paper",
         "-i RESULTS -o FOLDER", "-i results --test-list Rain100L -o scores"),
     "derain": Action("remove the rain from a picture, a video or a folder of them",
         "-i INPUT -o OUTPUT", "-m published -i photo.jpg -o derained.jpg"),
-    "web": Action("derain pictures and short videos on a page in the browser", "", "-m published"),
+    "web": Action("derain pictures and short videos on a page in the browser",
+        "", "-m published"),
     "export": Action("write the network as an ONNX file, which runs without PyTorch",
         "-o FILE.onnx", "-m demo -o spanet.onnx"),
-    "clean": Action("make one clean image from a rain video of a camera that stands still",
+    "clean": Action("compute a clean image from a rain video of a static camera",
         "-i VIDEO -o FILE.png", "-i rain.mp4 -o clean.png"),
     "pairs": Action("make a training set of rainy and clean patches from rain videos",
         "-i VIDEO|FOLDER -o FOLDER", "-i videos -o own"),
-    "check": Action("look at every pair of a training list, and say what to mend before training",
+    "check": Action("inspect every pair of a training list before training",
         "", "--train-list own/real_world.txt --fix own/good.txt"),
-    "lists": Action("write down the pairs of a folder as a list, and show three of them",
+    "lists": Action("write the pairs of a folder as a list, and show three of them",
         "-i FOLDER -o LIST.txt", "-i Rain100L -o Rain100L.txt"),
 }
 # fmt: on
@@ -102,29 +101,28 @@ class Settings:
 
     # fmt: off
     # What to do
-    action: str = option(MISSING, EVERY, "what to do, one of the actions named below")
+    action: str = option(MISSING, EVERY, "action to run, one of those named below")
     model: str = option("latest", NETWORK, {
         "": "checkpoint to use: a name in --model-dir, or a path",
-        "train": "checkpoint to resume from, if there is one: a name in --model-dir, or a path",
+        "train": "checkpoint to resume from, if it exists: a name in --model-dir, or a path",
     })
 
-    # Where things are
+    # Files and folders
     train_list: str = option("training/real_world.txt", TRAIN + CHECK,
         "list of training pairs, one on each line: rainy image, clean image; or a folder of pairs")
     val_list: str = option("", TRAIN, "list or folder of validation pairs; else the training list")
     test_list: str = option("testing/real_test_1000.txt", TEST + SCORE,
-        "list of pairs to test on, or of rainy images (score: clean ones) alone; or a folder")
+        "list of test pairs, or of rainy images (score: clean images) alone; or a folder")
     layout: str = option("", LISTED,
-        "how the files of a folder are paired, where two ways fit; a message names them")
+        "layout of a dataset folder, if several layouts match it; a message then lists them")
     side_by_side: Literal["no", "rainy-left", "rainy-right"] = option("no", LISTED,
-        "which half of each file is the rainy image, where a folder or a list has one file a pair",
-        recipe=True)
+        "which half of a file is the rainy image, if each file holds both images", recipe=True)
     model_dir: str = option("model", NETWORK, "folder of the checkpoints")
     log_dir: str = option("logdir", TRAIN + TEST, "folder for the TensorBoard event files")
     result_dir: str = option("results", TEST, "folder for the results of the test")
     input: str = option("", SCORE + DERAIN + VIDEOS + LISTS, {
-        "score": "folder of results to score, or of such folders, one a method",
-        "derain": "what to derain: a picture, a video or a folder of them",
+        "score": "folder of results to score, or of such folders, one for each method",
+        "derain": "picture, video, or folder of them, to derain",
         "clean": "rain video to read",
         "pairs": "rain video, or folder of rain videos, to read",
         "lists": "folder of pairs to list",
@@ -134,114 +132,114 @@ class Settings:
         "derain": "file or folder to write",
         "export": ".onnx file to write",
         "clean": "PNG file to write",
-        "pairs": "folder to put the new set into",
-        "check": "table to write, or to go on with; without it, check.csv",
+        "pairs": "folder to write the new set into",
+        "check": "table to write, or to continue; default: check.csv",
         "lists": "list to write, a .txt file",
     })
     crop_to_common: bool = option(False, SCORE,
-        "score results of another size by what they share at the top left")
-    fix: str = option("", CHECK, "also write a list of those pairs that can be used to this file")
+        "crop images of different sizes to their common part, at the top left")
+    fix: str = option("", CHECK, "also write a list of the usable pairs to this file")
     host: str = option("127.0.0.1", WEB, "address to listen on; 0.0.0.0 lets other machines in")
     port: int = option(0, WEB, "port to listen on; 0: the first free one", low=0, high=65535)
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = option("auto", DERAINING,
         "where to compute; auto means cuda if there is a GPU, else cpu")
-    num_threads: int = option(0, ON_CPUS, "number of CPU threads; 0 means one for each core", low=0,
-        high=1024)
+    num_threads: int = option(0, ON_CPUS,
+        "number of CPU threads; 0 means one for each core", low=0, high=1024)
     precision: Literal["fp32", "tf32", "bf16"] = option("fp32", DERAINING,
-        "number format the network computes in; tf32 needs a GPU", recipe=True)
+        "number format of the network; tf32 needs a GPU", recipe=True)
     deterministic: bool = option(False, TRAIN,
-        "on a GPU, train by the same bits every time, but slower; a CPU always does")
-    compile: bool = option(False, TRAIN, "train with the network compiled by torch.compile")
-    num_workers: int = option(2, TRAIN + TEST, "processes that load images; results do not change",
-        low=0, high=1024)
+        "make training on a GPU reproducible bit by bit, but slower; on a CPU it always is")
+    compile: bool = option(False, TRAIN, "compile the network by torch.compile")
+    num_workers: int = option(2, TRAIN + TEST,
+        "processes that load images; results do not change", low=0, high=1024)
 
-    # Deraining of whole images
+    # Inference on whole images
     self_ensemble: int = option(1, DERAINING, {
         "": "number of views of each image whose results are averaged: 1 (the image itself), 2 "
             "(also mirrored) or 4 (both also rotated by 180 degrees)",
         "train": "number of views of each image of --val-list: 1, 2 or 4, as in a test",
     })
     tile: int = option(0, DERAINING, {
-        "": "save memory: derain in overlapping tiles of N x N pixels; 0 means whole images",
+        "": "save memory: process overlapping tiles of N x N pixels; 0 means whole images",
         "train": "side of the tiles for the images of --val-list; 0 means whole images",
     }, low=0, high=65536)
 
-    # Where training starts
+    # Start of training
     init_from: str = option("", TRAIN, "checkpoint file whose weights alone a new run starts from")
     allow_changed_settings: bool = option(False, TRAIN,
         "resume even if the training list or settings of the recipe have changed")
 
     # Network (section 4)
     direction_attention: bool = option(False, TRAIN,
-        "weigh the four directions of the IRNN, as in the paper; the published weights do not",
-        recipe=True)
+        "weight the four directions of the IRNN by attention, as in the paper; the published "
+        "weights do not", recipe=True)
 
     # Optimisation (section 4; figures of the recipe)
-    num_steps: int = option(40001, TRAIN, "steps in all, across resumes", low=1, high=10**12)
+    num_steps: int = option(40001, TRAIN, "total steps, across resumes", low=1, high=10**12)
     batch_size: int = option(16, TRAIN, "crops in each step", low=1, high=65536, recipe=True)
     accumulate_steps: int = option(1, TRAIN,
-        "process each batch in N parts: less memory, same gradients", low=1, high=65536)
+        "process each batch in N micro-batches: less memory, same gradients", low=1, high=65536)
     checkpoint_activations: bool = option(False, TRAIN,
         "save memory by recomputing feature maps in the backward pass; slower")
     # 5e-4 is what the published checkpoint holds; at the 5e-3 of the released main.py the attention
     # map is 0 everywhere within ten steps.
-    lr: float = option(5e-4, TRAIN, "initial rate of Adam", low=0.0, high=10.0, recipe=True)
+    lr: float = option(5e-4, TRAIN,
+        "initial learning rate of Adam", low=0.0, high=10.0, recipe=True)
     # The released loop lowers the rate before it takes step 29 999, not after.
-    lr_decay_step: int = option(29999, TRAIN, "first step with the reduced learning rate", low=0,
-        recipe=True)
-    lr_decay: float = option(0.1, TRAIN, "factor that reduces the learning rate", low=0.0, high=1.0,
-        recipe=True)
+    lr_decay_step: int = option(29999, TRAIN,
+        "first step with the reduced learning rate", low=0, recipe=True)
+    lr_decay: float = option(0.1, TRAIN,
+        "factor that reduces the learning rate", low=0.0, high=1.0, recipe=True)
     seed: int = option(2019, TRAIN,
-        "random seed of the initial weights and of the order and crops of images", low=0,
-        high=2**63 - 1, recipe=True)
+        "random seed of the initial weights and of the order and crops of images",
+        low=0, high=2**63 - 1, recipe=True)
 
     # Augmentation (recipe): random resized crop, the same for rainy and clean
     crop: Literal["recipe", "native"] = option("recipe", TRAIN,
-        "recipe resizes most of an image to the patch; native cuts a patch at the image's own "
-        "scale, anywhere in it (an image smaller than the patch: as recipe)", recipe=True)
+        "recipe: resize a crop of most of the image to the patch; native: cut the patch without "
+        "resizing (recipe for images smaller than the patch)", recipe=True)
     flip: bool = option(False, TRAIN, "mirror half of the crops, left to right", recipe=True)
     patch_size: int = option(256, TRAIN + PAIRS + CHECK,
         "side in pixels of the training crops (train, check) or of the patches to cut (pairs)",
         low=1, high=16384, recipe=True)
-    crop_area_min: float = option(0.8, TRAIN, "smallest crop, as a share of the image", low=0.01,
-        high=1.0, recipe=True)
-    crop_aspect_max: float = option(4 / 3, TRAIN, "largest ratio between a crop's sides", low=1.0,
-        high=100.0, recipe=True)
+    crop_area_min: float = option(0.8, TRAIN,
+        "smallest crop, as a share of the image", low=0.01, high=1.0, recipe=True)
+    crop_aspect_max: float = option(4 / 3, TRAIN,
+        "largest ratio between the sides of a crop", low=1.0, high=100.0, recipe=True)
 
     # Clean images from rain videos (section 3)
     start: int = option(0, FRAMES, "first video frame to use, counted from 0", low=0, high=10**9)
-    frames: int = option(0, FRAMES, "number of video frames to use; 0 means 100 (derain: all)",
-        low=0, high=65535)
+    frames: int = option(0, FRAMES,
+        "number of video frames to use; 0 means 100 (derain: all)", low=0, high=65535)
     percentile: float = option(-1.0, VIDEOS,
-        "percentile over time that makes the clean image; -1: the one that most pixels vote for",
+        "percentile over time of the clean image; -1: the one that most pixels vote for",
         low=-1, high=100)
     candidates: str = option("", CLEAN,
-        "numbers of frames to try, such as 20,50,100: a clean image of each, and a sheet")
+        "numbers of frames to compare, such as 20,50,100: a clean image of each, and a sheet")
 
     # Pairs from rain videos
     frame_step: int = option(1, PAIRS, "use only every N-th frame", low=1, high=65535)
-    test_patch_size: int = option(512, PAIRS, "side in pixels of the test patches to cut", low=1,
-        high=16384)
-    test_share: float = option(0.1, PAIRS, "share of the videos that is set aside for testing",
-        low=0.0, high=1.0)
+    test_patch_size: int = option(512, PAIRS,
+        "side in pixels of the test patches to cut", low=1, high=16384)
+    test_share: float = option(0.1, PAIRS,
+        "share of the videos that is kept for testing", low=0.0, high=1.0)
     rain_level: int = option(10, PAIRS,
-        "rain is brighter than the clean image by more than N grey levels in every channel", low=0,
-        high=254)
-    rain_share: float = option(0.005, PAIRS, "share of rain pixels that a patch needs to be kept",
-        low=0.0, high=1.0)
+        "rain is brighter than the clean image by more than N grey levels in every channel",
+        low=0, high=254)
+    rain_share: float = option(0.005, PAIRS,
+        "smallest share of rain pixels in a patch", low=0.0, high=1.0)
 
     # Mask label (recipe): what the attention learns
     mask_threshold: int = option(0, TRAIN + CHECK,
-        "rainy and clean differ by more than N grey levels in some channel where rain is labelled",
+        "label a pixel as rain if rainy and clean differ by more than N grey levels in a channel",
         low=0, high=254, recipe=True)
-    off_mask_weight: float = option(0.0, TRAIN, "weight of a second L1 loss where the label is 0",
-        low=0, high=1000, recipe=True)
+    off_mask_weight: float = option(0.0, TRAIN,
+        "weight of an L1 loss outside the mask label", low=0, high=1000, recipe=True)
 
     # Cadence, in steps (recipe)
-    val_batch_every: int = option(4, TRAIN,
-        "compute the losses of a validation batch every N steps", low=1)
+    val_batch_every: int = option(4, TRAIN, "compute validation losses every N steps", low=1)
     val_every: int = option(400, TRAIN,
         "score the images of --val-list every N steps; save the best as 'best'", low=1)
     latest_every: int = option(25, TRAIN, "save the checkpoint 'latest' every N steps", low=1)
@@ -263,10 +261,7 @@ class Settings:
         if -1 < self.percentile < 0:
             raise UserError(f"--percentile: {self.percentile} is neither -1 nor from 0 to 100")
         if "\0" in self.model or os.path.basename(self.model) in ("", ".", ".."):
-            raise UserError(
-                f"--model: {self.model!r} is not a checkpoint; expected the name of one in the "
-                "folder --model-dir, or the path of its file"
-            )
+            raise UserError(f"--model: {self.model!r} is not the name or path of a checkpoint")
 
 
 def flag(name: str) -> str:

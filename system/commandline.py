@@ -5,7 +5,6 @@ Only modules of Python itself are imported here, so that help comes at once.
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -21,17 +20,6 @@ more:
   README.md                     installation, data sets, results, troubleshooting"""
 ACTION_HINT = "`python main.py -a ACTION -h` shows the options of one action, with an example."
 SHORT_FLAGS = {"action": "-a", "model": "-m", "input": "-i", "output": "-o"}
-METAVARS = {  # by the last word of a setting's name
-    "list": "FILE|FOLDER",
-    "layout": "NAME",
-    "from": "FILE",
-    "fix": "FILE",
-    "dir": "DIR",
-    "host": "ADDRESS",
-    "action": "ACTION",
-    "model": "NAME|FILE",
-    "candidates": "N,N,...",
-}
 
 
 def parse(argv: list[str] | None = None) -> Settings:
@@ -65,18 +53,19 @@ def parse(argv: list[str] | None = None) -> Settings:
     for f in fields(Settings):
         serves = f.metadata["serves"]
         if f.name in given and action not in serves:
-            others = " and ".join(part for part in (", ".join(serves[:-1]), serves[-1]) if part)
-            raise UserError(f"{'/'.join(option_names(f))}: is for {others}; this is -a {action}")
+            names, others = "/".join(option_names(f)), ", ".join(serves)
+            raise UserError(f"{names}: is an option of -a {others}; this is -a {action}")
     return Settings(**given)
 
 
 def short_help() -> str:
     """The help that a command line without arguments prints."""
-    actions = [f"  {name:8}{action.purpose}" for name, action in ACTIONS.items()]
-    examples = [f"  {example_of(name)}" for name in ("derain", "pairs", "train", "test")]
-    usage = ["usage: python main.py -a ACTION [options]"]
-    parts = [[DESCRIPTION], usage, ["actions:", *actions], ["examples:", *examples], [MORE_HELP]]
-    return "\n\n".join("\n".join(part) for part in parts)
+    usage = "usage: python main.py -a ACTION [options]"
+    lines = [DESCRIPTION, "", usage, "", "actions:"]
+    lines += [f"  {name:8}{action.purpose}" for name, action in ACTIONS.items()]
+    lines += ["", "examples:"]
+    lines += [f"  {example_of(name)}" for name in ("derain", "pairs", "train", "test")]
+    return "\n".join([*lines, "", MORE_HELP])
 
 
 def example_of(action: str) -> str:
@@ -124,11 +113,9 @@ def build_parser(action: str | None) -> Parser:
         serves = f.metadata["serves"]
         if f.name == "action":
             add_option(common, f, "")
-        elif action is None:
-            group = serves[0] if len(serves) == 1 else ""
+        elif action is None or action in serves:
+            group = action or (serves[0] if len(serves) == 1 else "")
             add_option(groups[group], f, group)
-        elif action in serves:
-            add_option(groups[action], f, action)
     return parser
 
 
@@ -140,12 +127,11 @@ def add_option(group: Any, f: Field, action: str) -> None:
     spec: dict[str, Any] = {"dest": f.name, "help": format_help(f, action) + suffix}
     if kind is bool:
         spec["action"] = argparse.BooleanOptionalAction
-    elif kind in (int, float):
-        spec |= {"type": number_parser(kind), "metavar": "N" if kind is int else "X"}
     elif get_origin(kind) is Literal:
         spec["metavar"] = "|".join(get_args(kind))
     else:
-        spec["metavar"] = METAVARS.get(f.name.split("_")[-1], "PATH")
+        last_word = f.name.split("_")[-1].upper()
+        spec |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, last_word)}
     group.add_argument(*option_names(f), **spec)
 
 
@@ -158,19 +144,5 @@ def format_help(f: Field, action: str) -> str:
     text = text.replace("%", "%%")
     if f.default in ("", MISSING):
         return text
-    if isinstance(f.default, bool):
-        return f"{text} (default: {'on' if f.default else 'off'})"
-    return f"{text} (default: {f'{f.default:g}' if isinstance(f.default, float) else f.default})"
-
-
-def number_parser(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """A function that reads a number of that type for argparse."""
-
-    def parse_number(text: str) -> float:
-        try:
-            return kind(text)
-        except ValueError:
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
-
-    return parse_number
+    default = "off" if f.default is False else f.default
+    return f"{text} (default: {f'{default:g}' if isinstance(default, float) else default})"

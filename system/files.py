@@ -40,9 +40,8 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        if temporary:
+            temporary.unlink(missing_ok=True)
     if durable:
         with contextlib.suppress(OSError):  # as on Windows, where a folder cannot be opened
             handle = os.open(path.parent, os.O_RDONLY)

@@ -10,15 +10,7 @@ import math
 import os
 import platform
 import re
-import sys
 from pathlib import Path
-from typing import Any
-
-resource: Any
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 SPIN_COUNT = "20000"  # turns of an idle thread: well under a millisecond; libgomp's take several
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
@@ -30,29 +22,21 @@ def count_cores() -> int:
     """Cores that this process may use: those it is bound to, within its container's quota."""
     import psutil
 
-    process = psutil.Process()
-    cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else []  # not on macOS
-    count = len(cores) or os.cpu_count() or 1
-    try:
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    count = len(affinity()) if affinity else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no quota ("max")
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         count = min(count, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no such file, or no quota ("max")
-        pass
     return max(count, 1)
 
 
 def peak_memory() -> float:
-    """The largest resident memory of this process so far, MiB; the current one if unknown."""
-    kibibytes = _search("/proc/self/status", r"VmHWM:\s*(\d+) kB")
-    if kibibytes:
+    """The largest resident memory of this process so far, MiB; the current one if not on Linux."""
+    if kibibytes := _search("/proc/self/status", r"VmHWM:\s*(\d+) kB"):
         return int(kibibytes) / 2**10
-    if resource:  # on Linux this would begin with the peak of the parent process
-        unit = 1 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
     import psutil
 
-    memory = psutil.Process().memory_info()
-    return getattr(memory, "peak_wset", memory.rss) / 2**20
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def processor_name() -> str:
@@ -61,21 +45,16 @@ def processor_name() -> str:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take, within its container's limit; huge if unknown."""
+    """Bytes that this process can still take, within its container's limit."""
     import psutil
 
-    try:
-        free = psutil.virtual_memory().available
-    except (OSError, psutil.Error):
-        free = 2**62
-    try:
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
         files = re.search(r"inactive_file (\d+)", (group / "memory.stat").read_text())
         used = int((group / "memory.current").read_text()) - (int(files[1]) if files else 0)
         free = min(free, max(limit - used, 0))
-    except (OSError, ValueError):  # no such file, or no limit ("max")
-        pass
     return free
 
 
@@ -118,12 +97,10 @@ def prepare_lean_training() -> None:
 
 def keep_blocks(size: int) -> None:
     """Keep freed blocks of up to `size` bytes in the process, if the C library is glibc."""
-    try:
+    with contextlib.suppress(*_NO_GLIBC_ERRORS):
         set_option = ctypes.CDLL(None).mallopt
-    except _NO_GLIBC_ERRORS:
-        return
-    if set_option(_MMAP_THRESHOLD, size):
-        set_option(_TRIM_THRESHOLD, min(4 * size, 2**31 - 1))
+        if set_option(_MMAP_THRESHOLD, size):
+            set_option(_TRIM_THRESHOLD, min(4 * size, 2**31 - 1))
 
 
 def _search(path: str, pattern: str) -> str | None:

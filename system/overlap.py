@@ -27,7 +27,7 @@ def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
     thread and closes the items, if they can be closed.
     """
     end: Any = object()
-    with _close_at_end(items), _thread_pool(1) as pool:
+    with _close_at_end(items), _open_pool(ThreadPoolExecutor(1, "overlap")) as pool:
         future = pool.submit(next, items, end)
         while (item := future.result()) is not end:
             future = pool.submit(next, items, end)
@@ -55,7 +55,7 @@ def map_threads(
             of what is free, the next item is loaded when the others are finished.
     """
     source = iter(items)
-    with _close_at_end(source), _thread_pool(threads) as pool:
+    with _close_at_end(source), _open_pool(ThreadPoolExecutor(threads, "overlap")) as pool:
         yield from _map_pool(source, finish, pool, threads, needed)
 
 
@@ -70,15 +70,14 @@ def map_processes(
     Raises:
         UserError: a process was killed.
     """
-    pool = ProcessPoolExecutor(processes, initializer=leave_signals_to_parent)
+    executor = ProcessPoolExecutor(processes, initializer=leave_signals_to_parent)
     try:
-        yield from _map_pool(iter(items), work, pool, 2 * processes)
+        with _open_pool(executor) as pool:
+            yield from _map_pool(iter(items), work, pool, 2 * processes)
     except BrokenProcessPool:
         raise UserError(
             "a process that reads images was killed; was there enough memory?"
         ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _map_pool(
@@ -116,9 +115,8 @@ def _close_at_end(items: Any) -> AbstractContextManager:
 
 
 @contextmanager
-def _thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end when it is left; work that has not begun by then is dropped."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="overlap")
+def _open_pool(pool: Executor) -> Iterator[Executor]:
+    """The pool, which ends when this is left; work that has not begun by then is dropped."""
     try:
         yield pool
     finally:

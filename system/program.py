@@ -3,7 +3,6 @@
 Needs Python alone: `make weights` runs before anything is installed.
 """
 
-import contextlib
 import errno
 import io
 import os
@@ -12,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from settings import UserError, one_line
 from system.interrupt import Stopped, set_handlers
@@ -68,28 +68,20 @@ def report_errors(name: str, main: Callable[[], int | None]) -> int:
     return 2
 
 
-class _ResilientStream(io.TextIOWrapper):
-    """A stream of text that discards what is written once its reader has gone."""
+class _OutputFile(io.FileIO):
+    """A file handle that discards what is written once its reader has gone."""
 
-    def write(self, text: str) -> int:
-        try:
-            return super().write(text)
-        except OSError as error:
-            self._discard(error)
-            return len(text)
+    failed = False
 
-    def flush(self) -> None:
-        try:
-            super().flush()
-        except OSError as error:
-            self._discard(error)
-
-    def _discard(self, error: OSError) -> None:
-        with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), self.fileno())
-            super().flush()  # what is buffered would fail again
-        if error.errno not in CLOSED_ERRNOS:
-            raise error  # such as a full disk
+    def write(self, data: Any, /) -> int:
+        if not self.failed:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.failed = True
+                if error.errno not in CLOSED_ERRNOS:
+                    raise  # such as a full disk
+        return len(data)
 
 
 def survive_closed_output() -> None:
@@ -98,22 +90,18 @@ def survive_closed_output() -> None:
     `| head -1` closes its end of the pipe, and a lost connection closes the terminal. Characters
     that the output's encoding lacks are escaped.
     """
-    for number in (1, 2):  # a closed one would be given to the next file, which gets all prints
-        try:
-            os.fstat(number)
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
+    # A closed handle would be given to the next file, which would get all prints.
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
     sys.stdout = _wrap_stream(sys.stdout, 1)
     # media/image_file.py silences handle 2 while a decoder works; messages take their own handle.
     sys.stderr = _wrap_stream(sys.stderr, os.dup(2))
 
 
-def _wrap_stream(stream: object, handle: int) -> _ResilientStream:
-    return _ResilientStream(
-        open(handle, "wb", closefd=False),
+def _wrap_stream(stream: object, handle: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(_OutputFile(handle, "wb", closefd=False)),
         encoding=getattr(stream, "encoding", "utf-8"),
         errors="backslashreplace",
         line_buffering=handle != 1 or os.isatty(handle),

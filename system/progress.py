@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -34,35 +35,22 @@ class SlowNotice:
             self.say(line)
 
 
+@dataclass
 class Progress:
-    """A context manager around a loop over steps first..last-1: their values, rate and ETA.
+    """A context manager around a loop over steps first..last-1: their values, rate and ETA."""
 
-    Args:
-        unit: what a step is called in plain lines, "step" or "image".
-        first, last: the range of steps; a resumed run does not begin at 0.
-        names: names of the values shown.
-        every: steps between plain lines, the last one apart; None: a line every ten seconds.
-        silent: show nothing, as on all ranks but one.
-        after: seconds before anything is shown.
-        forecast: say once, when the first steps were timed, how long the remaining ones will take.
-    """
-
-    def __init__(
-        self,
-        unit: str,
-        first: int,
-        last: int,
-        names: list[str],
-        every: int | None = None,
-        silent: bool = False,
-        after: float = 0.0,
-        forecast: bool = False,
-    ) -> None:
-        self.unit, self.first, self.last, self.names, self.every = unit, first, last, names, every
-        self.silent, self.after, self.forecast = silent, after, forecast and not silent
-        self.bar = build_bar(first, last, names) if sys.stdout.isatty() and not silent else None
+    unit: str  # what a step is called in plain lines, "step" or "image"
+    first: int  # a resumed run does not begin at 0
+    last: int
+    names: list[str]  # of the values shown
+    every: int | None = None  # steps between plain lines; None: a line every ten seconds
+    silent: bool = False  # show nothing, as on all ranks but one
+    after: float = 0.0  # seconds before anything is shown
+    forecast: bool = False  # say once, from the time of the first steps, how long the rest takes
 
     def __enter__(self) -> "Progress":
+        shown = sys.stdout.isatty() and not self.silent
+        self.bar = build_bar(self.first, self.last, self.names) if shown else None
         self.start = self.line_time = time.monotonic()
         self.done = self.first
         if self.bar and not self.after:
@@ -76,12 +64,11 @@ class Progress:
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Count `step` as done, and show the values of the names."""
-        done = step + 1
-        now = time.monotonic()
-        if self.forecast and step == self.first + FORECAST_STEPS:
-            self.warmed_up = now
+        done, now = step + 1, time.monotonic()
+        if step == self.first + FORECAST_STEPS:
+            self.warm_time = now
         elif self.forecast and step == self.first + 2 * FORECAST_STEPS < self.last - 1:
-            rate = FORECAST_STEPS / (now - self.warmed_up)
+            rate = FORECAST_STEPS / (now - self.warm_time)
             left = timedelta(seconds=round((self.last - done) / rate))
             self.say(f"{rate:.3g} {self.unit}s a second: about {left} left")
         if now - self.start < self.after:
@@ -122,12 +109,9 @@ class Progress:
 def build_bar(first: int, last: int, names: list[str]) -> progressbar.ProgressBar:
     """The bar of a terminal, with the values of the names and the rate."""
 
-    def value(name: str, template: str) -> progressbar.Variable:
-        return progressbar.Variable(name, format=template, width=5, precision=3)
-
+    formats = dict.fromkeys(names, "{name} {formatted_value} ") | {"rate": "{formatted_value}/s "}
     widgets: list = [progressbar.SimpleProgress(format="%(value_s)s/%(max_value_s)s"), " "]
-    for name in names:
-        widgets += [value(name, "{name} {formatted_value} ")]
-    widgets += [value("rate", "{formatted_value}/s "), progressbar.Bar(), " "]
-    widgets += [progressbar.AdaptiveETA(format="ETA %(eta)s")]
+    for name, text in formats.items():
+        widgets.append(progressbar.Variable(name, format=text, width=5, precision=3))
+    widgets += [progressbar.Bar(), " ", progressbar.AdaptiveETA(format="ETA %(eta)s")]
     return progressbar.ProgressBar(min_value=first, max_value=last, widgets=widgets, fd=sys.stdout)

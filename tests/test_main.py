@@ -145,9 +145,9 @@ def test_values_are_typed():
         ("-a train --batch 8", "unknown option --batch; did you mean --batch-size?"),
         ("-a train stray", "unknown argument 'stray'"),
         ("-a train --batch-size 0", "--batch-size: 0 is out of range; expected a number from 1"),
-        ("-a train --batch-size 2.5", "--batch-size: '2.5' is not a whole number"),
+        ("-a train --batch-size 2.5", "--batch-size: invalid int value: '2.5'"),
         ("-a train --batch-size", "--batch-size: expected one argument"),
-        ("-a train --lr fast", "--lr: 'fast' is not a number"),
+        ("-a train --lr fast", "--lr: invalid float value: 'fast'"),
         ("-a train --lr nan", "--lr: nan is out of range"),
         ("-a train --lr inf", "--lr: inf is out of range"),
         ("-a train --lr -1", "--lr: -1.0 is out of range"),
@@ -162,27 +162,27 @@ def test_values_are_typed():
         ("-a train --seed 99999999999999999999", "--seed: 99999999999999999999 is out of range"),
         ("-a train --lr 1e39", "--lr: 1e+39 is out of range; expected a number from 0.0 to 10.0"),
         ("-a test --test-list caf\udce9.txt", "--test-list: 'caf\\udce9.txt' is not UTF-8 text"),
-        ("-a train -m ..", "--model: '..' is not a checkpoint; expected the name of one in"),
-        ("-a train -m .", "--model: '.' is not a checkpoint"),
-        ("-a train -m=", "--model: '' is not a checkpoint"),
-        ("-a train -m model/", "--model: 'model/' is not a checkpoint"),
-        ("-a train -m ../..", "--model: '../..' is not a checkpoint"),
-        ("-a train -m a/\0b", "--model: 'a/\\x00b' is not a checkpoint"),
-        ("-a test --lr 0.5", "--lr: is for train; this is -a test\n"),
-        ("-a test --lr 0.0005", "--lr: is for train; this is -a test\n"),  # its default
-        ("-a test --no-compile", "--compile: is for train; this is -a test\n"),
+        ("-a train -m ..", "--model: '..' is not the name or path of a checkpoint\n"),
+        ("-a train -m .", "--model: '.' is not the name or path of a checkpoint"),
+        ("-a train -m=", "--model: '' is not the name or path of a checkpoint"),
+        ("-a train -m model/", "--model: 'model/' is not the name or path of a checkpoint"),
+        ("-a train -m ../..", "--model: '../..' is not the name or path of a checkpoint"),
+        ("-a train -m a/\0b", "--model: 'a/\\x00b' is not the name or path of a checkpoint"),
+        ("-a test --lr 0.5", "--lr: is an option of -a train; this is -a test\n"),
+        ("-a test --lr 0.0005", "--lr: is an option of -a train; this is -a test\n"),  # its default
+        ("-a test --no-compile", "--compile: is an option of -a train; this is -a test\n"),
         (
             "-a train -i x",
-            "-i/--input: is for score, derain, clean, pairs and lists; this is -a train\n",
+            "-i/--input: is an option of -a score, derain, clean, pairs, lists; this is -a train\n",
         ),
-        ("-a clean -m x", "-m/--model: is for train, test, derain, web and export; this is -a"),
+        ("-a clean -m x", "-m/--model: is an option of -a train, test, derain, web, export; this"),
         (
             "-a derain --patch-size 9",
-            "--patch-size: is for train, pairs and check; this is -a derain\n",
+            "--patch-size: is an option of -a train, pairs, check; this is -a derain\n",
         ),
         (
             "-a test --direction-attention",
-            "--direction-attention: is for train; this is -a test\n",
+            "--direction-attention: is an option of -a train; this is -a test\n",
         ),
     ],
 )
@@ -214,7 +214,8 @@ def test_every_option_is_taken_by_the_actions_it_serves():
             if action in f.metadata["serves"]:
                 assert parse(["-a", action, *words]).action == action
             else:
-                with pytest.raises(UserError, match=f"{flag(f)}: is for .*; this is -a {action}"):
+                message = f"{flag(f)}: is an option of .*; this is -a {action}"
+                with pytest.raises(UserError, match=message):
                     parse(["-a", action, *words])
 
 

@@ -1,4 +1,4 @@
-"""Where fcntl, resource, sched_getaffinity, /proc and glibc are not: as on Windows and macOS."""
+"""Where fcntl, sched_getaffinity, /proc and glibc are not: as on Windows and macOS."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ import ctypes, os, pathlib, sys
 import psutil, portalocker
 
 sys.path.insert(0, sys.argv[1])
-sys.modules["fcntl"] = sys.modules["resource"] = None
+sys.modules["fcntl"] = None
 del os.sched_getaffinity
 read_text, library, hidden = pathlib.Path.read_text, ctypes.CDLL.__init__, []
 
@@ -52,8 +52,6 @@ assert "torch" not in sys.modules
 model = ["--model-dir", sys.argv[1] + "/model", "-m", "demo", "--device", "cpu"]
 assert main.main(["-a", "test", "--test-list", sys.argv[2], *model]) == 0
 assert main.main(["-a", "derain", "--input", sys.argv[3], "--output", "clean.png", *model]) == 0
-from system import machine
-assert machine.resource is None
 assert {"/sys/fs/cgroup/cpu.max", "libc"} <= set(hidden), hidden
 """
 
@@ -96,33 +94,11 @@ def test_cores_where_psutil_does_not_tell_the_binding(monkeypatch):
     assert machine.count_cores() == 3
 
 
-def test_peak_memory_in_the_unit_of_each_system(monkeypatch):
+def test_peak_memory_is_the_current_one_elsewhere(monkeypatch):
     monkeypatch.setattr(machine.Path, "read_text", _missing)
-    usage = SimpleNamespace(ru_maxrss=3 << 20)
-    fake = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: usage)
-    monkeypatch.setattr(machine, "resource", fake)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert machine.peak_memory() == 3  # bytes
-    monkeypatch.setattr(sys, "platform", "freebsd14")
-    assert machine.peak_memory() == 3 << 10  # KiB
-    monkeypatch.setattr(machine, "resource", None)
-    info = SimpleNamespace(rss=2 << 20, peak_wset=5 << 20)  # Windows
-    process = SimpleNamespace(memory_info=lambda: info)
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2 << 20))
     monkeypatch.setattr(psutil, "Process", lambda: process)
-    assert machine.peak_memory() == 5
-    del info.peak_wset
     assert machine.peak_memory() == 2
-
-
-def test_free_memory_is_huge_where_nobody_tells(monkeypatch):
-    def refuse() -> None:
-        raise psutil.AccessDenied
-
-    monkeypatch.setattr(machine.Path, "read_text", _missing)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1234))
-    assert machine.free_memory() == 1234
-    monkeypatch.setattr(psutil, "virtual_memory", refuse)
-    assert machine.free_memory() == 2**62
 
 
 def _missing(path: Path, *_: object, **__: object) -> str:
