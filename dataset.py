@@ -7,10 +7,10 @@ interruption changes what is trained on.
 import atexit
 import multiprocessing
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ from system.interrupt import defer_signals, leave_signals_to_parent
 # More workers than cores is the user's choice, and two by default on a machine of one core.
 warnings.filterwarnings("ignore", message="This DataLoader will create")
 
+T = TypeVar("T")
 # Branches of the random stream: training and validation never share a draw.
 TRAINING, VALIDATION = 0, 1
 CROP_TRIES = 10
@@ -85,34 +86,37 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class CropStream(Dataset):
-    """Crop `slot` of step `step`, a function of (seed, branch, step, slot) alone.
+def read_batch(
+    pairs: Sequence[Pair], settings: Settings, branch: int, slots: range, step: int
+) -> Batch:
+    """The crops of these slots of a step's batch. Raises UserError."""
+    crops = [read_crop(pairs, settings, branch, step, slot) for slot in slots]
+    rainy, clean, files = zip(*crops, strict=True)
+    return Batch(np.stack(rainy), np.stack(clean), list(files))
+
+
+def read_crop(
+    pairs: Sequence[Pair], settings: Settings, branch: int, step: int, slot: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """A crop of a step's batch, a function of (seed, branch, step, slot) alone. Raises UserError.
 
     Images come in shuffled passes over the list, one after another without end.
+
+    Returns:
+        Rainy and clean crop, and the rainy file.
     """
-
-    def __init__(self, pairs: Sequence[Pair], settings: Settings, branch: int) -> None:
-        self.pairs, self.settings, self.branch = pairs, settings, branch
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str] | UserError:
-        step, slot = key
-        settings = self.settings
-        epoch, index = divmod(step * settings.batch_size + slot, len(self.pairs))
-        pair = self.pairs[shuffle(len(self.pairs), settings.seed, self.branch, epoch)[index]]
-        rng = np.random.default_rng([settings.seed, self.branch, step, slot])
-        try:
-            rainy, clean = read_pair(pair)
-        except UserError as error:
-            return error  # raised by Stream: a worker's exception would arrive as a traceback
-        assert clean is not None, "lists for training have clean images"
-        height, width = rainy.shape[:2]
-        box = crop_box(rng, height, width, settings)
-        # Drawn last: without --flip the crops are the same.
-        flip = settings.flip and rng.random() < 0.5
-        rainy, clean = (resized_crop(image, box, settings.patch_size) for image in (rainy, clean))
-        if flip:
-            rainy, clean = rainy[:, ::-1], clean[:, ::-1]
-        return rainy, clean, str(pair.rainy)
+    epoch, index = divmod(step * settings.batch_size + slot, len(pairs))
+    pair = pairs[shuffle(len(pairs), settings.seed, branch, epoch)[index]]
+    rng = np.random.default_rng([settings.seed, branch, step, slot])
+    rainy, clean = read_pair(pair)
+    assert clean is not None, "lists for training have clean images"
+    box = random_crop(rng, rainy.shape[0], rainy.shape[1], settings)
+    # Drawn last: without --flip the crops are the same.
+    flip = settings.flip and rng.random() < 0.5
+    rainy, clean = (resized_crop(image, box, settings.patch_size) for image in (rainy, clean))
+    if flip:
+        rainy, clean = rainy[:, ::-1], clean[:, ::-1]
+    return rainy, clean, str(pair.rainy)
 
 
 @lru_cache(maxsize=4)
@@ -121,24 +125,17 @@ def shuffle(count: int, seed: int, branch: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, branch, epoch]).permutation(count)
 
 
-def crop_box(
-    rng: np.random.Generator, height: int, width: int, settings: Settings
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the crop of an image of height x width.
-
-    With --crop native it is a patch at the image's own scale, all positions being equally likely.
-    """
-    side = settings.patch_size
-    if settings.crop == "recipe" or min(height, width) < side:
-        return random_crop(rng, height, width, settings)
-    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-    return top, left, side, side
-
-
 def random_crop(
     rng: np.random.Generator, height: int, width: int, settings: Settings
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the recipe's random crop, in an image of height x width."""
+    """(top, left, height, width) of a random crop of an image of height x width.
+
+    With --crop native it is a patch at the image's own scale, all positions being equally likely;
+    otherwise, and of an image smaller than that, the recipe's.
+    """
+    side = settings.patch_size
+    if settings.crop == "native" and min(height, width) >= side:
+        return int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side
     aspect_max = settings.crop_aspect_max
     for _ in range(CROP_TRIES):
         area = rng.uniform(settings.crop_area_min, 1) * height * width
@@ -159,39 +156,11 @@ def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], side: int) -
     OpenCV's is another filter, and gives another mask label on one to six pixels in a hundred.
 
     Args:
-        box: (top, left, height, width) of crop_box.
+        box: (top, left, height, width) of random_crop.
     """
     top, left, height, width = box
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
     return np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC))
-
-
-def _collate(samples: list[Any]) -> Batch | UserError:
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-    rainy, clean, files = zip(*samples, strict=True)
-    return Batch(np.stack(rainy), np.stack(clean), list(files))
-
-
-class WholeImages(Dataset):
-    """read_pair of each pair, or the UserError of a bad one."""
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None] | UserError:
-        try:
-            return read_pair(self.pairs[index])
-        except UserError as error:
-            return error
-
-
-def _return_item(item: Any) -> Any:
-    return item
 
 
 def _start_worker(_: int) -> None:
@@ -199,16 +168,34 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
+def _load_item(load: Callable[[Any], T], key: Any) -> T | UserError:
+    try:
+        return load(key)
+    except UserError as error:
+        return error  # a worker's exception would arrive as a traceback
+
+
 class Stream:
-    """An iterator over a DataLoader. Close it, whatever happens, to end the workers.
+    """An iterator over load(key) of each key, in worker processes; close it to end them.
 
     Args:
-        raise_errors: raise a UserError that was read; otherwise it is one of the items.
+        load: picklable. Workers hand over what it returns by a pipe: NumPy arrays, as tensors would
+            need as much shared memory, which containers are short of.
+        raise_errors: raise a UserError of load; otherwise it is one of the items.
     """
 
-    def __init__(self, loader: DataLoader, raise_errors: bool) -> None:
+    def __init__(
+        self, load: Callable[[Any], Any], keys: Sequence, workers: int, raise_errors: bool
+    ) -> None:
         self._raise_errors = raise_errors
         other_processes = multiprocessing.active_children()
+        loader = DataLoader(
+            cast(Dataset, keys),  # of which collate_fn makes the items
+            batch_size=None,
+            collate_fn=partial(_load_item, load),
+            num_workers=workers,
+            worker_init_fn=_start_worker,
+        )
         with defer_signals():  # no worker starts that is not on record
             # Started now: forking them later, beside running thread pools, is not safe.
             self._items = iter(loader)
@@ -222,7 +209,6 @@ class Stream:
     def __next__(self) -> Any:
         item = next(self._items)
         if self._raise_errors and isinstance(item, UserError):
-            self.close()
             raise item
         return item
 
@@ -243,46 +229,20 @@ def load_batches(
     pairs: Sequence[Pair],
     settings: Settings,
     branch: int,
-    steps: Iterable[int],
+    steps: range,
     rank: int = 0,
     world_size: int = 1,
 ) -> Stream:
     """A stream of this rank's share of the Batches of the given steps, in order.
 
     It raises UserError for a bad image. Validation, of fewer steps, has one worker at most.
-
-    Workers hand over NumPy arrays, by a pipe: tensors would need as much shared memory, which
-    containers are short of.
     """
     share = settings.batch_size // world_size
     slots = range(rank * share, (rank + 1) * share)
-    workers = settings.num_workers
-    loader = DataLoader(
-        CropStream(pairs, settings, branch),
-        batch_sampler=([(step, slot) for slot in slots] for step in steps),
-        num_workers=min(workers, 1) if branch == VALIDATION else workers,
-        collate_fn=_collate,
-        worker_init_fn=_start_worker,
-    )
-    return Stream(loader, raise_errors=True)
-
-
-def load_first_crops(pairs: Sequence[Pair], settings: Settings, branch: int, count: int) -> Batch:
-    """The crops with which a stream begins, of that many images or of all. Raises UserError."""
-    stream = CropStream(pairs, settings, branch)
-    batch = _collate([stream[0, slot] for slot in range(min(count, len(pairs)))])
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
+    workers = min(settings.num_workers, 1) if branch == VALIDATION else settings.num_workers
+    return Stream(partial(read_batch, pairs, settings, branch, slots), steps, workers, True)
 
 
 def load_images(pairs: Sequence[Pair], num_workers: int) -> Stream:
     """A stream of read_pair of each pair in turn, or of a UserError in the place of a bad one."""
-    loader = DataLoader(
-        WholeImages(pairs),
-        batch_size=None,
-        collate_fn=_return_item,
-        num_workers=min(num_workers, len(pairs)),
-        worker_init_fn=_start_worker,
-    )
-    return Stream(loader, raise_errors=False)
+    return Stream(read_pair, pairs, min(num_workers, len(pairs)), raise_errors=False)

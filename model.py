@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from irnn_cuda import convolve, irnn
+from irnn_cuda.reference import DIRECTIONS
 
 CHANNELS = 32
 STAGES = 4
@@ -26,10 +27,7 @@ class Conv(nn.Conv2d):
     """A convolution that keeps height and width, without bias."""
 
     def __init__(self, channels_in: int, channels_out: int, side: int, dilation: int = 1) -> None:
-        edge = dilation * (side // 2)
-        super().__init__(
-            channels_in, channels_out, side, padding=edge, dilation=dilation, bias=False
-        )
+        super().__init__(channels_in, channels_out, side, dilation=dilation, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.weight, self.dilation[0])
@@ -62,11 +60,6 @@ class Bottleneck(nn.Module):
 class IRNN(nn.Module):
     """Four-directional identity RNN (section 4): (N,C,H,W) -> (N,4C,H,W)."""
 
-    up_weight: nn.Conv2d
-    right_weight: nn.Conv2d
-    down_weight: nn.Conv2d
-    left_weight: nn.Conv2d
-
     def __init__(self, channels: int, weight: float = 0.2) -> None:
         super().__init__()
         # Depthwise 1x1 convolutions hold the parameters only: published checkpoints name them so.
@@ -80,9 +73,9 @@ class IRNN(nn.Module):
             nn.init.uniform_(self.get_parameter(f"{name}.bias"), -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        names = [f"{direction}_weight" for direction in ("up", "right", "down", "left")]
-        weight = torch.stack([self.get_parameter(f"{name}.weight").flatten() for name in names])
-        bias = torch.stack([self.get_parameter(f"{name}.bias") for name in names])
+        layers = [self.get_submodule(f"{direction}_weight") for direction in DIRECTIONS]
+        weight = torch.stack([layer.get_parameter("weight").flatten() for layer in layers])
+        bias = torch.stack([layer.get_parameter("bias") for layer in layers])
         return irnn(x, weight, bias)
 
 

@@ -1,19 +1,27 @@
 """The action `train`: run the recipe (paper section 4) from where it stands."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
+
+from dataset import load_images
 from engine.checkpoint import checkpoint_path
 from engine.device import describe_device
-from engine.precheck import report_data, require_usable
+from engine.ranks import Ranks
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, run_steps
 from engine.training_run import TrainingRun
-from media.lists import fingerprint, read_list
+from media import inspection
+from media.lists import Pair, fingerprint, read_list
 from settings import Settings, UserError
 from system.files import check_no_overlap, lock_file, remove_unfinished, require_writable
+from system.progress import SLOW_SECONDS, Progress, warn
+from system.text import first_few
+
+HEADERS, PIXELS = 1000, 64  # pairs whose headers are checked before the first step, and pixels
 
 
 def train(settings: Settings) -> int:
@@ -25,8 +33,8 @@ def train(settings: Settings) -> int:
     Raises:
         UserError: bad input; a loss that is not finite; a checkpoint that cannot be saved.
     """
-    with closing(TrainingRun(settings)) as run:
-        ranks, say = run.ranks, run.ranks.say
+    with Ranks() as ranks, closing(TrainingRun(settings, ranks)) as run:
+        say = ranks.say
         _check_batch(settings, ranks.world_size)
         options = say, settings.layout, settings.side_by_side
         pairs = val_pairs = read_list(settings.train_list, True, *options)
@@ -35,9 +43,9 @@ def train(settings: Settings) -> int:
             val_pairs = read_list(settings.val_list, True, *options)
         run.data = fingerprint(pairs)
         run.val_data = fingerprint(val_pairs) if settings.val_list else ""
-        sizes = require_usable(settings.train_list, pairs, settings.seed, ranks)
+        sizes = check_headers(settings.train_list, pairs, settings.seed, ranks)
         if has_val_list:
-            require_usable(settings.val_list, val_pairs, settings.seed, ranks)
+            check_headers(settings.val_list, val_pairs, settings.seed, ranks)
         with _lock_model_dir(run):
             is_new = _load_start(run)
             first, last = run.step + 1, settings.num_steps - 1
@@ -58,6 +66,71 @@ def train(settings: Settings) -> int:
         return 128 + number if number else 0
 
 
+def check_headers(
+    name: str, pairs: Sequence[Pair], seed: int, ranks: Ranks
+) -> list[tuple[int, int]]:
+    """Read the headers of a sample of a list, on the first rank.
+
+    Returns:
+        (width, height) of each pair of the sample, on every rank.
+
+    Raises:
+        UserError: a pair cannot be used. Of several, each has been printed.
+    """
+    results: list[tuple[int, int] | UserError] = []
+    if ranks.first:
+        indices = inspection.sample_indices(len(pairs), HEADERS, seed)
+        results = [result for _, result in inspection.inspect_headers(pairs, indices)]
+    results = ranks.all_gather(results)[0]
+    errors = [result for result in results if isinstance(result, UserError)]
+    if len(errors) == 1:
+        raise errors[0]
+    for error in errors if ranks.first else ():
+        warn(str(error))
+    if errors:
+        raise UserError(
+            f"{name}: {len(errors)} of the {len(results)} pairs looked at cannot be used; expected "
+            "none: -a check looks at all, and --fix writes a list of the others"
+        )
+    return [result for result in results if not isinstance(result, UserError)]
+
+
+def report_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[int, int]]) -> None:
+    """Print the share of mask pixels in a sample of the pairs, and warn of what looks wrong.
+
+    Args:
+        sizes: what check_headers returned.
+
+    Raises:
+        UserError: a pair of the sample cannot be read.
+    """
+    indices = inspection.sample_indices(len(pairs), PIXELS, settings.seed)
+    sample, threshold = [pairs[index] for index in indices], settings.mask_threshold
+    shares, swapped = [], []
+    images = load_images(sample, settings.num_workers)
+    with closing(images), Progress("pair", 0, len(sample), [], after=SLOW_SECONDS) as progress:
+        for pair, image in zip(sample, images, strict=True):
+            if isinstance(image, UserError):
+                raise image
+            rainy, clean = image
+            pixels = inspection.inspect_pixels(rainy, clean, threshold)
+            shares.append(pixels.mask)
+            swapped += [pair.location] * pixels.swapped
+            progress.advance(1)
+    share = float(np.mean(shares))
+    print(f"share of mask pixels: {share:.1%} over {len(sample)} pairs", flush=True)
+    if share > inspection.HIGH_MASK_SHARE:
+        warn(f"warning: {share:.0%} mask pixels: {inspection.mask_advice(threshold)}")
+    if swapped:
+        warn(
+            f"warning: {len(swapped)} of {len(sample)} pairs look swapped, as clean is the "
+            f"brighter: {first_few(swapped, 3)}; expected the rainy image first"
+        )
+    advice = inspection.shrink_advice(sizes, settings.patch_size)
+    if advice and settings.crop == "recipe":
+        warn(f"warning: {advice}")
+
+
 def _check_batch(settings: Settings, world_size: int) -> None:
     divisor = world_size * settings.accumulate_steps
     if settings.batch_size % divisor:
@@ -75,9 +148,7 @@ def _lock_model_dir(run: TrainingRun) -> Iterator[None]:
         return
     settings, folder = run.settings, Path(run.settings.model_dir)
     require_writable(folder)
-    inputs = [Path(name) for name in (settings.train_list, settings.val_list) if name]
-    if settings.init_from:
-        inputs.append(_init_path(run))
+    inputs = [Path(settings.train_list), Path(settings.val_list), _init_path(run)]
     outputs = [folder / LATEST, folder / BEST, *folder.glob("step_*")]
     check_no_overlap(inputs, outputs, "--model-dir")
     lock = folder / ".training"
@@ -136,6 +207,8 @@ def _open_events(run: TrainingRun, is_new: bool) -> Iterator[None]:
             run.events[EVENTS].hparams(record, start + 1)
         yield
     except BaseException:
-        if run.step == start:
-            run.discard_events()
+        run.close()
+        for file in run.events.values() if run.step == start else ():
+            with suppress(OSError):  # its folder may be a file by now
+                file.path.unlink()
         raise

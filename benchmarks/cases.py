@@ -201,7 +201,7 @@ def data(options: argparse.Namespace) -> list[dict]:
             synthetic_rain.write_pair(Path(folder), name, rainy, clean)
             files = (Path(folder) / kind / f"{name}.png" for kind in ("rain", "clean"))
             pairs.append(Pair(*files, location=name))
-        stream = dataset.CropStream(pairs, settings, dataset.TRAINING)
+        branch = dataset.TRAINING
         count = iter(range(10**9))
 
         def with_pil() -> list[np.ndarray]:
@@ -213,7 +213,10 @@ def data(options: argparse.Namespace) -> list[dict]:
             size = (settings.patch_size,) * 2
             return [np.asarray(i.crop(box).resize(size, Image.Resampling.BICUBIC)) for i in opened]
 
-        calls = {"ours": lambda: stream[next(count), 0], "baseline": with_pil}
+        calls = {
+            "ours": lambda: dataset.read_crop(pairs, settings, branch, next(count), 0),
+            "baseline": with_pil,
+        }
         taken = alternate(calls, options.seconds, "cpu")
     return [{"case": "read and augment a pair, one core", **taken}]
 

@@ -59,17 +59,15 @@ def load(path: Path) -> dict[str, Any]:
         UserError: there is no such file, or it is not a checkpoint of this program's format.
     """
     with translate_load_errors(path), open_regular(path) as file:
-        if zipfile.is_zipfile(file):  # torch itself does not check the checksums
-            damaged = zipfile.ZipFile(file).testzip()
-            if damaged:
-                raise UserError(f"{path}: damaged: the checksum of {damaged} in it is wrong")
+        # torch itself does not check the checksums.
+        if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):
+            raise UserError(f"{path}: damaged: the checksum of {damaged} in it is wrong")
         file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # errors are reported, and no more
             content = torch.load(file, map_location="cpu", weights_only=True)
-        version = content.get("format", FORMAT)
-        if version > FORMAT:
-            raise UserError(f"{path}: format {version} is newer than this program's, {FORMAT}")
+        if content.get("format", FORMAT) > FORMAT:
+            raise UserError(f"{path}: format {content['format']} is newer than this program's")
         net = {key.removeprefix("module."): value for key, value in content["net"].items()}
         return {**content, "net": net, "clock": int(content["clock"])}
 
@@ -82,28 +80,20 @@ def translate_load_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError):
-        raise
     except FileNotFoundError:
         hint = f". {HINTS[path.name]}" if path.name in HINTS else ""
-        raise UserError(f"{path}: no such checkpoint{_list_folder(path.parent)}{hint}") from None
+        names = sorted(entry.name for entry in path.parent.glob("[!.]*"))
+        listed = f"{path.parent} holds {first_few(names, 8) or 'nothing'}"
+        raise UserError(f"{path}: no such checkpoint; {listed}{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UserError, MemoryError):
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it unsafely
             reason = "it is cut short, or holds objects that could run code"
         raise UserError(f"{path}: not a checkpoint of this network, or damaged: {reason}") from None
-
-
-def _list_folder(folder: Path) -> str:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    except FileNotFoundError:
-        return f" (nor a folder {folder})"
-    except OSError as error:
-        return f"; {folder} cannot be looked into: {error.strerror}"
-    return f"; {folder} holds {first_few(names, 8)}" if names else f"; {folder} is empty"
 
 
 def has_direction_attention(content: dict[str, Any]) -> bool:
@@ -138,22 +128,20 @@ def average_checkpoints(paths: list[Path]) -> dict[str, Any]:
     Raises:
         UserError: one cannot be loaded, is not of this network, or not of the kind of the first.
     """
-    contents = [load(path) for path in paths]
-    attention = has_direction_attention(contents[0])
-    states = []
-    for path, content in zip(paths, contents, strict=True):
-        if has_direction_attention(content) != attention:
-            word = "without" if attention else "with"
-            raise UserError(f"{path}: trained {word} direction attention, unlike {paths[0]}")
-        net = SPANet(attention)
+    states, kinds = [], set()
+    for path in paths:
+        content = load(path)
+        kinds.add(has_direction_attention(content))
+        if len(kinds) > 1:
+            raise UserError(f"{path}: is unlike {paths[0]}: one has --direction-attention")
+        net = SPANet(*kinds)
         load_weights(net, path, content)
         states.append(net.state_dict())
     means = {
         key: torch.stack([state[key].double() for state in states]).mean(0).to(tensor.dtype)
         for key, tensor in states[0].items()
     }
-    last = contents[-1]
-    return {key: last[key] for key in ("clock", "settings") if key in last} | {"net": means}
+    return {key: content[key] for key in ("clock", "settings") if key in content} | {"net": means}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -165,8 +153,6 @@ def main(argv: list[str] | None = None) -> int:
 
     def write_mean() -> None:
         *sources, target = map(Path, argv)
-        if not target.name:
-            raise UserError(f"{argv[-1]!r}: expected a file to write to")
         if target.exists():
             raise UserError(f"{target}: is there already; expected a new file to write to")
         save(target, average_checkpoints(sources))

@@ -24,7 +24,11 @@ def prepare_device(settings: Settings, ranks: Ranks) -> torch.device:
     device = choose_device(settings.device, settings.precision, ranks.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.set_num_threads(settings.num_threads or _count_threads(ranks))
+    if ranks.is_distributed:  # torchrun sets OMP_NUM_THREADS to 1 where it is not set
+        num_threads = max(1, machine.count_cores() // ranks.local_size)
+    else:  # torch respects OMP_NUM_THREADS, but not the quota of a container
+        num_threads = min(torch.get_num_threads(), machine.count_cores())
+    torch.set_num_threads(settings.num_threads or num_threads)
     # Off by default: its 10-bit products would change the metrics.
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
     ranks.join(device)
@@ -39,54 +43,42 @@ def choose_device(name: str, precision: str, local_rank: int = 0) -> torch.devic
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cpu":
+        if precision == "tf32":
+            raise UserError("--precision: tf32 needs a GPU; expected fp32 or bf16")
+        return torch.device(name)
+    if not torch.cuda.is_available():
         build = torch.version.cuda
         reason = f"torch {torch.__version__} finds no GPU" if build else "torch is a CPU build"
         raise UserError(f"--device: cuda asked for, but {reason}; expected auto or cpu")
-    if name != "cuda" and precision == "tf32":
-        raise UserError("--precision: tf32 needs a GPU; expected fp32 or bf16")
-    if name == "cuda" and torch.version.hip is None:
-        try:
-            require_cupy()
-        except ImportError as error:
-            raise UserError(f"--device: {error}; or choose --device cpu") from None
-    if name == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"rank {local_rank} on this machine: no GPU {local_rank}, it has "
-                f"{torch.cuda.device_count()}; expected --nproc-per-node of at most as many"
-            )
-        device = torch.device("cuda", local_rank)
-        _check_kernels(device)
-        return device
-    return torch.device(name)
-
-
-def _check_kernels(device: torch.device) -> None:
-    """Run the IRNN forward and backward on one pixel, to report what it lacks before any work."""
+    device, count = torch.device("cuda", local_rank), torch.cuda.device_count()
+    if local_rank >= count > 0:
+        raise UserError(
+            f"--device: no GPU {local_rank} on this machine, it has {count}; expected "
+            "--nproc-per-node of at most as many"
+        )
     try:
+        if torch.version.hip is None:
+            require_cupy()
         _run_irnn(device)
+    except ImportError as error:
+        raise UserError(f"--device: {error}; or choose --device cpu") from None
     except Exception as error:  # torch, CuPy, its compiler and the driver have their own classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         advice = "update the NVIDIA driver" if "driver" in reason.lower() else INSTALL_ADVICE
         raise UserError(
-            f"--device: the IRNN does not run on GPU {device.index}: {reason}; {advice}, or choose "
+            f"--device: the IRNN does not run on GPU {local_rank}: {reason}; {advice}, or choose "
             "--device cpu"
         ) from None
+    return device
 
 
 def _run_irnn(device: torch.device) -> None:
+    """Run the IRNN forward and backward on one pixel: what it lacks is reported before any work."""
     x = torch.ones(1, 1, 1, 1, device=device, requires_grad=True)
     weight, bias = torch.ones(2, 4, 1, device=device)
     irnn(x, weight, bias).sum().backward()
     torch.cuda.synchronize(device)
-
-
-def _count_threads(ranks: Ranks) -> int:
-    if ranks.is_distributed:  # torchrun sets OMP_NUM_THREADS to 1 where it is not set
-        return max(1, machine.count_cores() // ranks.local_size)
-    # torch respects OMP_NUM_THREADS, but not the quota of a container.
-    return min(torch.get_num_threads(), machine.count_cores())
 
 
 def describe_device(device: torch.device, ranks: Ranks) -> str:

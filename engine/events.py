@@ -9,7 +9,6 @@ import math
 import platform
 import re
 import secrets
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from settings import UserError
+from system.progress import warn
 
 LAYOUT = "custom_scalars__config__"  # TensorBoard's name for the layout of charts
 EVENTS = "events.out.tfevents."  # how the name of an event file begins, before the seconds of Unix
@@ -34,7 +34,7 @@ class EventFile:
             folder hold of this step and later ones. None: they drop nothing.
 
     Raises:
-        UserError: from every method, if the file cannot be written.
+        UserError, OSError: from every method, if the file cannot be written.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -45,25 +45,21 @@ class EventFile:
             self._write([Event(wall_time=time.time(), step=purge_step, session_log=start)])
 
     def _open(self) -> None:
-        self._writer: RecordWriter | None = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Readers sort files by name: this one comes last even if the clock was set back.
-            names = [path.name.removeprefix(EVENTS) for path in self.folder.glob(f"{EVENTS}*")]
-            stamps = [int(match[0]) + 1 for name in names if (match := re.match(r"\d+", name))]
-            seconds = max([int(time.time()), *stamps])
-            # Two runs that begin within a second must not share a file.
-            ending = f"{seconds:010}.{platform.node()}.{secrets.token_hex(4)}"
-            self.path = self.folder / f"{EVENTS}{ending}"
-            self._writer = RecordWriter(str(self.path))
-        except OSError as error:
-            raise self._failure(error) from None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Readers sort files by name: this one comes last even if the clock was set back.
+        names = [path.name.removeprefix(EVENTS) for path in self.folder.glob(f"{EVENTS}*")]
+        stamps = [int(match[0]) + 1 for name in names if (match := re.match(r"\d+", name))]
+        seconds = max([int(time.time()), *stamps])
+        # Two runs that begin within a second must not share a file.
+        ending = f"{seconds:010}.{platform.node()}.{secrets.token_hex(4)}"
+        self.path = self.folder / f"{EVENTS}{ending}"
+        self._writer = RecordWriter(str(self.path))
         self._write([Event(wall_time=time.time(), file_version="brain.Event:2")])
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add scalars; those that are infinite or not a number have no place on a curve."""
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._add([summary.scalar(name, value) for name, value in finite.items()], step)
+        finite = [item for item in values.items() if math.isfinite(item[1])]
+        self._add([summary.scalar(name, value) for name, value in finite], step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
         """Add a picture, (H,W,3) uint8 BGR."""
@@ -87,10 +83,7 @@ class EventFile:
 
     def _add(self, summaries: Iterable[Summary], step: int) -> None:
         if not self.path.exists():
-            print(
-                f"{self.path} was removed, and its events are lost; going on in a new file",
-                file=sys.stderr,
-            )
+            warn(f"{self.path} was removed, and its events are lost; going on in a new file")
             self.close()
             self._open()
         now = time.time()
@@ -98,25 +91,14 @@ class EventFile:
 
     def _write(self, events: list[Event]) -> None:
         """Write events to the disk: they outlast a power failure."""
-        assert self._writer
         try:
             for event in events:
                 self._writer.write(event.SerializeToString())
             self._writer.flush()
         except OSError as error:
-            raise self._failure(error) from None
-
-    def _failure(self, error: OSError) -> UserError:
-        return UserError(f"{self.folder}: events cannot be written: {error.strerror}")
-
-    def discard(self) -> None:
-        """Close the file and remove it."""
-        self.close()
-        with contextlib.suppress(OSError):  # its folder may be a file by now
-            self.path.unlink(missing_ok=True)
+            reason = f"events cannot be written: {error.strerror}"
+            raise UserError(f"{self.folder}: {reason}") from None
 
     def close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer:
-            with contextlib.suppress(OSError):  # the write that failed has reported it
-                writer.close()
+        with contextlib.suppress(OSError):  # the write that failed has reported it
+            self._writer.close()

@@ -48,8 +48,7 @@ class Ranks:
         """Meet the other ranks: nccl between GPUs, gloo between CPUs."""
         if not self.is_distributed or dist.is_initialized():
             return
-        self._device = device
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        self._device, backend = device, "nccl" if device.type == "cuda" else "gloo"
         try:
             store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
             if self.local_size == self.world_size:
@@ -61,7 +60,7 @@ class Ranks:
                 backend, store=store, rank=self.rank, world_size=self.world_size, timeout=TIMEOUT
             )
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"rank {self.rank}: cannot meet the other ranks: {error}") from None
+            raise UserError(f"cannot meet the other ranks: {error}") from None
 
     def all_reduce_sum(self, values: list[float]) -> list[float]:
         """The sum of each value over the ranks, the same on every rank."""
@@ -111,19 +110,16 @@ class Ranks:
         except RuntimeError as error:
             text = str(error)
             if self.is_distributed and any(words in text for words in LOST_RANK):
-                raise UserError(f"rank {self.rank}: stopped, another rank was lost") from None
+                raise UserError("stopped, another rank was lost") from None
             if self.is_distributed and "NCCL" in text:  # two ranks on one GPU, small /dev/shm, ...
                 reason = text.strip().splitlines()[-1][:200]
-                raise UserError(f"rank {self.rank}: NCCL cannot go on: {reason}") from None
+                raise UserError(f"NCCL cannot go on: {reason}") from None
             raise
 
     def __enter__(self) -> "Ranks":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
 

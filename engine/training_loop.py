@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cal_ssim import SSIM
-from dataset import TRAINING, VALIDATION, Batch, load_batches, load_first_crops
+from dataset import TRAINING, VALIDATION, Batch, load_batches, read_batch
 from engine.derainer import Derainer
 from engine.device import is_out_of_memory, peak_memory
 from engine.scoring import score
@@ -67,7 +67,8 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
         ) as progress,
     ):
         net, ssim, derainer = run.network(), SSIM().to(run.device), run.derainer()
-        preview = load_first_crops(val_pairs, settings, VALIDATION, PREVIEW_CROPS)
+        crops = range(min(PREVIEW_CROPS, len(val_pairs)))
+        preview = read_batch(val_pairs, settings, VALIDATION, crops, 0)
         net.train()
         scored = run.best["scored"] if run.best else -1
         if find_due(settings, run.step, last).score and scored < run.step:
@@ -187,15 +188,13 @@ def translate_step_errors(run: TrainingRun, step: int, files: list[str]) -> Iter
         with run.ranks.translate_dist_errors():
             yield
     except NotFinite as error:
-        names = ", ".join(dict.fromkeys(files))
-        raise UserError(f"step {step}: {error}; the batch is of {names}") from None
+        raise UserError(f"step {step}: {error}; the batch is of {', '.join(files)}") from None
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
+            size = f"{settings.patch_size}x{settings.patch_size} pixels"
             raise UserError(
-                f"step {step}: not enough memory on {run.device} for {len(files)} crops "
-                f"of {settings.patch_size}x{settings.patch_size} pixels in "
-                f"{settings.accumulate_steps} part(s); expected more --accumulate-steps, or "
-                "--checkpoint-activations"
+                f"step {step}: not enough memory on {run.device} for {len(files)} crops of {size}; "
+                "expected a larger --accumulate-steps, or --checkpoint-activations"
             ) from None
         if any(words in str(error) for words in NO_COMPILER):
             raise UserError(
@@ -208,12 +207,11 @@ def translate_step_errors(run: TrainingRun, step: int, files: list[str]) -> Iter
 def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
     """Write the losses of a validation batch, in the micro-batches of training."""
     settings, ranks, rows = run.settings, run.ranks, []
+    options = run.bf16, settings.off_mask_weight
     with torch.no_grad(), translate_step_errors(run, run.step, batch.files):
         tensors = batch.tensors(run.device, settings.mask_threshold)
         for micro_batch in split_batch(tensors, settings.accumulate_steps):
-            losses, *_ = compute_losses(
-                run.net, ssim, *micro_batch, run.bf16, settings.off_mask_weight
-            )
+            losses, *_ = compute_losses(run.net, ssim, *micro_batch, *options)
             rows.append([loss.item() for loss in losses.values()])
     sums = ranks.all_reduce_sum([sum(column) for column in zip(*rows, strict=True)])
     if ranks.first:
@@ -225,21 +223,17 @@ def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
 def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Progress) -> None:
     """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
     psnr, ssim = score(derainer, run.ranks, pairs, run.settings.num_workers, progress.say)
+    former = run.best["psnr"] if run.best and run.best["list"] == run.val_data else math.nan
+    is_best = math.isnan(former) or psnr > former
     if run.ranks.first:
         run.events[VAL_EVENTS].scalars({"score/psnr": psnr, "score/ssim": ssim}, run.step)
-    best = run.best if run.best and run.best["list"] == run.val_data else None
-    remark = ""
-    if best is None or math.isnan(best["psnr"]) or psnr > best["psnr"]:
+        line = f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
+        progress.say(line + run.settings.val_list + ", the best so far" * is_best)
+    if is_best or not run.best:
         run.best = {"psnr": psnr, "step": run.step, "scored": run.step, "list": run.val_data}
         run.save(BEST)
-        remark = ", the best so far"
     else:
-        best["scored"] = run.step
-    if run.ranks.first:
-        progress.say(
-            f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
-            f"{run.settings.val_list}{remark}"
-        )
+        run.best["scored"] = run.step
 
 
 def _write_pictures(run: TrainingRun, derainer: Derainer, preview: Batch) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,9 +31,8 @@ class TrainingRun:
         UserError: see device.prepare_device.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.ranks = Ranks()
+    def __init__(self, settings: Settings, ranks: Ranks | None = None) -> None:
+        self.settings, self.ranks = settings, ranks or Ranks()
         self.device = prepare_device(settings, self.ranks)
         torch.manual_seed(settings.seed)
         # Crops have one size: cuDNN may time its algorithms and keep the fastest. Some of them
@@ -46,6 +45,7 @@ class TrainingRun:
         # fused kernels of a GPU need no synchronisation.
         fused = self.device.type == "cuda"
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr, fused=fused)
+        self.bf16 = settings.precision == "bf16"
         self.step = -1
         self.best: dict[str, Any] | None = None
         self.data = self.val_data = ""
@@ -63,18 +63,12 @@ class TrainingRun:
         """Where the run saves the checkpoint of that name."""
         return Path(self.settings.model_dir) / name
 
-    @property
-    def bf16(self) -> bool:
-        return self.settings.precision == "bf16"
-
     def network(self) -> nn.Module:
         """The network as training runs it: compiled if so set, gradients averaged over ranks."""
-        net: nn.Module = self.net
-        if self.settings.compile:
-            net = cast(nn.Module, torch.compile(net, fullgraph=True))
+        net: Any = torch.compile(self.net, fullgraph=True) if self.settings.compile else self.net
         if self.ranks.is_distributed:
             with self.ranks.translate_dist_errors():
-                net = DistributedDataParallel(net)
+                return DistributedDataParallel(net)
         return net
 
     def derainer(self) -> Derainer:
@@ -102,15 +96,10 @@ class TrainingRun:
     def load_weights(self, path: Path) -> dict[str, Any]:
         """Load the weights of a checkpoint alone; returns its content. Raises as resume."""
         content = checkpoint.load(path)
-        saved = checkpoint.has_direction_attention(content)
-        wanted = self.settings.direction_attention
-        if saved != wanted:
-            words = ("without", "with")
-            option = "--direction-attention" if saved else "--no-direction-attention"
-            raise UserError(
-                f"{path}: trained {words[saved]} direction attention, this run is {words[wanted]}; "
-                f"expected {option}"
-            )
+        attention = checkpoint.has_direction_attention(content)
+        if attention != self.settings.direction_attention:
+            option = "--direction-attention" if attention else "--no-direction-attention"
+            raise UserError(f"{path}: its direction attention is not this run's; expected {option}")
         checkpoint.load_weights(self.net, path, content)
         return content
 
@@ -126,22 +115,20 @@ class TrainingRun:
             raise UserError(
                 f"{path}: holds only weights, and no optimiser state to resume training from"
             )
-        self._check_recipe(path, content)
-        with checkpoint.translate_load_errors(path):
-            self.step, self.best = content["clock"], content.get("best")
-            self._load_moments(content["opt"])
-
-    def _check_recipe(self, path: Path, content: dict[str, Any]) -> None:
         changes = find_changes(content.get("settings") or {}, self.settings)
         if content.get("data") not in (None, "", self.data):
             changes.append("the training list names other pairs")
+        listed = "; ".join(changes)
         if changes and not self.settings.allow_changed_settings:
             raise UserError(
-                f"{path}: was trained with other settings: {'; '.join(changes)}; expected the "
-                "same, or --allow-changed-settings"
+                f"{path}: was trained with other settings: {listed}; expected the same, or "
+                "--allow-changed-settings"
             )
         if changes:
-            self.ranks.say(f"{path}: going on with changes: {'; '.join(changes)}")
+            self.ranks.say(f"{path}: going on with changes: {listed}")
+        with checkpoint.translate_load_errors(path):
+            self.step, self.best = content["clock"], content.get("best")
+            self._load_moments(content["opt"])
 
     def _load_moments(self, state_dict: dict[str, Any]) -> None:
         """Load the state of a saved optimiser, but not its options, which are this run's."""
@@ -167,15 +154,9 @@ class TrainingRun:
             folder = Path(self.settings.log_dir) / name
             self.events[name] = EventFile(folder, purge_step=self.step + 1)
 
-    def discard_events(self) -> None:
-        """Remove the event files of this process."""
-        for file in self.events.values():
-            file.discard()
-
     def close(self) -> None:
         for file in self.events.values():
             file.close()
-        self.ranks.leave()
 
 
 def find_changes(saved: dict[str, Any], settings: Settings) -> list[str]:

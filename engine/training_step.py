@@ -141,10 +141,9 @@ class StepMetrics:
         if self._copied:
             self._copied.synchronize()
         rows = self._rows.tolist()
-        values = dict.fromkeys(self._names, 0.0)
-        for row in rows:
-            for name, value in zip(self._names, row, strict=True):
-                values[name] += value / len(rows)
+        columns = zip(*rows, strict=True)
+        means = [sum(value / len(rows) for value in column) for column in columns]
+        values = dict(zip(self._names, means, strict=True))
         values["grad_norm"] = self._grad_norm.item()
         for name, words in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
             if not math.isfinite(values[name]):
@@ -221,12 +220,11 @@ class DeadMaskDetector:
 
     def update(self, step: int, deviation: float) -> str:
         """Count a step's standard deviation of the mask; a warning, once, when the map is dead."""
-        is_constant = deviation < CONSTANT_MASK
-        if is_constant:
+        if deviation < CONSTANT_MASK:
             self.steps += 1
         elif self.steps < DEAD_MASK_STEPS:
             self.steps = 0
-        if not is_constant or self.steps != DEAD_MASK_STEPS:
+        if self.steps != DEAD_MASK_STEPS or deviation >= CONSTANT_MASK:
             return ""
         return (
             f"main.py: warning: step {step}: the attention map has had one value everywhere for "

@@ -55,25 +55,21 @@ class CpuConvolution(torch.autograd.Function):
         side, step = weight.shape[-1], ctx.dilation
         padding = step * (side // 2)
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_x = grad_weight = None
+        grad_x = None
         if ctx.needs_input_grad[0]:
             outputs = [True, False, False]
             grad_x, _, _ = torch.ops.aten.convolution_backward(
                 grad, x, weight, None, [1, 1], [padding] * 2, [step] * 2, False, [0, 0], 1, outputs
             )
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight)
-            for image, image_grad in zip(
-                x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), strict=True
-            ):
-                for row in range(side):
-                    for column in range(side):
-                        a, b = _overlap_rows(image, image_grad, row * step - padding)
-                        a, b = _overlap_rows(
-                            a.transpose(0, 1), b.transpose(0, 1), column * step - padding
-                        )
-                        products = torch.bmm(b.permute(1, 2, 0), a.transpose(0, 1))
-                        grad_weight[:, :, row, column] += products.sum(0)
+        grad_weight = torch.zeros_like(weight)
+        for image, image_grad in zip(x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), strict=True):
+            for row in range(side):
+                for column in range(side):
+                    a, b = _overlap_rows(image, image_grad, row * step - padding)
+                    a, b = a.transpose(0, 1), b.transpose(0, 1)
+                    a, b = _overlap_rows(a, b, column * step - padding)
+                    products = torch.bmm(b.permute(1, 2, 0), a.transpose(0, 1))
+                    grad_weight[:, :, row, column] += products.sum(0)
         return grad_x, grad_weight, None
 
 

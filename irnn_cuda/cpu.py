@@ -128,13 +128,8 @@ def _backward(
 
 
 def _rows(tensor: Tensor) -> np.ndarray:
-    """(N,C,H,W) as a (N*H*W, C) array, without a copy where the memory is channels_last."""
-    n, c, h, w = tensor.shape
-    return tensor.detach().permute(0, 2, 3, 1).contiguous().view(n * h * w, c).numpy()
-
-
-def _matrix(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
+    """(N,C,H,W) as a (N*H*W, C) array, without a copy where the memory is channels_last; (4,C)."""
+    return tensor.detach().movedim(1, -1).contiguous().flatten(0, -2).numpy()
 
 
 def _launch(kernel: Callable[..., None], *arguments: np.ndarray | int) -> None:
@@ -150,14 +145,13 @@ def _launch(kernel: Callable[..., None], *arguments: np.ndarray | int) -> None:
 def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
     """Write irnn(x, weight, bias) into y, which is channels_last. float32 or float64."""
     n, _, h, w = x.shape
-    _launch(_forward, _rows(x), _matrix(weight), _matrix(bias), _rows(y), n, h, w)
+    _launch(_forward, *map(_rows, (x, weight, bias, y)), n, h, w)
 
 
 def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
     """Write the gradient of x into grad_x (channels_last); return those of weight and bias."""
     n, c, h, w = grad_x.shape
     sums = grad.new_zeros(4, n * max(h, w), 2, c)  # a line's own partial sums: no atomics
-    matrices = _rows(grad), _rows(y), _matrix(weight), _rows(grad_x)
-    _launch(_backward, *matrices, sums.numpy(), n, h, w)
+    _launch(_backward, *map(_rows, (grad, y, weight, grad_x)), sums.numpy(), n, h, w)
     total = sums.sum(1)
     return total[:, 0].contiguous(), total[:, 1].contiguous()

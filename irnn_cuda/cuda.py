@@ -41,8 +41,15 @@ _compile_lock = threading.Lock()
 
 def require_cupy() -> ModuleType:
     """CuPy, imported after torch. Raises ImportError that says what it lacks, and how to get it."""
-    if "cupy" not in sys.modules:
-        _provide_cache()
+    if "cupy" not in sys.modules:  # it cannot be imported without a folder for compiled kernels
+        try:
+            folder = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except (OSError, RuntimeError):  # the latter: there is no home
+            # For this process alone: a name that others can guess, they could fill beforehand.
+            os.environ["CUPY_CACHE_DIR"] = tempfile.mkdtemp(prefix="spanet-cupy-")
     try:
         import cupy
     except ImportError as error:
@@ -53,36 +60,17 @@ def require_cupy() -> ModuleType:
     return cupy
 
 
-def _provide_cache() -> None:
-    """See to a folder that CuPy can keep compiled kernels in: it cannot be imported without one."""
-    chosen = os.environ.get("CUPY_CACHE_DIR")
-    folder = Path(chosen) if chosen else Path("~/.cupy/kernel_cache").expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return
-    except (OSError, RuntimeError) as error:  # the latter: there is no home
-        if chosen:
-            raise ImportError(f"CUPY_CACHE_DIR={chosen} cannot be written: {error}") from None
-    # Made for this process alone: a name that others can guess, they could fill beforehand.
-    os.environ["CUPY_CACHE_DIR"] = tempfile.mkdtemp(prefix="spanet-cupy-")
-
-
 def _kernels(cupy: ModuleType, index: int | None) -> dict[str, Any]:
     """The kernels by name on the current device, whose index that is. All are loaded when first
     asked for, since a stream that is being captured in a CUDA graph allows no loading.
     """
-    kernels = _kernel_cache.get(index)
-    if kernels is None:
-        with _compile_lock:
-            if index not in _kernel_cache:
-                module = cupy.RawModule(code=_SOURCE.read_text(), options=("-std=c++17",))
-                module.compile()
-                _kernel_cache[index] = {
-                    known: module.get_function(known) for known in _KERNEL_NAMES.values()
-                }
-            kernels = _kernel_cache[index]
-    return kernels
+    with _compile_lock:
+        if index not in _kernel_cache:
+            module = cupy.RawModule(code=_SOURCE.read_text(), options=("-std=c++17",))
+            module.compile()
+            names = _KERNEL_NAMES.values()
+            _kernel_cache[index] = {name: module.get_function(name) for name in names}
+        return _kernel_cache[index]
 
 
 def _launch(device: torch.device, launches: _Launches) -> None:
@@ -122,9 +110,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
     if y.numel() == 0:
         return
     n, c, h, w = x.shape
-    weight, bias = (
-        tensor.detach().to(ARITHMETIC[x.dtype]).contiguous() for tensor in (weight, bias)
-    )
+    arithmetic = ARITHMETIC[x.dtype]
+    weight, bias = (tensor.detach().to(arithmetic).contiguous() for tensor in (weight, bias))
     grid = (_count_blocks(n * max(h, w), c), 4)
     # Named, so that the memory of copies lasts until the kernel is on its stream.
     tensors = (_to_pixels(x), weight, bias, _to_pixels(y))

@@ -83,22 +83,16 @@ def irnn_backward_reference(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Te
     grad_weight, grad_bias = (weight.new_zeros(weight.shape) for _ in range(2))
     for row, (dim, backwards) in enumerate(DIRECTIONS.values()):
         block = slice(row * channels, (row + 1) * channels)
-        length = y.shape[dim]
-        order = range(length - 1, -1, -1) if backwards else range(length)
+        step = 1 if backwards else -1  # against the scan
+        lines = [tensor.unbind(dim)[::step] for tensor in (grad[:, block], y[:, block], grad_x)]
         w = weight[row].unsqueeze(-1)
-        carry = None
-        for t in reversed(range(length)):
-            here = order[t]
-            value = y[:, block].select(dim, here)
-            delta = grad[:, block].select(dim, here)
-            if carry is not None:
-                delta = delta + w * carry
+        delta = torch.zeros_like(lines[0][0])
+        for t, (grad_line, value, grad_x_line) in enumerate(zip(*lines, strict=True)):
+            delta = grad_line + w * delta
             # The condition of torch.relu's own gradient, which lets a NaN through.
             delta = torch.where(value <= 0, torch.zeros_like(delta), delta)
-            grad_x.select(dim, here).add_(delta)
-            if t > 0:
-                before = y[:, block].select(dim, order[t - 1])
-                grad_weight[row] += (delta * before).sum((0, 2))
+            grad_x_line.add_(delta)
+            if t + 1 < len(lines[1]):
+                grad_weight[row] += (delta * lines[1][t + 1]).sum((0, 2))
                 grad_bias[row] += delta.sum((0, 2))
-            carry = delta
     return grad_x, grad_weight, grad_bias

@@ -85,7 +85,7 @@ def test_permissions_follow_the_umask():
 def test_missing_checkpoint_names_what_is_there():
     saved("step_400")
     assert "model/latest: no such checkpoint; model holds step_400" in refusal()
-    assert "nor a folder nowhere" in refusal(model_dir="nowhere")
+    assert "nowhere holds nothing" in refusal(model_dir="nowhere")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
@@ -301,10 +301,15 @@ def test_several_become_their_mean(capsys):
     name, tensor = odd.popitem()
     checkpoint.save(Path("model/odd"), content | {"net": odd | {name: tensor[:1]}})
     for *words, told in (
-        (one, "model/other", "x", "model/other: trained with direction attention, unlike " + one),
+        (
+            one,
+            "model/other",
+            "x",
+            "model/other: is unlike " + one + ": one has --direction-attention",
+        ),
         (one, "model/odd", "x", "model/odd: not a checkpoint of this network, or damaged: "),
         (twice, none, one, f"{one}: is there already; expected a new file to write to"),
-        (one, "", "'': expected a file to write to"),
+        (one, "", ".: is there already"),
     ):
         before = path.read_bytes()
         assert checkpoint.main(words) == 2

@@ -41,7 +41,9 @@ def test_the_same_four_crops_are_followed_over_a_run_and_its_resume(run, pairs):
     for steps in (3, 5):
         assert run(*start(pairs, "--num-steps", steps, "--picture-every", 2))[0] == 0
     settings = Settings("train", patch_size=SIDE, batch_size=2)
-    crops = dataset.load_first_crops(read_list(str(pairs), True), settings, dataset.VALIDATION, 4)
+    crops = dataset.read_batch(
+        read_list(str(pairs), True), settings, dataset.VALIDATION, range(4), 0
+    )
     assert len(set(crops.files)) == 4
     for number in range(4):
         early, *_, late = ([part.copy() for part in parts(picture(number + 1, s))] for s in (0, 4))

@@ -35,7 +35,7 @@ def test_the_kernels_are_tried_before_any_work(monkeypatch, one_gpu, hip):
     for name in ("cuda", "auto"):
         assert device.choose_device(name, "fp32") == torch.device("cuda", 0)
     assert tried == [torch.device("cuda", 0)] * 2
-    with pytest.raises(UserError, match="rank 1 on this machine: no GPU 1, it has 1"):
+    with pytest.raises(UserError, match="no GPU 1 on this machine, it has 1"):
         device.choose_device("cuda", "fp32", local_rank=1)
     assert device.choose_device("cpu", "fp32") == torch.device("cpu")
 
@@ -156,10 +156,8 @@ def test_a_home_that_cannot_be_written_does_not_stop_cupy(tmp_path):
     assert Path(done.stdout.strip()).parent == tmp_path
     done = run_python(CACHE, HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "\n")
-    done = run_python(CACHE, CUPY_CACHE_DIR="/proc/nowhere")
-    assert done.stderr.splitlines()[-1].startswith(
-        "ImportError: CUPY_CACHE_DIR=/proc/nowhere cannot be written: "
-    )
+    done = run_python(CACHE, CUPY_CACHE_DIR="/proc/nowhere", TMPDIR=str(tmp_path))
+    assert Path(done.stdout.strip()).parent == tmp_path
 
 
 def test_training_chooses_among_cudnns_ways_and_deraining_leaves_them(monkeypatch):

@@ -10,7 +10,7 @@ from conftest import write_pairs
 from PIL import Image
 from test_train import SMALL
 
-from engine import precheck
+from actions import train as train_action
 from engine.training_run import find_changes
 from media import image_file, inspection, lists
 from media.pictures import read_image
@@ -119,7 +119,7 @@ def test_a_veil_and_swapped_pairs_and_shrunk_rain_are_warned_of(run, pairs):
 def test_64_pairs_are_looked_at_whole(run, tmp_path, capsys):
     path = write_pairs(tmp_path, [(8, 8)] * 80)
     settings = Settings("train", num_workers=2, patch_size=8)
-    precheck.report_data(settings, lists.read_list(str(path)), [(8, 8)])
+    train_action.report_data(settings, lists.read_list(str(path)), [(8, 8)])
     assert "over 64 pairs" in capsys.readouterr().out
 
 

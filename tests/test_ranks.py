@@ -14,8 +14,8 @@ from test_resume import start, until
 from test_train import SMALL, clock, events, weights
 
 from actions import train
+from actions.train import PIXELS
 from cal_ssim import SSIM
-from engine.precheck import PIXELS
 from engine.ranks import Ranks
 from engine.training_run import TrainingRun
 from engine.training_step import train_one_step
