@@ -209,6 +209,7 @@ class Stream:
     def __next__(self) -> Any:
         item = next(self._items)
         if self._raise_errors and isinstance(item, UserError):
+            self.close()
             raise item
         return item
 
