@@ -66,9 +66,8 @@ def parse_candidates(text: str) -> list[int]:
     except ValueError:
         counts = [0]
     if not all(1 <= count <= 65535 for count in counts):
-        raise UserError(
-            f"--candidates: {text!r}: expected numbers of frames from 1 to 65535, as 20,50,100"
-        )
+        expected = "expected numbers of frames from 1 to 65535, as 20,50,100"
+        raise UserError(f"--candidates: {text!r}: {expected}")
     return counts
 
 

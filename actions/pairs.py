@@ -223,13 +223,15 @@ def make_scene(folder: Path, scene: Scene, settings: Settings) -> tuple[list[str
                             listed.add(name)
                             yield folder / name, image[patch]
 
+    def encode_patch(item: tuple[Path, np.ndarray]) -> tuple[Path, bytes]:
+        return item[0], encode_png(np.ascontiguousarray(item[1]), str(item[0]))
+
     for path, png in map_threads(list_missing_patches(), encode_patch, count_threads()):
         write_atomically(path, png)
     total = len(grid) * len(range(0, video.shape[0], settings.frame_step))
+    result = f"{len(lines)} of {total} patches hold rain"
     purpose = "testing" if scene.held_out else "training"
-    print(
-        f"{scene.name} {scene.video.name}: {len(lines)} of {total} patches hold rain, for {purpose}"
-    )
+    print(f"{scene.name} {scene.video.name}: {result}, for {purpose}")
     return lines, not video.incomplete
 
 
@@ -243,10 +245,8 @@ def read_or_make_clean_image(
         write_image(saved, compute_clean_image(video, settings).image)
     clean = read_image(path or saved, str(scene.video))
     if clean.shape != video.shape[1:]:
-        raise UserError(
-            f"{path}: {clean.shape[1]}x{clean.shape[0]} pixels, its video has "
-            f"{video.shape[2]}x{video.shape[1]}"
-        )
+        size, video_size = (f"{shape[1]}x{shape[0]}" for shape in (clean.shape, video.shape[1:]))
+        raise UserError(f"{path}: {size} pixels, its video has {video_size}")
     if path and path != saved:
         print(f"{scene.name} {scene.video.name}: with the clean image {path}")
         write_atomically(saved, encode_png(clean, str(saved)))
@@ -269,18 +269,10 @@ def has_rain(rainy: np.ndarray, clean: np.ndarray, settings: Settings) -> bool:
 
 def name_patches(scene: Scene, frame: int, patch: Patch) -> tuple[str, str]:
     """Of a rainy patch and of its clean one, which all frames share, under the set's folder."""
-    rows, columns = patch
+    (rows, columns), stem = patch, f"{scene.name}-{frame}"
     place = f"{columns.start}_{rows.start}.png"
-    stem = f"{scene.name}-{frame}"
-    return (
-        f"{scene.kind}/{scene.name}/{stem}/{stem}_{place}",
-        f"{scene.kind}_gt/{scene.name}/{scene.name}_{place}",
-    )
-
-
-def encode_patch(item: tuple[Path, np.ndarray]) -> tuple[Path, bytes]:
-    path, image = item
-    return path, encode_png(np.ascontiguousarray(image), str(path))
+    rainy = f"{scene.kind}/{scene.name}/{stem}/{stem}_{place}"
+    return rainy, f"{scene.kind}_gt/{scene.name}/{scene.name}_{place}"
 
 
 def format_ending(count: int, complete: bool) -> str:
@@ -323,8 +315,7 @@ def print_threshold_advice(folder: Path, lines: list[str], level: int) -> None:
     differing, rain = np.mean(shares, 0)
     if differing > NOISE_SHARE:
         print(
-            f"train with --mask-threshold {level}: in a sample of {len(shares)} pairs, rainy and "
-            f"clean differ on {differing:.0%} of the pixels, by more than {level} grey levels on "
-            f"{rain:.0%}; the rest is noise of the camera or of its compression, which the "
-            "attention would take for rain"
+            f"train with --mask-threshold {level}: in {len(shares)} pairs, rainy and clean differ "
+            f"on {differing:.0%} of the pixels, by more than {level} grey levels on {rain:.0%}; the "
+            "rest is noise, which the attention would take for rain"
         )

@@ -79,6 +79,8 @@ class VideoReader:
         self.copied = [each for each in streams if each.codec_context is not None and not quick]
         self._integrity = VideoIntegrity(self.container, self.stream, self.copied)
         self.rate = self._integrity.rate
+        # Units of the stream's time base from one frame to the next.
+        self._frame_ticks = max(1, round(1 / (self.rate * (self.stream.time_base or 1))))
         self._stop_time: float | Fraction | None = None  # where to read no further, seconds
         items = self._trim(self._deinterlace(self._repair_timestamps(self._decode())))
         head = []
@@ -198,11 +200,6 @@ class VideoReader:
                 frame.time_base = self.stream.time_base
                 yield frame
         self._integrity.all_read = self._stop_time is None
-
-    @property
-    def _frame_ticks(self) -> int:
-        """Units of the stream's time base from one frame to the next, by the rate."""
-        return max(1, round(1 / (self.rate * (self.stream.time_base or 1))))
 
     def _repair_timestamps(self, items: Iterator[Item]) -> Iterator[Item]:
         """Invent a timestamp if a frame has none, or one out of order; see repair_timestamp."""

@@ -93,12 +93,9 @@ class VideoWriter:
         metadata = self._filter_metadata(source.container.metadata)
         needs_quicktime_keys = not {key.lower() for key in metadata} <= MP4_KEYS
         needs_quicktime_keys &= self._format in ("mp4", "mov")
-        self.container = av.open(
-            ffmpeg_address(self.temp_path),
-            "w",
-            format=self._format,
-            container_options={"movflags": "use_metadata_tags"} if needs_quicktime_keys else {},
-        )
+        options = {"movflags": "use_metadata_tags"} if needs_quicktime_keys else {}
+        address = ffmpeg_address(self.temp_path)
+        self.container = av.open(address, "w", format=self._format, container_options=options)
         self._cleanup.callback(self.container.close)
         self.container.metadata.update(metadata)
         self._chapters = source.container.chapters()
@@ -168,11 +165,10 @@ class VideoWriter:
             is_timecode = has_timecode and "timecode" in stream.metadata
             if stream.index in self.copies or stream.type == "video":
                 continue
-            if stream.type in COPIED_TYPES:
+            if kind := COPIED_TYPES.get(stream.type):
                 suffix = self.path.suffix
                 reason = f": {suffix} files cannot hold it" if stream in source.copied else ""
-                name = COPIED_TYPES[stream.type]
-                yield f"stream {stream.index} ({name}, {content}) is left out{reason}"
+                yield f"stream {stream.index} ({kind}, {content}) is left out{reason}"
             elif not is_chapters and not is_timecode:
                 others.append(f"{stream.index} ({content})")
         if others:

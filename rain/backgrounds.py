@@ -156,7 +156,7 @@ def lattice(canvas: np.ndarray, rng: Rng) -> None:
 
 def text(canvas: np.ndarray, rng: Rng) -> None:
     """Words in lines."""
-    side, words = canvas.shape[0], WORDS.split()
+    side, words = len(canvas), WORDS.split()
     font, scale = int(rng.choice(FONTS)), log_uniform(rng, 0.3, 2.5)
     colour, width = _colour(rng, canvas, 0.6), max(1, round(scale * rng.uniform(0.8, 2.5)))
     y = rng.uniform(0, 30 * scale)
@@ -169,9 +169,9 @@ def text(canvas: np.ndarray, rng: Rng) -> None:
 
 def blades(canvas: np.ndarray, rng: Rng) -> None:
     """Grass, hair, twigs: many thin strokes that grow from below and bend."""
-    side = canvas.shape[0]
-    lean, spread, width = rng.normal(0, 0.3), rng.uniform(0.05, 0.5), int(rng.choice([1, 1, 2, 3]))
-    base, length = _colour(rng, canvas, 0.5), log_uniform(rng, 12, 100)
+    side, lean, spread = len(canvas), rng.normal(0, 0.3), rng.uniform(0.05, 0.5)
+    width, base = int(rng.choice([1, 1, 2, 3])), _colour(rng, canvas, 0.5)
+    length = log_uniform(rng, 12, 100)
     for _ in range(int(log_uniform(rng, 20, 300))):
         x, y = rng.uniform(-20, side + 20), rng.uniform(0, side + length)
         slope, reach = lean + rng.normal(0, spread), length * rng.uniform(0.4, 1.2)
@@ -184,9 +184,9 @@ def blades(canvas: np.ndarray, rng: Rng) -> None:
 
 def wires(canvas: np.ndarray, rng: Rng) -> None:
     """A few long lines, thin and hanging, and upright ones such as poles and jets."""
-    side = canvas.shape[0]
+    side, steps = len(canvas), np.linspace(-0.1, 1.1, 9)
     for _ in range(rng.integers(1, 7)):
-        steps, sag = np.linspace(-0.1, 1.1, 9), rng.uniform(0, 0.2) * side
+        sag = rng.uniform(0, 0.2) * side
         start, end = rng.uniform(0, side, 2)
         if rng.random() < 0.5:
             height = start + (end - start) * steps + sag * 4 * steps * (1 - steps)
@@ -199,7 +199,7 @@ def wires(canvas: np.ndarray, rng: Rng) -> None:
 
 def gleams(canvas: np.ndarray, rng: Rng) -> None:
     """Pillars, pipes and panes: bands with a soft round shade and a bright thin line along them."""
-    side = canvas.shape[0]
+    side = len(canvas)
     for _ in range(rng.integers(1, 4)):
         x, wide = rng.uniform(0, side), log_uniform(rng, 8, 60)
         across = (np.arange(side) - x) / (wide / 2)
@@ -215,8 +215,7 @@ def gleams(canvas: np.ndarray, rng: Rng) -> None:
 
 def foliage(canvas: np.ndarray, rng: Rng) -> None:
     """Leaves with a lighter half and a bright rib, as they gleam when they are wet."""
-    side = canvas.shape[0]
-    base, size = _colour(rng, canvas, 0.5), log_uniform(rng, 4, 30)
+    side, base, size = len(canvas), _colour(rng, canvas, 0.5), log_uniform(rng, 4, 30)
     slim, hang, light = rng.uniform(0.15, 0.6), rng.uniform(0, 180), rng.uniform(5, 90)
     for _ in range(int(min(2.5 * side**2 / (size**2 * slim * 3), 1500))):
         centre, half = rng.uniform(-5, side + 5, 2), size * rng.uniform(0.5, 1.5)

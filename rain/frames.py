@@ -1,5 +1,6 @@
 """Frames of a video for a clean image, held in memory or decoded anew for each band of rows."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -33,24 +34,19 @@ class Video:
     def __init__(self, path: str, start: int, frames: int, tick: Tick = lambda _: None) -> None:
         self.path, self.start, self.warnings = path, start, []
         motion = MotionDetector(start, frames)
-        count, shape = 0, (0, 0, 0)
-        held: np.ndarray | None = None
         with closing(self._open_reader(frames)) as reader:
+            shape, count = (reader.height, reader.width, 3), 0
+            # Memory that is not written to is not taken.
+            held = np.empty((min(frames, MAX_HELD_BYTES // math.prod(shape)), *shape), np.uint8)
             for image in reader.read_images():
-                if count == 0:
-                    shape = image.shape
-                    # Memory that is not written to is not taken.
-                    held = np.empty((min(frames, MAX_HELD_BYTES // image.nbytes), *shape), np.uint8)
-                if held is not None and count < len(held):
+                if count < len(held):
                     held[count] = image
-                else:
-                    held = None
                 motion.compare(count, image)
                 count += 1
                 tick(1)
             self.warnings += [*reader.notes, *reader.list_warnings(timestamps=False)]
             self.incomplete = reader.incomplete
-        self._held = None if held is None else held[:count]
+        self._held = held[:count] if count <= len(held) else None
         self.shape = (count, *shape)
         if motion.warning:
             self.warnings.append(f"{path}: {motion.warning}; a clean image needs a still camera")
