@@ -316,6 +316,6 @@ def print_threshold_advice(folder: Path, lines: list[str], level: int) -> None:
     if differing > NOISE_SHARE:
         print(
             f"train with --mask-threshold {level}: in {len(shares)} pairs, rainy and clean differ "
-            f"on {differing:.0%} of the pixels, by more than {level} grey levels on {rain:.0%}; the "
-            "rest is noise, which the attention would take for rain"
+            f"on {differing:.0%} of the pixels, by more than {level} grey levels on {rain:.0%}; "
+            "the rest is noise, which the attention would take for rain"
         )
