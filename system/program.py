@@ -3,6 +3,7 @@
 Needs Python alone: `make weights` runs before anything is installed.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -11,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from settings import UserError, one_line
 from system.interrupt import Stopped, set_handlers
@@ -68,20 +68,28 @@ def report_errors(name: str, main: Callable[[], int | None]) -> int:
     return 2
 
 
-class _OutputFile(io.FileIO):
-    """A file handle that discards what is written once its reader has gone."""
+class _ResilientStream(io.TextIOWrapper):
+    """A stream of text that discards what is written once its reader has gone."""
 
-    failed = False
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._discard(error)
+            return len(text)
 
-    def write(self, data: Any, /) -> int:
-        if not self.failed:
-            try:
-                return super().write(data)
-            except OSError as error:
-                self.failed = True
-                if error.errno not in CLOSED_ERRNOS:
-                    raise  # such as a full disk
-        return len(data)
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._discard(error)
+
+    def _discard(self, error: OSError) -> None:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), self.fileno())
+            super().flush()  # what is buffered would fail again
+        if error.errno not in CLOSED_ERRNOS:
+            raise error  # such as a full disk
 
 
 def survive_closed_output() -> None:
@@ -99,9 +107,9 @@ def survive_closed_output() -> None:
     sys.stderr = _wrap_stream(sys.stderr, os.dup(2))
 
 
-def _wrap_stream(stream: object, handle: int) -> io.TextIOWrapper:
-    return io.TextIOWrapper(
-        io.BufferedWriter(_OutputFile(handle, "wb", closefd=False)),
+def _wrap_stream(stream: object, handle: int) -> _ResilientStream:
+    return _ResilientStream(
+        open(handle, "wb", closefd=False),
         encoding=getattr(stream, "encoding", "utf-8"),
         errors="backslashreplace",
         line_buffering=handle != 1 or os.isatty(handle),
