@@ -21,7 +21,14 @@ from engine.deraining import Derained, derain_picture, derain_video
 from engine.device import describe_device
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
-from media.pictures import Picture, encode_picture, read_picture, require_format, to_preview
+from media.pictures import (
+    Picture,
+    describe_dropped,
+    encode_picture,
+    read_picture,
+    require_format,
+    to_preview,
+)
 from media.video_reader import VideoReader
 from media.video_writer import VideoWriteError
 from report import copies, page
@@ -32,6 +39,7 @@ from system.files import check_still_there, write_atomically
 from system.interrupt import defer_signals
 from system.overlap import count_threads, map_threads, prefetch
 from system.progress import Progress, warn
+from system.text import first_few
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -155,6 +163,12 @@ class _Run:
                 else:
                     self.results[number] = result
                 progress.advance(1)
+        by_dropped: dict[str, list[str]] = {}
+        for result in self.results.values():
+            by_dropped.setdefault(result.dropped, []).append(result.name)
+        for what, names in by_dropped.items():
+            if what:
+                ranks.say(f"not kept, as the format cannot hold it: {what} of {first_few(names)}")
 
     def _read_picture(self, number: int) -> tuple[int, Picture]:
         picture = read_picture(self.jobs[number].source)
@@ -185,7 +199,9 @@ class _Run:
                 raise
             return str(error)
         write_atomically(self.jobs[number].target, data)
-        return self._show_result(number, output)
+        result = self._show_result(number, output)
+        result.dropped = describe_dropped(self.jobs[number].target, picture)
+        return result
 
     def _derain_video(self, number: int, job: Job) -> None:
         """Derain a video. Its result, on the first rank, shows a frame in the middle."""

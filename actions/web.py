@@ -28,7 +28,13 @@ from engine.deraining import Derained, derain_picture, derain_video
 from engine.device import describe_device, is_out_of_memory
 from engine.ranks import Ranks
 from media.jobs import Job, plan_jobs
-from media.pictures import encode_picture, read_picture, require_format, to_preview
+from media.pictures import (
+    describe_dropped,
+    encode_picture,
+    read_picture,
+    require_format,
+    to_preview,
+)
 from media.video_reader import VideoReader
 from report.visualize import encode_png, heat_map
 from settings import Settings, UserError, one_line
@@ -211,7 +217,8 @@ class WebDerainer:
             derainer, picture, str(job.source), lambda *part: on_progress(part[0], part[1], "parts")
         )
         write_atomically(job.target, encode_picture(job.target, derained), durable=False)
-        return output, [output.note]
+        dropped = describe_dropped(job.target, derained)
+        return output, [output.note, f"not kept: {dropped}" if dropped else ""]
 
     def _derain_video(
         self, derainer: Derainer, job: Job, on_progress: OnProgress

@@ -13,15 +13,17 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
-from PIL import Image
+import tifffile
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from settings import UserError
 from system.reading import open_regular
+from system.text import format_count
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # this program reports errors
 # Warnings about odd metadata do not concern the user.
@@ -40,6 +42,7 @@ INFLATE_BYTES = 1 << 20  # unpacked at a time
 ORIENTATION, BITS_PER_SAMPLE, HEIGHT, COMPRESSION = 0x0112, 258, 257, 259
 SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR_CONFIGURATION = 277, 278, 284
 STRIP_OFFSETS, STRIP_LENGTHS, TILE_OFFSETS, TILE_LENGTHS = 273, 279, 324, 325
+RGB = 2  # photometric interpretation; 0 and 1 are grey
 DEFLATE = (8, 32946)
 # Appended to the data of a truncated JPEG, this changes what a decoder makes of it: random bits
 # between all the markers at which a decoder may wait for more. To a whole JPEG it does nothing.
@@ -63,7 +66,13 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
     # AVIF shares the container of HEIC, and one of its brands.
     if header[4:8] == b"ftyp" and header[8:12] in HEIC_BRANDS and b"avif" not in header[8:64]:
         require_heic(name)
-    image = Image.open(file)
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        if header.startswith((b"II*\0", b"MM\0*")):
+            file.seek(0)
+            require_tiff_kind(file, name)
+        raise
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format not in MULTI_IMAGE:
         raise UserError(f"{name}: holds {count} images; expected one")
@@ -73,6 +82,21 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
     if image.format in ("AVIF", "HEIF") and depth > 8:
         raise UserError(f"{name}: {image.format} of {depth} bits; expected 8, or PNG or TIFF")
     return image
+
+
+def require_tiff_kind(file: IO[bytes], name: str) -> None:
+    """Raise UserError unless a TIFF is of a kind that is read: Pillow says of others that no
+    format fits, or reduces them.
+    """
+    page: Any = tifffile.TiffFile(file).pages.first
+    bits, channels, whole = page.bitspersample, page.samplesperpixel, page.sampleformat == 1
+    if whole and (bits <= 8 or (bits == 16 and channels != 2 and page.photometric <= RGB)):
+        return
+    raise UserError(
+        f"{name}: a TIFF of {format_count(channels, 'channel')} of {bits}-bit "
+        f"{'whole numbers' if whole else 'floats'}; expected 8 or 16 bits, whole numbers, grey or "
+        "RGB(A)"
+    )
 
 
 def require_heic(name: str) -> None:

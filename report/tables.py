@@ -54,6 +54,7 @@ class Result:
         frames: number of frames of a video.
         begin: of a video, the time in the rainy one at which the derained one begins, seconds.
         note: for the user, printed once for all results.
+        dropped: metadata of the rainy picture that the format of the derained one cannot hold.
     """
 
     index: int
@@ -68,6 +69,7 @@ class Result:
     frames: int = 1
     begin: float | None = None
     note: str = ""
+    dropped: str = ""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     compared: dict[str, tuple[int, int]] = field(default_factory=dict)
 

@@ -174,7 +174,7 @@ def test_what_cannot_be_done_is_one_line(run, model, rainy, source, target, mess
             cv2.imwrite(name, rainy)
         else:
             Path(name).write_bytes(b"\x89PNG")
-    Image.fromarray(rainy).convert("RGBA").save("alpha.png")
+    Image.fromarray(np.dstack([rainy, rainy[..., 0]])).save("alpha.png")
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     status, _, err = run(*DERAIN, "-i", source, "-o", target)
     assert status == 2
