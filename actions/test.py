@@ -184,6 +184,7 @@ def _report_results(
     summary = {
         "model": str(derainer.path),
         "step": derainer.step,
+        "sha256": derainer.digest,
         "direction_attention": derainer.direction_attention,
         "self_ensemble": settings.self_ensemble,
         "tile": settings.tile,

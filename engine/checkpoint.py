@@ -7,6 +7,7 @@ Run as a program, it copies a checkpoint without its optimiser, or writes the me
     python -m engine.checkpoint FROM [FROM ...] TO
 """
 
+import hashlib
 import io
 import os
 import pickle
@@ -25,7 +26,7 @@ from model import SPANet
 from settings import Settings, UserError
 from system.files import write_atomically
 from system.program import report_errors, run_program
-from system.reading import open_regular
+from system.reading import read_bytes
 from system.text import first_few
 
 FORMAT = 1
@@ -54,11 +55,14 @@ def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU, keys of `net` without `module.`.
 
     Nothing in the file is executed. A file of the published kind holds only `net`, `clock`, `opt`.
+    What is returned has `digest` too, the SHA-256 of the file.
 
     Raises:
         UserError: there is no such file, or it is not a checkpoint of this program's format.
     """
-    with translate_load_errors(path), open_regular(path) as file:
+    with translate_load_errors(path):
+        data = read_bytes(path)  # once: a run in progress may replace the file
+        file = io.BytesIO(data)
         # torch itself does not check the checksums.
         if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):
             raise UserError(f"{path}: damaged: the checksum of {damaged} in it is wrong")
@@ -69,7 +73,8 @@ def load(path: Path) -> dict[str, Any]:
         if content.get("format", FORMAT) > FORMAT:
             raise UserError(f"{path}: format {content['format']} is newer than this program's")
         net = {key.removeprefix("module."): value for key, value in content["net"].items()}
-        return {**content, "net": net, "clock": int(content["clock"])}
+        digest = hashlib.sha256(data).hexdigest()
+        return {**content, "net": net, "clock": int(content["clock"]), "digest": digest}
 
 
 @contextmanager

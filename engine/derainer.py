@@ -1,6 +1,5 @@
 """Derainer: a network ready for inference. An image goes in, a clean image and a mask come out."""
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from engine.ranks import Ranks
 from model import STAGES, SPANet
 from settings import Settings, UserError
 from system import machine
-from system.reading import read_bytes
 
 SIZE_CHANGES = 16  # after so many, freed memory goes back to the system
 TILE_SIDES = (64, 128, 256, 512, 1024)  # pixels, proposed if an image does not fit into memory
@@ -60,8 +58,8 @@ class Derainer:
         views: 1, or the mean over 2 (mirrored) or 4 (also half-turned) views of an image.
         tile: side of blended tiles, in pixels; 0 takes every image whole.
         sharing: processes of this machine that derain at the same time.
-        path, step, digest: the checkpoint file, the step it was saved at, and the beginning of its
-            SHA-256. Weights in training have no file.
+        path, step, digest: the checkpoint file, the step it was saved at, and its SHA-256. Weights
+            in training have no file.
         direction_attention: whether the file's weights need the paper's direction attention.
     """
 
@@ -94,8 +92,7 @@ class Derainer:
         attention = checkpoint.has_direction_attention(content)
         net = SPANet(attention)
         checkpoint.load_weights(net, path, content)
-        digest = hashlib.sha256(read_bytes(path)).hexdigest()[:16]
-        origin = {"path": path, "step": content["clock"], "digest": digest}
+        origin = {"path": path, "step": content["clock"], "digest": content["digest"]}
         net = net.to(device).eval()
         return cls(net, device, **origin, direction_attention=attention, **options)
 
@@ -112,7 +109,7 @@ class Derainer:
 
     def describe_weights(self) -> str:
         """Which weights these are, for people."""
-        return f"{self.path}, step {self.step}, SHA-256 {self.digest}"
+        return f"{self.path}, step {self.step}, SHA-256 {self.digest[:16]}"
 
     @torch.inference_mode()
     def derain(

@@ -1,6 +1,7 @@
 """Testing: results, metrics, names of results, lists without ground truth, released figures."""
 
 import csv
+import hashlib
 import json
 import math
 import shlex
@@ -14,6 +15,7 @@ import torch
 from conftest import command, shell, write_pairs
 from test_train import events
 
+from engine import checkpoint
 from engine.derainer import Derainer
 from engine.training_run import TrainingRun
 from media.pictures import to_uint8
@@ -59,6 +61,7 @@ def test_pairs_are_scored_and_written(run, pairs, model):
 
     summary = json.loads(Path("results/summary.json").read_text())
     assert (summary["images"], summary["step"], summary["device"]) == (5, 4, "cpu")
+    assert summary["sha256"] == hashlib.sha256(Path("model/latest").read_bytes()).hexdigest()
     scores = events("logdir/test_derain")
     for name, value in summary["means"].items():
         assert value == pytest.approx(np.mean([float(row[name]) for row in found]))
@@ -80,6 +83,21 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     told = f"{worst}, {lost[worst]:.4f} dB; {losers} of 5 lose"
     assert f"largest loss against the rainy image: {told}" in lines
     assert "are equal" not in out
+
+
+def test_the_digest_is_of_the_weights_that_were_loaded(model, monkeypatch):
+    """A training run replaces `latest` while it is read."""
+    path, load_weights = Path("model/latest"), checkpoint.load_weights
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def replace_and_load(*arguments):
+        path.write_bytes(b"the next step's")
+        load_weights(*arguments)
+
+    monkeypatch.setattr(checkpoint, "load_weights", replace_and_load)
+    derainer = Derainer.load(path, torch.device("cpu"))
+    assert derainer.digest == digest
+    assert derainer.describe_weights().endswith(f"SHA-256 {digest[:16]}")
 
 
 def test_released_figures(run, shared):
