@@ -194,13 +194,9 @@ def score_pair(
 
 
 def _report_results(
-    settings: Settings,
-    folder: Path,
-    methods: list[str],
-    listed: int,
-    results: list[Result],
+    settings: Settings, folder: Path, methods: list[str], listed: int, results: list[Result],
     start: float,
-) -> None:
+) -> None:  # fmt: skip
     """Write means, tables and page, and print the means. Raises UserError."""
     means = tables.compute_means(results, [RAINY, *methods])
     if all(mean.method == RAINY for mean in means):
@@ -217,16 +213,14 @@ def _report_results(
         print("the means are over different pictures: they cannot be compared")
     tables.write_tables(folder, means, listed)
     seconds = time.monotonic() - start
+    scores = {mean.method: (len(mean.indices), tables.json_scores(mean.scores)) for mean in means}
     summary = {
         "results": settings.input,
         "list": settings.test_list,
         "images_listed": listed,
         "crop_to_common": settings.crop_to_common,
         "seconds": round(seconds, 3),
-        "methods": {
-            mean.method: {"images": len(mean.indices), "means": tables.json_scores(mean.scores)}
-            for mean in means
-        },
+        "methods": {name: {"images": n, "means": own} for name, (n, own) in scores.items()},
     }
     tables.write_json(folder / OUTPUTS[1], summary)
     sides = [page.Side(RAINY, RAINY, scored=True)] if means[0].method == RAINY else []

@@ -62,14 +62,9 @@ def test(settings: Settings) -> int:
         readable = _find_readable(listed, ranks)
         pairs, names = [listed[i] for i in readable], [names[i] for i in readable]
         with open_result_folder(
-            folder,
-            "--result-dir",
-            inputs=inputs,
-            outputs=outputs,
-            stale=(METRICS_CSV, SUMMARY),
-            first=ranks.first,
-            barrier=lambda: ranks.all_gather(None),
-        ):
+            folder, "--result-dir", inputs=inputs, outputs=outputs, stale=(METRICS_CSV, SUMMARY),
+            first=ranks.first, barrier=lambda: ranks.all_gather(None),
+        ):  # fmt: skip
             device = describe_device(derainer.device, ranks)
             ranks.say(f"{checkpoint}, step {derainer.step}, on {device}")
             start = time.monotonic()
@@ -171,13 +166,9 @@ def _write_result(folder: Path, name: str, pair: Pair, derained: DerainedPair) -
 
 
 def _report_results(
-    settings: Settings,
-    derainer: Derainer,
-    results: list[Result],
-    listed: int,
-    device: str,
+    settings: Settings, derainer: Derainer, results: list[Result], listed: int, device: str,
     seconds: float,
-) -> None:
+) -> None:  # fmt: skip
     """Write summary and page, and print where the results are and what their means are."""
     folder, scored = Path(settings.result_dir), bool(results[0].scores)
     means = tables.compute_means(results, [RAINY, DERAINED])
@@ -186,9 +177,7 @@ def _report_results(
         "step": derainer.step,
         "sha256": derainer.digest,
         "direction_attention": derainer.direction_attention,
-        "self_ensemble": settings.self_ensemble,
-        "tile": settings.tile,
-        "precision": settings.precision,
+        **{name: getattr(settings, name) for name in ("self_ensemble", "tile", "precision")},
         "list": settings.test_list,
         "images": len(results),
         "images_listed": listed,

@@ -41,12 +41,9 @@ class DerainedPair:
 
 
 def derain_pairs(
-    derainer: Derainer,
-    ranks: Ranks,
-    pairs: Sequence[Pair],
-    workers: int,
+    derainer: Derainer, ranks: Ranks, pairs: Sequence[Pair], workers: int,
     finish: Callable[[DerainedPair], T],
-) -> Generator[T | str, None, None]:
+) -> Generator[T | str, None, None]:  # fmt: skip
     """finish(derained pair) of each pair in order, or the message about a pair that is bad.
 
     Ranks share the pairs, and every rank gets all results. Workers read the next images and threads
@@ -82,12 +79,9 @@ def derain_pairs(
 
 
 def score(
-    derainer: Derainer,
-    ranks: Ranks,
-    pairs: Sequence[Pair],
-    workers: int,
+    derainer: Derainer, ranks: Ranks, pairs: Sequence[Pair], workers: int,
     say: Callable[[str], None],
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """Mean PSNR and SSIM of whole derained images, in the released protocol, on every rank.
 
     Args:

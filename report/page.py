@@ -52,15 +52,10 @@ SCORED_SIDES = [Side(RAINY, RAINY, True), Side(DERAINED, DERAINED, True), Side(C
 
 
 def write_page(
-    folder: Path,
-    title: str,
-    results: Sequence[Result],
-    run: list[tuple[str, str]],
-    settings: Settings,
-    sides: Sequence[Side] = PLAIN_SIDES,
-    means: Sequence[Mean] = (),
+    folder: Path, title: str, results: Sequence[Result], run: list[tuple[str, str]],
+    settings: Settings, sides: Sequence[Side] = PLAIN_SIDES, means: Sequence[Mean] = (),
     links: Sequence[str] = (),
-) -> None:
+) -> None:  # fmt: skip
     """Write index.html.
 
     Args:
@@ -107,15 +102,11 @@ def _page_row(folder: Path, result: Result, sides: Sequence[Side], scored: bool)
     files = {side.kind: result.files[side.name] for side in sides if side.name in result.files}
     scores = [result.scores.get(side.name) for side in sides]
     return {
-        "index": result.index,
-        "name": result.name,
-        "width": result.width,
-        "height": result.height,
+        **{name: getattr(result, name) for name in ("index", "name", "width", "height", "begin")},
         "reduced": longer > VIEW,
         "copy": min(longer, VIEW),
         "has": [n for n, side in enumerate(sides) if scores[n] or not side.scored],
         "mask": not math.isnan(result.attention),
-        "begin": result.begin,
         "files": {kind: _link(folder, path) for kind, path in files.items()},
         "scores": [json_numbers(values.values()) if values else None for values in scores],
         "values": [] if scored else json_numbers(getattr(result, name) for name in COLUMNS),

@@ -15,17 +15,10 @@ MARK = b'<meta name="generator" content="SPANet">'  # identifies a page of this 
 
 @contextmanager
 def open_result_folder(
-    folder: Path,
-    option: str,
-    *,
-    inputs: Iterable[Path],
-    outputs: Iterable[Path],
-    stale: Iterable[str] = (),
-    page: bool = True,
-    lock: Path | None = None,
-    first: bool = True,
+    folder: Path, option: str, *, inputs: Iterable[Path], outputs: Iterable[Path],
+    stale: Iterable[str] = (), page: bool = True, lock: Path | None = None, first: bool = True,
     barrier: Callable[[], object] = lambda: None,
-) -> Iterator[None]:
+) -> Iterator[None]:  # fmt: skip
     """Be the only run that writes to a folder, and remove what an earlier run left there.
 
     Args:

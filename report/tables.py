@@ -75,14 +75,9 @@ class Result:
 
     @classmethod
     def from_images(
-        cls,
-        index: int,
-        name: str,
-        files: dict[str, Path],
-        rainy: np.ndarray,
-        derained: np.ndarray,
-        mask: np.ndarray | None,
-    ) -> "Result":
+        cls, index: int, name: str, files: dict[str, Path], rainy: np.ndarray,
+        derained: np.ndarray, mask: np.ndarray | None,
+    ) -> "Result":  # fmt: skip
         """The result of (H,W,3) images of one integer type, and of a mask (H,W) in 0..1, if any."""
         result = cls(index, name, files, rainy.shape[1], rainy.shape[0])
         levels = np.iinfo(rainy.dtype).max
