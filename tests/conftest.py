@@ -1,6 +1,7 @@
 """Fixtures: each test runs in a folder of its own and finds small pairs of images there."""
 
 import contextlib
+import importlib
 import os
 import shutil
 import signal
@@ -15,17 +16,20 @@ from system import machine
 machine.share_cores()
 # One thread here and in the programs that the tests start: on small images more of them only wait
 # for each other. A test that needs several asks for them; Numba's pool has two for that.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["NUMBA_NUM_THREADS"] = "2"
 
 import cv2
+import forked
 import numpy as np
 import pytest
 import torch
+from irnn_cases import inputs, results
 
 import main
 from engine.derainer import DerainedImage, Derainer
 from engine.training_run import TrainingRun
+from irnn_cuda import irnn
 from rain import backgrounds, streaks, synthetic_rain
 from settings import Settings
 
@@ -37,11 +41,26 @@ SHARED = Path(SHARED).resolve() if SHARED else None
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+# What the programs import in the end; torch does so late, at its first custom operator.
+ACTIONS = ("train", "test", "derain", "score", "clean", "pairs")
+IMPORTED = [f"actions.{action}" for action in ACTIONS]
+IMPORTED += ["torch._dynamo", "irnn_cuda.cpu", "skimage.metrics", "psutil", "portalocker"]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where tests run: in the workers of pytest-xdist, or here if there are none."""
+    if hasattr(session.config, "workerinput") or session.config.getoption("dist", "no") == "no":
+        for name in IMPORTED:
+            importlib.import_module(name)
+        forked.start_server()
+    else:  # once for all workers, if it is not on the disk yet
+        for dtype in (torch.float32, torch.float64):
+            results(irnn, *inputs((1, 1, 2, 2), dtype))
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process a GPU, whose memory several would not share; elsewhere one more than there are
-    cores, as many tests wait for programs that they start.
-    """
-    return torch.cuda.device_count() or machine.count_cores() + 1
+    """One process a GPU, whose memory several would not share; elsewhere one a core."""
+    return torch.cuda.device_count() or machine.count_cores()
 
 
 @pytest.fixture(autouse=True)
@@ -171,9 +190,13 @@ def command(*argv: object) -> list[str]:
 
 
 @contextlib.contextmanager
-def started(words: list[str], **options: Any) -> Iterator[subprocess.Popen]:
-    """A program that runs beside the test, in a process group of its own, killed at the end."""
-    with subprocess.Popen(words, start_new_session=True, **options) as process:
+def started(words: list[str], fresh: bool = False, **options: Any) -> Iterator[subprocess.Popen]:
+    """A program that runs beside the test, in a process group of its own, killed at the end.
+
+    One of Python is forked, see forked.py, unless the test is about what it imports: `fresh`.
+    """
+    popen = subprocess.Popen if fresh or words[0] != sys.executable else forked.Forked
+    with popen(words, start_new_session=True, **options) as process:
         try:
             yield process
         finally:
@@ -181,8 +204,24 @@ def started(words: list[str], **options: Any) -> Iterator[subprocess.Popen]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def finish(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program's outcome, within two minutes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    with started(words, **pipes) as run:
+        out, err = run.communicate(timeout=120)
+        return subprocess.CompletedProcess(words, run.returncode, out, err)
+
+
 def shell(line: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=240)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process have all tests with a browser, and begin with them, as they take longest."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("browser"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import forked
 import psutil
 import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -87,6 +88,12 @@ def train(folder: Path, pairs: Path, steps: int, every: int) -> list[str]:
     ]
 
 
+def finish(command: list[str]) -> None:
+    with forked.Forked(command, stdout=subprocess.DEVNULL) as run:
+        pass
+    assert run.returncode == 0
+
+
 def soak(
     folder: Path, pairs: Path, steps: int, every: int, kills: int, longest: float
 ) -> list[int]:
@@ -98,14 +105,14 @@ def soak(
     rng = random.Random(0)
     alone, killed = folder / "alone", folder / "killed"
     start = time.monotonic()
-    subprocess.run(train(alone, pairs, steps, every), check=True, stdout=subprocess.DEVNULL)
+    finish(train(alone, pairs, steps, every))
     # On a quick machine the steps would be done before the last kill: half of them are to be left.
     longest = min(longest, (time.monotonic() - start) / kills)
     latest, log = killed / "model" / "latest", killed / "log" / "train_derain"
     lost = []
     command = train(killed, pairs, steps, every)
     while len(lost) < kills:
-        run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        run = forked.Forked(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         run.stdout.readline()  # "training on ...": it has loaded all it needs
         time.sleep(rng.uniform(0, longest))
         run.send_signal(signal.SIGKILL)
@@ -117,7 +124,7 @@ def soak(
         seen = max(steps_of_events(log).get("loss/total", [-1]))
         clock = checkpoint.load(latest)["clock"] if latest.exists() else -1
         lost.append(seen - clock)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    finish(command)
     nets = [checkpoint.load(place / "model" / "latest") for place in (alone, killed)]
     for key, tensor in nets[0]["net"].items():
         assert torch.equal(tensor, nets[1]["net"][key]), key

@@ -5,14 +5,13 @@ import hashlib
 import json
 import math
 import shlex
-import subprocess
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import command, shell, write_pairs
+from conftest import command, finish, shell, write_pairs
 from test_train import events
 
 from engine import checkpoint
@@ -179,7 +178,7 @@ def test_bad_images_are_told_and_the_others_scored(pairs, model, workers):
     late.write_bytes(late.read_bytes()[:-20])
     # In a process of its own: workers left alone would keep it from ending.
     line = command("-a", "test", "--test-list", pairs, "--device", "cpu", "--num-workers", workers)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=100)
+    done = finish(line)
     assert done.returncode == 2
     first, second = done.stderr.splitlines()
     assert "list.txt:3: " in first

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import command, started, write_pairs
+from conftest import command, finish, started, write_pairs
 
 from engine.derainer import Derainer
 from media.lists import read_list
@@ -153,7 +153,7 @@ def test_two_tests_in_one_folder(model, tmp_path):
         while not first.stdout.readline().startswith("1/40"):
             pass
         first.send_signal(signal.SIGSTOP)  # it must not be done before the second begins
-        second = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        second = finish(words)
         first.send_signal(signal.SIGCONT)
         assert (second.returncode, second.stdout) == (2, "")
         assert second.stderr == (

@@ -1,12 +1,11 @@
 """The attention map in training: alive at the defaults, told when it died, its figures."""
 
 import math
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, write_pairs
+from conftest import ROOT, finish, write_pairs
 from test_model import recipe_weights
 from test_train import events
 
@@ -68,7 +67,7 @@ def test_the_benchmark_of_the_recipe_prints_its_table(tmp_path):
     pairs = write_pairs(tmp_path / "sparse", **SPARSE)
     options = ["--list", str(pairs), "-o", "runs", "--batch-size", "2", "--patch-size", "40"]
     program = [sys.executable, str(ROOT / "benchmarks" / "recipe.py"), *options, "--steps", "1"]
-    done = subprocess.run(program, capture_output=True, text=True)
+    done = finish(program)
     assert (done.returncode, done.stderr) == (0, "")
     table = [line.rsplit(maxsplit=5) for line in done.stdout.splitlines()[-3:]]
     names = ["defaults", "lr 5e-3", "biases from -1 to 1"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, finish
 from fake_cupy import SOURCE
 
 from engine import device
@@ -127,10 +127,7 @@ print(len(nvrtc.getCUBIN(program)), *[o.removeprefix("-I") for o in options if o
 
 def run_python(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("CUDA")}
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, env=kept | environment,
-    )  # fmt: skip
+    return finish([sys.executable, "-c", program, *arguments], cwd=ROOT, env=kept | environment)
 
 
 def test_the_wheels_compile_the_kernels_without_a_toolkit():

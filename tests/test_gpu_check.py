@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, finish
 
 SMALL = ["--device", "cpu", "--steps", "2", "--batch-size", "2", "--patch-size", "32", "--frames",
          "2", "--clip", "64", "48", "--groups"]  # fmt: skip
@@ -14,7 +14,7 @@ SMALL = ["--device", "cpu", "--steps", "2", "--batch-size", "2", "--patch-size",
 
 def check(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return finish(command)
 
 
 def test_every_part_has_its_line_in_the_table():

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, finish
 
 import hubconf
 from media.pictures import to_uint8
@@ -25,10 +25,7 @@ print(json.dumps([clean.tolist(), float(mask.mean()), sum(p.numel() for p in net
 
 
 def test_torch_hub_in_a_process_started_elsewhere(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(ROOT)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = finish([sys.executable, "-c", PROGRAM, str(ROOT)])
     assert done.returncode == 0, done.stderr
     pixels, attention, parameters = json.loads(done.stdout.splitlines()[-1])
     assert parameters == 283_716

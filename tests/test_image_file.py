@@ -2,7 +2,6 @@
 
 import io
 import struct
-import subprocess
 import zlib
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from conftest import command
+from conftest import command, finish
 from PIL import Image
 
 from media.image_file import FORMATS_TEXT
@@ -166,7 +165,7 @@ def test_the_program_says_one_line_and_no_library_another(model):
         Path("in", name).write_bytes(data)
     Path("in", "z.png").write_bytes(made(".png"))
     words = command("-a", "derain", "-i", "in", "-o", "out", "--num-threads", "1")
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = finish(words)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert len(lines) == len(files)

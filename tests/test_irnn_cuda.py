@@ -198,9 +198,8 @@ for cuda._SMALL_GRID_BLOCKS in (0, cuda._SMALL_GRID_BLOCKS):
         for dtype in cuda.ARITHMETIC:
             results(irnn, *inputs(shape, dtype))
 print(len(gpu.launches), "launches", flush=True)
-if "misuse" in sys.argv:
-    x, weight, bias, _ = inputs((1, 32, 8, 8), torch.float32)
-    cuda.forward(x, weight, bias, torch.zeros(1, 1, 1, 1))
+x, weight, bias, _ = inputs((1, 32, 8, 8), torch.float32)
+cuda.forward(x, weight, bias, torch.zeros(1, 1, 1, 1))  # which they must find
 """
     environment = os.environ | {
         "LD_PRELOAD": runtime,
@@ -208,11 +207,7 @@ if "misuse" in sys.argv:
     }
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "256 launches" in done.stdout
-    done = subprocess.run(
-        [*command, "misuse"], capture_output=True, text=True, env=environment, timeout=240
-    )
+    assert "256 launches" in done.stdout, done.stderr[-2000:]  # any finding would end it sooner
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
 

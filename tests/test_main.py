@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command
+from conftest import ROOT, command, finish
 
 import main
 from engine.checkpoint import checkpoint_path
@@ -299,7 +299,7 @@ def test_ctrl_c_while_testing_is_no_traceback(run, monkeypatch, pairs):
 
 
 def test_the_program_itself_exits_with_2():
-    done = subprocess.run(command("-a", "train"), capture_output=True, text=True, timeout=120)
+    done = finish(command("-a", "train"))
     assert done.returncode == 2
     assert done.stderr.startswith("main.py: training/real_world.txt: cannot read the list")
     assert done.stderr.count("\n") == 1

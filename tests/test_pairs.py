@@ -4,14 +4,13 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command, started
+from conftest import command, finish, started
 
 from actions import pairs
 from media import lists
@@ -297,7 +296,8 @@ def test_a_name_may_be_no_text(videos):
     shutil.copy("videos/alley.mkv", b"videos/\xff.mkv")
     words = command("-a", "pairs", "-i", "videos", "-o", "set", *OPTIONS)
     for _ in range(2):
-        done = subprocess.run(words, capture_output=True, check=True)
+        done = finish(words, text=False)
+        assert done.returncode == 0
     assert b"\n003 \\udcff.mkv: done before\n" in done.stdout
 
 
@@ -327,12 +327,7 @@ def test_bad_input_is_one_line(run, videos, words, message):
 
 def test_from_video_to_scores(run, tmp_path):
     """The whole circle: videos, clean images, pairs, training, testing."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rain.synthetic_rain", "videos", "-o", tmp_path / "videos"],
-        cwd=ROOT,
-        check=True,
-    )
-    assert done.returncode == 0
+    assert synthetic_rain.main(["videos", "-o", "videos"]) == 0
     truth = cv2.imread("videos/truth/camera.png")
     assert run("-a", "clean", "-i", "videos/camera.mkv", "-o", "camera.png", "--frames", 40)[0] == 0
     assert cv2.PSNR(cv2.imread("camera.png"), truth) > 40

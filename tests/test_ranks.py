@@ -1,14 +1,17 @@
 """Several ranks follow the same curve as one; parts of a batch, precision and compilation too."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, started, write_pairs
+from conftest import ROOT, command, finish, started, write_pairs
 from test_model import recipe_weights
 from test_resume import start, until
 from test_train import SMALL, clock, events, weights
@@ -30,10 +33,27 @@ def torchrun(ranks: int, *words: object, restarts: int = 0) -> list[str]:
     return [program[0], *launcher, f"--max-restarts={restarts}", "--", *program[1:]]
 
 
-def finish(words: list[str]) -> subprocess.CompletedProcess[str]:
-    with started(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        out, err = run.communicate(timeout=120)
-        return subprocess.CompletedProcess(words, run.returncode, out, err)
+def run_ranks(count: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """As torchrun starts them, without its own start, which takes longer than the ranks' work."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count}
+    common |= {"LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": 1}
+    with (
+        contextlib.ExitStack() as stack,
+        open("out.txt", "w+") as out,
+        open("err.txt", "w+") as err,
+    ):
+        runs = []
+        for rank in range(count):
+            own = common | {"RANK": rank, "LOCAL_RANK": rank}
+            environment = os.environ | {name: str(value) for name, value in own.items()}
+            run = started(command(*words), stdout=out, stderr=err, env=environment)
+            runs.append(stack.enter_context(run))
+        status = max(run.wait(120) for run in runs)
+        texts = [Path(file.name).read_text() for file in (out, err)]
+    return subprocess.CompletedProcess(words, status, *texts)
 
 
 def test_two_ranks_follow_the_curve_of_one_and_resume_as_one(run, pairs):
@@ -43,7 +63,7 @@ def test_two_ranks_follow_the_curve_of_one_and_resume_as_one(run, pairs):
         return [*words, *place, "--num-steps", steps]
 
     assert run(*words("one", 14))[0] == 0
-    done = finish(torchrun(2, *words("two", 14)))
+    done = run_ranks(2, *words("two", 14))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": 5 pairs, steps 0 to 13, 14 left") == 1
     assert done.stdout.count("two/model/latest holds step 13") == 1
@@ -69,7 +89,7 @@ def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
     TrainingRun(Settings("train", device="cpu")).save("latest")
     words = ["-a", "test", "--test-list", pairs, "--device", "cpu", "--num-threads", 1]
     assert finish(command(*words, "--result-dir", "one")).returncode == 0
-    done = finish(torchrun(2, *words, "--result-dir", "two", "--log-dir", "logdir2"))
+    done = run_ranks(2, *words, "--result-dir", "two", "--log-dir", "logdir2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("PSNR ") == 2  # the head of the table and the last line, of one rank
     assert done.stdout.count("lowest PSNR:") == 1
@@ -82,8 +102,9 @@ def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
 def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
     words = start(pairs, "--num-steps", 24, "--latest-every", 5, "--batch-size", 4)
     with started(
-        torchrun(2, *words, restarts=1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
+        torchrun(2, *words, restarts=1), fresh=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
         until(lambda: Path("model/latest").exists() and clock("model/latest") >= 5)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         ranks = [pid for pid in children if "main.py" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -105,7 +126,7 @@ def test_a_bad_image_on_one_rank_ends_all_with_its_message(tmp_path):
     path = pairs.parent / "rain" / f"pair{number}.png"
     path.write_bytes(path.read_bytes()[:-20])
     began = time.monotonic()
-    done = finish(torchrun(2, *start(pairs, "--num-steps", 1000, "--batch-size", 4)))
+    done = run_ranks(2, *start(pairs, "--num-steps", 1000, "--batch-size", 4))
     assert done.returncode != 0
     assert f"list.txt:{number + 1}: " in done.stderr
     assert f"pair{number}.png: not an image" in done.stderr
@@ -117,7 +138,7 @@ def test_ranks_tell_of_bad_images_once_and_score_the_others(pairs, model):
     (pairs.parent / "rain" / "pair1.png").write_bytes(b"gone")
     late = pairs.parent / "rain" / "pair3.png"
     late.write_bytes(late.read_bytes()[:-20])
-    done = finish(torchrun(2, "-a", "test", "--test-list", pairs, "--device", "cpu"))
+    done = run_ranks(2, "-a", "test", "--test-list", pairs, "--device", "cpu")
     assert done.returncode != 0
     for number in (2, 4):
         assert done.stderr.count(f"list.txt:{number}: ") == 1
@@ -194,10 +215,31 @@ def test_the_network_compiles_without_graph_breaks(lean, bf16):
         assert (a - b).norm() <= (0.1 if bf16 else 1e-4) * b.norm()
 
 
+# Training with a network that torch translates sooner than SPANet, which takes it half a minute.
+QUICK = """
+import sys, torch
+sys.path.insert(0, sys.argv.pop(1))
+import main
+from engine import training_run
+
+class Network(torch.nn.Conv2d):
+    def __init__(self, *_):
+        super().__init__(3, 3, 1)
+
+    def forward(self, image):
+        output = super().forward(image)
+        return output[:, :1].sigmoid(), output
+
+training_run.SPANet = Network
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
 def test_without_a_compiler_compile_is_one_line(pairs):
     environment = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": os.getcwd()}
-    words = command("-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 1, "--compile")
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    words = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 1, "--compile"]
+    words = [sys.executable, "-c", QUICK, str(ROOT), *map(str, words)]
+    done = finish(words, fresh=True, env=environment)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "main.py: --compile: torch finds no compiler, or not Python's headers; expected g++ or "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command, started, write_pairs
+from conftest import ROOT, command, finish, started, write_pairs
 from soak import soak, steps_of_events
 from test_train import SMALL, clock, events, weights
 
@@ -98,9 +98,7 @@ print(*outcomes)
 
 
 def test_a_crash_at_any_call_of_a_save_leaves_a_whole_checkpoint():
-    done = subprocess.run(
-        [sys.executable, "-c", CRASHES, str(ROOT)], capture_output=True, text=True, timeout=120
-    )
+    done = finish([sys.executable, "-c", CRASHES, str(ROOT)])
     assert done.returncode == 0, done.stderr
     clocks = [int(word) for word in done.stdout.split()]
     assert clocks == sorted(clocks)  # once the new one is there, it stays
@@ -191,7 +189,7 @@ def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(pairs):
     words = command(*start(pairs, "--num-steps", 1000, "--num-workers", 2))
     with started(words, stdout=subprocess.DEVNULL) as first:
         until(has_a_step)
-        second = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        second = finish(words)
         assert second.returncode == 2
         assert second.stderr == (
             "main.py: model/.training: another run is training here; expected one at a time\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import command, started, write_pairs
+from conftest import command, finish, started, write_pairs
 
 from report.tables import METRICS
 
@@ -35,7 +35,7 @@ def test_a_full_disk_behind_the_output_is_told(model, rainy):
     cv2.imwrite("a.png", rainy)
     words = command("-a", "derain", "-i", "a.png", "-o", "b.png", "--device", "cpu")
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = finish(words, stdout=full)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("main.py: ")
     assert "No space left on device" in done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, golden, started, write_pairs
+from conftest import ROOT, command, finish, golden, started, write_pairs
 from soak import read_events
 from test_model import recipe_weights
 
@@ -274,10 +274,7 @@ def test_an_unforeseen_error_ends_the_workers_too(pairs):
         "sys.exit(main.main(sys.argv[1:]))\n"
     )
     arguments = ["-a", "train", "--train-list", str(pairs), *map(str, SMALL), "--num-workers", "2"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(ROOT), *arguments],
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+    done = finish([sys.executable, "-c", program, str(ROOT), *arguments])
     assert "RuntimeError: unforeseen" in done.stderr
     assert done.returncode == 1
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import command, expected, started
 from pages import read_copy
-from test_ranks import finish, torchrun
+from test_ranks import run_ranks
 
 from engine.derainer import Derainer
 from media.pictures import to_uint8
@@ -216,7 +216,7 @@ def test_sound_whose_times_begin_anew_is_kept_as_far_as_they_rise(run, model):
 def test_more_ranks_than_frames(model):
     write_video("a.mp4", frames=1, sound=False)
     words = (*DERAIN, "--num-threads", 1, "-i", "a.mp4", "-o", "b.mp4", "--start", 0)
-    done = finish(torchrun(2, *words))
+    done = run_ranks(2, *words)
     assert done.returncode == 0, done.stderr
     assert len(frames("b.mp4")[0]) == 1
 

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, command, finish
 from PIL import Image
 from web_tab import DEVICE, Server, Tab
 
@@ -34,11 +33,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert server.uploads() == []
 
 
-@pytest.fixture
-def tab(browser, server) -> Iterator[Tab]:
+@pytest.fixture(scope="module")
+def kept_tab(browser, server) -> Iterator[Tab]:
     tab = Tab(browser, server)
     yield tab
     tab.context.close()
+
+
+@pytest.fixture
+def tab(kept_tab) -> Tab:
+    """The page as it opens, in one tab for all tests: a new one would load all of Gradio anew."""
+    kept_tab.open()
+    return kept_tab
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +74,17 @@ def given(server) -> Path:
 def derain(server: Server, source: Path, target: Path, *words: object) -> None:
     model = ["--model-dir", server.folder / "model", "-m", "latest", *DEVICE]
     action = command("-a", "derain", "-i", source, "-o", target, *model, *words)
-    subprocess.run(action, check=True, capture_output=True)
+    assert finish(action).returncode == 0
 
 
 def derained(given: Path, name: str) -> bytes:
     return (given.parent / "derained" / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["deep.png", "a photo.jpg"])
-def test_a_picture_comes_back_as_derain_writes_it(tab, given, name):
-    tab.give(given / name)
-    assert tab.download() == (name, derained(given, name))
+def test_a_picture_comes_back_as_derain_writes_it(tab, given):
+    for name in ("deep.png", "a photo.jpg"):
+        tab.give(given / name)
+        assert tab.download() == (name, derained(given, name))
 
 
 def test_the_views_are_those_that_are_chosen(tab, given):
@@ -125,26 +131,22 @@ def test_attention_is_shown_on_request(tab, given):
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 10
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "word"),
-    [
-        ("note.txt", b"hello", "expected one of .3g2"),
-        ("empty.png", b"", "empty"),
-        ("<b>cut.png", None, "damaged"),
-        ("film.mp4", b"no film", "not a video"),
-    ],
-)
-def test_a_bad_file_is_a_line_on_the_page(tab, rainy, name, data, word):
-    path = Path(name)
-    path.write_bytes(cv2.imencode(".png", rainy)[1].tobytes()[:-60] if data is None else data)
-    tab.page.set_input_files("#drop input[type=file]", path)
-    tab.until(lambda: word in tab.text)
-    assert tab.text.count("\n") == 0
-    assert str(tab.server.folder) not in tab.text
-    assert tab.page.locator("#download[disabled]").count() == 1
+def test_a_bad_file_is_a_line_on_the_page(tab, rainy):
     good = Path("good.png")
     good.write_bytes(cv2.imencode(".png", rainy)[1].tobytes())
-    tab.give(good)
+    for name, data, word in (
+        ("note.txt", b"hello", "expected one of .3g2"),
+        ("empty.png", b"", "empty"),
+        ("<b>cut.png", good.read_bytes()[:-60], "damaged"),
+        ("film.mp4", b"no film", "not a video"),
+    ):
+        Path(name).write_bytes(data)
+        tab.page.set_input_files("#drop input[type=file]", name)
+        tab.until(lambda word=word: word in tab.text)
+        assert tab.text.count("\n") == 0
+        assert str(tab.server.folder) not in tab.text
+        assert tab.page.locator("#download[disabled]").count() == 1
+        tab.give(good)
 
 
 def test_a_picture_is_pasted(tab, given):
@@ -198,7 +200,8 @@ def test_one_job_at_a_time(browser, server, given):
     assert set(server.record("running")) == {1}
 
 
-def test_uploads_are_removed_when_their_tab_is_closed(browser, server, given):
+def test_uploads_are_removed_when_their_tab_is_closed(browser, server, kept_tab, given):
+    kept_tab.page.goto("about:blank")
     first, second = Tab(browser, server), Tab(browser, server)
     for tab in (first, second):
         tab.give(given / "a photo.jpg")
@@ -243,7 +246,8 @@ def test_a_job_that_nobody_waits_for_ends(browser, server, given, rainy):
     tab.context.close()
 
 
-def test_nothing_is_fetched_from_elsewhere_and_nobody_else_is_let_in(tab, given):
+def test_nothing_is_fetched_from_elsewhere_and_nobody_else_is_let_in(kept_tab, given):
+    tab = kept_tab  # with all that it asked for since it was opened
     tab.give(given / "a photo.jpg")
     assert len(tab.requests) > 10
     assert not [url for url in tab.requests if ".woff" in url]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import forked
 import numpy as np
 from conftest import ROOT
 
@@ -57,7 +58,7 @@ class Server:
             shutil.copy(ROOT / "model" / "demo", folder / "model" / name)
         (folder / "model" / "broken").write_text("nothing")
         words = [sys.executable, "-c", SERVER, str(ROOT), "-a", "web", *DEVICE]
-        self.process = subprocess.Popen(
+        self.process = forked.Forked(
             words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"TMPDIR": str(self.temporary), "http_proxy": "http://127.0.0.1:9"},
         )  # fmt: skip
@@ -82,7 +83,10 @@ class Tab:
         self.context = browser.new_context(viewport={"width": 1400, "height": 900})
         self.page = self.context.new_page()
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(server.address)
+        self.open()
+
+    def open(self) -> None:
+        self.page.goto(self.server.address)
         self.page.wait_for_selector("#drop input[type=file]", state="attached")
 
     @property
