@@ -183,7 +183,7 @@ def test_sanitizers_find_nothing(tmp_path):
     ).stdout.strip()
     if not os.path.isabs(runtime):
         pytest.skip("g++ has no AddressSanitizer")
-    sanitize = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    sanitize = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     library = build(tmp_path, *sanitize)
     program = f"""
 import sys

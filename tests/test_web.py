@@ -34,15 +34,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def kept_tab(browser, server) -> Iterator[Tab]:
-    tab = Tab(browser, server)
-    yield tab
-    tab.context.close()
+def window(browser) -> Iterator:
+    """A window for all tabs: its cache spares them from fetching all of Gradio anew."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def kept_tab(window, server) -> Tab:
+    return Tab(window, server)
 
 
 @pytest.fixture
 def tab(kept_tab) -> Tab:
-    """The page as it opens, in one tab for all tests: a new one would load all of Gradio anew."""
+    """The page as it opens, in one tab."""
     kept_tab.open()
     return kept_tab
 
@@ -190,36 +196,36 @@ def test_the_checkpoint_is_chosen_from_the_folder(tab, given):
     tab.until(lambda: "by other" in tab.text)
 
 
-def test_one_job_at_a_time(browser, server, given):
-    tabs = [Tab(browser, server) for _ in range(3)]
+def test_one_job_at_a_time(window, server, given):
+    tabs = [Tab(window, server) for _ in range(3)]
     for tab in tabs:
         tab.page.set_input_files("#drop input[type=file]", given / "a photo.jpg")
     for tab in tabs:
         tab.until(lambda tab=tab: "pixels" in tab.text)
-        tab.context.close()
+        tab.page.close()
     assert set(server.record("running")) == {1}
 
 
-def test_uploads_are_removed_when_their_tab_is_closed(browser, server, kept_tab, given):
+def test_uploads_are_removed_when_their_tab_is_closed(window, server, kept_tab, given):
     kept_tab.page.goto("about:blank")
-    first, second = Tab(browser, server), Tab(browser, server)
+    first, second = Tab(window, server), Tab(window, server)
     for tab in (first, second):
         tab.give(given / "a photo.jpg")
     assert len({path.name for path in server.uploads()}) > 3
-    first.context.close()
+    first.page.close()
     second.page.wait_for_timeout(1000)
     assert second.download()[0] == "a photo.jpg"  # what two gave alike stays for the second
     second.page.click("#views label:has-text('2')")
     second.until(lambda: "2 views" in second.text)
-    second.context.close()
+    second.page.close()
     end = time.monotonic() + 30
     while server.uploads():
         assert time.monotonic() < end, server.uploads()
         time.sleep(0.1)
 
 
-def test_a_file_may_be_given_twice_and_under_another_name(browser, server, given, rainy):
-    one, other = Tab(browser, server), Tab(browser, server)
+def test_a_file_may_be_given_twice_and_under_another_name(window, server, given, rainy):
+    one, other = Tab(window, server), Tab(window, server)
     shutil.copy(given / "a photo.jpg", "copy.jpg")
     for _ in range(2):
         one.give(given / "a photo.jpg")
@@ -230,20 +236,20 @@ def test_a_file_may_be_given_twice_and_under_another_name(browser, server, given
     other.page.click("#views label:has-text('2')")
     other.until(lambda: "copy.jpg" in other.text and "2 views" in other.text)
     for tab in (one, other):
-        tab.context.close()
+        tab.page.close()
 
 
-def test_a_job_that_nobody_waits_for_ends(browser, server, given, rainy):
-    large = cv2.resize(rainy, (1400, 1000))
+def test_a_job_that_nobody_waits_for_ends(window, server, given, rainy):
+    large = cv2.resize(rainy, (700, 500))
     Path("large.png").write_bytes(cv2.imencode(".png", large)[1].tobytes())
-    tab, before = Tab(browser, server), len(server.record("running"))
+    tab, before = Tab(window, server), len(server.record("running"))
     tab.page.set_input_files("#drop input[type=file]", "large.png")
     tab.until(lambda: len(server.record("running")) > before)
     tab.give(given / "a photo.jpg")
     tab.page.wait_for_timeout(500)
     assert "large.png" not in tab.text
     assert tab.download()[0] == "a photo.jpg"
-    tab.context.close()
+    tab.page.close()
 
 
 def test_nothing_is_fetched_from_elsewhere_and_nobody_else_is_let_in(kept_tab, given):

@@ -78,10 +78,9 @@ class Server:
 class Tab:
     """The page in a tab, and what it asked for."""
 
-    def __init__(self, browser, server: Server) -> None:
-        self.server, self.requests = server, []
-        self.context = browser.new_context(viewport={"width": 1400, "height": 900})
-        self.page = self.context.new_page()
+    def __init__(self, context, server: Server) -> None:
+        self.server, self.requests, self.context = server, [], context
+        self.page = context.new_page()
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.open()
 
