@@ -137,18 +137,28 @@ def _execute(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
+# Ahead of a program that starts others: they are forked from it in turn.
+FORKING = """
+import runpy, subprocess, sys
+import forked
+forked.start_server()
+subprocess.Popen = forked.Forked
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 class Forked(subprocess.Popen):
     """A program of Python, [sys.executable, ...], forked from the server."""
 
     def _execute_child(self, args: Any, *options: Any) -> None:
-        if _server is None:
+        words = [os.fspath(word) for word in args]
+        if _server is None or words.pop(0) != sys.executable or words[:2] == ["-m", "pytest"]:
             super()._execute_child(args, *options)
             return
         folder, environment, session = options[4], options[5], options[20]
         pipes = options[9], options[12], options[14]  # of stdin, stdout, stderr; -1: this process's
         handles = [number if pipe == -1 else pipe for number, pipe in enumerate(pipes)]
-        words = [os.fspath(word) for word in args]
-        assert words.pop(0) == sys.executable
         request = (words, folder or os.getcwd(), dict(environment or os.environ), session)
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

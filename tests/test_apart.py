@@ -147,10 +147,10 @@ def test_one_run_at_a_time_writes_a_place():
 
 
 def test_two_tests_in_one_folder(model, tmp_path):
-    listed = write_pairs(tmp_path / "set", [(64, 64)] * 40)
+    listed = write_pairs(tmp_path / "set", [(24, 24)] * 20)
     words = command("-a", "test", "--test-list", listed, *DEVICE, "--log-every", 1)
     with started(words, stdout=subprocess.PIPE, text=True) as first:
-        while not first.stdout.readline().startswith("1/40"):
+        while not first.stdout.readline().startswith("1/20"):
             pass
         first.send_signal(signal.SIGSTOP)  # it must not be done before the second begins
         second = finish(words)
@@ -162,7 +162,7 @@ def test_two_tests_in_one_folder(model, tmp_path):
         first.communicate(timeout=120)
         assert first.returncode == 0
     rows = list(csv.DictReader(Path("results/metrics.csv").read_text().splitlines()))
-    assert len(rows) == 40
+    assert len(rows) == 20
     assert not list(Path("results").glob(".*"))
 
 

@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, finish
+from forked import FORKING
 
 SMALL = ["--device", "cpu", "--steps", "2", "--batch-size", "2", "--patch-size", "32", "--frames",
          "2", "--clip", "64", "48", "--groups"]  # fmt: skip
 
 
 def check(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), *options]
+    command = [sys.executable, "-c", FORKING, str(ROOT / "benchmarks" / "gpu_check.py"), *options]
     return finish(command)
 
 
 def test_every_part_has_its_line_in_the_table():
     done = check(*SMALL)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     head, rule, *lines = Path("gpu-check.md").read_text().splitlines()
     assert (head, rule) == ("| what | figure |", "|---|---|")
     table = dict(line.strip("| ").split(" | ") for line in lines)

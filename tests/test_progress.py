@@ -4,7 +4,7 @@ import os
 import pty
 import sys
 
-from conftest import finish
+from conftest import ROOT, finish
 
 LOOP = """
 from system.progress import Progress
@@ -19,7 +19,7 @@ def command(first: int, after: float = 0.0) -> list[str]:
 
 
 def test_lines():
-    done = finish(command(0))
+    done = finish(command(0), fresh=True, cwd=ROOT)
     lines = done.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["1/8 steps", "5/8 steps", "8/8 steps"]
     assert lines[1].startswith("5/8 steps  loss 0.2  lr 0.005  ")
@@ -28,7 +28,7 @@ def test_lines():
 
 def test_bar():
     ours, its = pty.openpty()
-    finish(command(5), stdout=its, stderr=its)
+    finish(command(5), fresh=True, cwd=ROOT, stdout=its, stderr=its)
     os.close(its)
     text = os.read(ours, 100_000).decode()
     os.close(ours)
@@ -41,10 +41,10 @@ def test_bar():
 
 
 def test_what_is_soon_done_shows_nothing():
-    done = finish(command(0, 60.0), text=False)
+    done = finish(command(0, 60.0), fresh=True, cwd=ROOT, text=False)
     assert done.stdout == b""
     ours, its = pty.openpty()
-    finish(command(0, 60.0), stdout=its, stderr=its)
+    finish(command(0, 60.0), fresh=True, cwd=ROOT, stdout=its, stderr=its)
     os.write(its, b"end")
     assert os.read(ours, 100) == b"end"
     for handle in (ours, its):
@@ -62,10 +62,10 @@ with Progress("step", 0, 3, []) as progress:
 
 
 def test_a_line_is_not_printed_into_the_bar():
-    done = finish([sys.executable, "-c", SAYS])
+    done = finish([sys.executable, "-c", SAYS], fresh=True, cwd=ROOT)
     assert done.stdout.splitlines() == ["a line of its own"]
     ours, its = pty.openpty()
-    finish([sys.executable, "-c", SAYS], stdout=its, stderr=its)
+    finish([sys.executable, "-c", SAYS], fresh=True, cwd=ROOT, stdout=its, stderr=its)
     os.close(its)
     text = os.read(ours, 100_000).decode()
     os.close(ours)
