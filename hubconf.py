@@ -3,41 +3,88 @@
 import torch
 derain = torch.hub.load("FOLDER", "derainer", source="local", weights="model/demo")
 clean = derain(rainy)       # (H,W,3) uint8 RGB, as Pillow and matplotlib have it
+
+Our modules have everyday names, such as `model` and `settings`, which a user's own may have too. So
+they are imported as parts of a package of another name, and import each other from there.
 """
 
+import builtins
+import importlib
+import os
 import sys
-from collections.abc import Callable
+import types
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent
-MODULES = "settings model dataset cal_ssim irnn_cuda engine media system"
-for _name in MODULES.split():
-    _path = getattr(sys.modules.get(_name), "__file__", None)
-    if _path and ROOT not in Path(_path).resolve().parents:
-        raise ImportError(
-            f"SPANet's module {_name!r} cannot be imported beside {_path}, of the same name; "
-            "load SPANet in a process of its own, or rename that module"
-        )
+PACKAGE = f"spanet_{zlib.crc32(os.fsencode(ROOT)):08x}"  # another copy of SPANet has another
+NAMES = {path.stem for path in ROOT.glob("*.py")} | {
+    path.parent.name for path in ROOT.glob("*/*.py")
+}
 
-from system import machine
 
-machine.share_cores()
+def _import(
+    name: str,
+    globals: Mapping[str, object] | None = None,
+    locals: Mapping[str, object] | None = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> types.ModuleType:
+    """What an import statement within our modules calls: __import__, with our names as ours."""
+    top = name.partition(".")[0]
+    if level or top not in NAMES:
+        return builtins.__import__(name, globals, locals, fromlist, level)
+    module = builtins.__import__(f"{PACKAGE}.{name}", globals, locals, fromlist or ["*"], 0)
+    return module if fromlist else sys.modules[f"{PACKAGE}.{top}"]
+
+
+class _Loader(SourceFileLoader):
+    """Runs a module with an __import__ of its own."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
+        super().exec_module(module)
+
+
+class _Finder:
+    """Finds the modules of the package."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name.startswith(f"{PACKAGE}.") else None
+        if spec and spec.origin:
+            spec.loader = _Loader(name, spec.origin)
+        return spec
+
+
+if PACKAGE not in sys.modules:
+    sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
+    sys.modules[PACKAGE].__path__ = [str(ROOT)]
+    sys.meta_path.insert(0, _Finder)
+
+
+def _load(name: str) -> Any:
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+_load("system.machine").share_cores()
 
 import numpy as np
 import torch
 
-from engine.derainer import Derainer
-from engine.device import choose_device
-from model import SPANet
-from settings import Settings, UserError
+UserError = _load("settings").UserError
+Derainer = _load("engine.derainer").Derainer
+SPANet = _load("model").SPANet
 
 dependencies = ["torch", "numpy", "numba"]
 
 Image = np.ndarray
 
 
-def spanet(weights: str | Path | None = None, direction_attention: bool = False) -> SPANet:
+def spanet(weights: str | Path | None = None, direction_attention: bool = False) -> torch.nn.Module:
     """The network as a module of PyTorch, on the CPU. train() and eval() make no difference to it.
 
     It takes (N,3,H,W) float32 in 0..1, in **BGR** order, and returns the mask (N,1,H,W) in 0..1 and
@@ -45,7 +92,7 @@ def spanet(weights: str | Path | None = None, direction_attention: bool = False)
 
     Args:
         weights: a checkpoint file, looked for in the working folder, then in this one. None leaves
-            the initial values, drawn by torch's generator.
+            the initial values, drawn by torch's generator; with weights nothing is drawn.
         direction_attention: weigh the directions of the IRNN as the paper does. Where there are
             weights, what they were trained with decides.
 
@@ -53,8 +100,30 @@ def spanet(weights: str | Path | None = None, direction_attention: bool = False)
         UserError: the file is missing, damaged, or not a checkpoint of SPANet.
     """
     if weights is None:
-        return SPANet(direction_attention)
+        with torch.device("cpu"):
+            return SPANet(direction_attention).float()
     return Derainer.load(_find_checkpoint(weights), torch.device("cpu")).net.train()
+
+
+def measure(
+    output: Image,
+    clean: Image,
+    *,
+    order: Literal["RGB", "BGR"],
+    protocols: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """PSNR (dB) and SSIM of output against clean: {"released_psnr": ..., "rgb_ssim": ..., ...}.
+
+    Args:
+        output, clean: (H,W,3) uint8 in 0..255, or float in 0..1.
+        order: of the channels of both.
+        protocols: of report/metrics.py; None: all.
+
+    Raises:
+        TypeError, ValueError: see report/metrics.py.
+    """
+    metrics = _load("report.metrics")
+    return metrics.measure(output, clean, order=order, protocols=protocols or metrics.PROTOCOLS)
 
 
 def derainer(
@@ -83,11 +152,12 @@ def derainer(
         TypeError, ValueError: from the function, what it was given is not (H,W,3) uint8.
     """
     # Checks the values. Threads, ranks and the current GPU are the caller's, and left alone.
-    Settings("derain", device=device, precision=precision, self_ensemble=self_ensemble, tile=tile)
-    network = Derainer.load(
-        _find_checkpoint(weights), choose_device(device, precision), precision=precision,
-        views=self_ensemble, tile=tile,
-    )  # fmt: skip
+    _load("settings").Settings(
+        "derain", device=device, precision=precision, self_ensemble=self_ensemble, tile=tile
+    )
+    path, place = _find_checkpoint(weights), _load("engine.device").choose_device(device, precision)
+    network = Derainer.load(path, place, precision=precision, views=self_ensemble, tile=tile)
+    process = os.getpid()
 
     def derain(rainy: Image, return_mask: bool = False) -> Image | tuple[Image, Image]:
         if not isinstance(rainy, np.ndarray):
@@ -96,6 +166,8 @@ def derainer(
             raise ValueError(
                 f"derain: expected (H,W,3) uint8 in RGB order, got {rainy.shape} {rainy.dtype}"
             )
+        if os.getpid() != process:  # forked: torch's threads are not there, and would be waited for
+            torch.set_num_threads(1)
         output = network.derain(np.ascontiguousarray(rainy[..., ::-1]))
         clean = np.ascontiguousarray(output.uint8_image[..., ::-1])
         return (clean, output.mask) if return_mask else clean

@@ -90,7 +90,9 @@ class Derainer:
         """
         content = checkpoint.load(path)
         attention = checkpoint.has_direction_attention(content)
-        net = SPANet(attention)
+        # float32 on the CPU whatever the process has set, without drawing from its generator.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            net = SPANet(attention).float()
         checkpoint.load_weights(net, path, content)
         origin = {"path": path, "step": content["clock"], "digest": content["digest"]}
         net = net.to(device).eval()

@@ -44,9 +44,9 @@ def derain_tiled(
     height, width = image.shape[2:]
     if not tile or max(height, width) <= tile:
         return _average_views(net, image, views)
-    mask, clean = (torch.zeros(len(image), c, height, width, device=image.device) for c in (1, 3))
-    for top, row_weights in _blending_weights(height, tile, image.device):
-        for left, column_weights in _blending_weights(width, tile, image.device):
+    mask, clean = (image.new_zeros(len(image), c, height, width) for c in (1, 3))
+    for top, row_weights in _blending_weights(height, tile, image):
+        for left, column_weights in _blending_weights(width, tile, image):
             rows = slice(top, top + len(row_weights))
             columns = slice(left, left + len(column_weights))
             weights = row_weights[:, None] * column_weights
@@ -87,8 +87,10 @@ def _tile_starts(length: int, tile: int) -> list[int]:
     return [round(index * last / max(count - 1, 1)) for index in range(count)]
 
 
-def _blending_weights(length: int, tile: int, device: torch.device) -> list[tuple[int, Tensor]]:
+def _blending_weights(length: int, tile: int, image: Tensor) -> list[tuple[int, Tensor]]:
     """(start, weights) of each tile along a side: at every pixel the weights add up to 1.
+
+    They are of the image's type, on its device.
 
     At a cut edge a tile is least exact, so its weight there is 0. It rises in the middle half of
     what the tile shares with its neighbour.
@@ -96,8 +98,9 @@ def _blending_weights(length: int, tile: int, device: torch.device) -> list[tupl
     side = min(tile, length)
     overlap = min(OVERLAP, tile // 2)
     starts = _tile_starts(length, tile)
-    ramp = (torch.arange(side, device=device) + 0.5 - overlap / 4) / max(overlap / 2, 1)
-    total = torch.zeros(length, device=device)
+    ramp = torch.arange(side, dtype=image.dtype, device=image.device)
+    ramp = (ramp + 0.5 - overlap / 4) / max(overlap / 2, 1)
+    total = image.new_zeros(length)
     weights = []
     for start in starts:
         rising = ramp if start > 0 else torch.ones_like(ramp)

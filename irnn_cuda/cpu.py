@@ -7,6 +7,7 @@ together, since neighbouring pixels of a row are neighbours in memory. Lines are
 threads; no two threads write the same element, and every sum has a fixed order.
 """
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ _STRIP_COLUMNS = 8  # columns scanned together: 8 pixels x 4C floats stay in the
 # Rows of weight and bias, and blocks of output channels.
 _UP, _RIGHT, _DOWN, _LEFT = 0, 1, 2, 3
 _LAUNCH_LOCK = threading.Lock()  # two threads must not enter some of Numba's pools at once
+_pool_process = 0  # the process that has started Numba's pool; one forked from it has none
 Array = np.ndarray
 
 
@@ -133,7 +135,12 @@ def _rows(tensor: Tensor) -> np.ndarray:
 
 
 def _launch(kernel: Callable[..., None], *arguments: np.ndarray | int) -> None:
+    global _pool_process
+    if _pool_process not in (0, os.getpid()):
+        kernel.py_func(*arguments)  # type: ignore[attr-defined]  # its loops here, its scans compiled
+        return
     with _LAUNCH_LOCK:
+        _pool_process = os.getpid()
         num_threads = torch.get_num_threads()
         use_threads(num_threads)
         kernel(*arguments)

@@ -49,7 +49,11 @@ def _empty(like: Tensor, channels: int) -> Tensor:
     return like.new_empty((n, h, w, channels)).permute(0, 3, 1, 2)
 
 
-@library.custom_op("spanet::irnn", mutates_args=())
+# hubconf.py imports this package under another name, beside a program's own copy.
+_NAMESPACE = "spanet" if __package__ == "irnn_cuda" else str(__package__).replace(".", "_")
+
+
+@library.custom_op(f"{_NAMESPACE}::irnn", mutates_args=())
 def _irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = _empty(x, 4 * x.shape[1])
     if x.device.type == "cpu" and x.dtype in COARSE:
@@ -66,7 +70,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _empty(x, 4 * x.shape[1])
 
 
-@library.custom_op("spanet::irnn_backward", mutates_args=())
+@library.custom_op(f"{_NAMESPACE}::irnn_backward", mutates_args=())
 def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if (grad.shape, grad.dtype, grad.device) != (y.shape, y.dtype, y.device):
         raise ValueError(

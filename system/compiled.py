@@ -35,6 +35,9 @@ def compiled(**options: Any) -> Callable[[F], F]:
     config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
 
     def decorate(function: F) -> F:
+        # Numba imports the module of what it kept on disk, by the name that it had then. hubconf.py
+        # gives our modules other names, so each name has files of its own.
+        function.__qualname__ = f"{function.__module__}.{function.__name__}"
         try:
             return numba.njit(cache=True, nogil=True, **options)(function)
         except RuntimeError:  # no folder for the compiled code can be written

@@ -1,6 +1,8 @@
 """The way in from Python: plain import, torch.hub, other working folders, RGB in and out."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 
@@ -10,8 +12,8 @@ import torch
 from conftest import ROOT, finish
 
 import hubconf
+from hubconf import UserError
 from media.pictures import to_uint8
-from settings import UserError
 
 PROGRAM = """
 import json, sys
@@ -68,15 +70,112 @@ def test_the_process_of_the_caller_is_left_alone(monkeypatch, rainy):
     assert not torch.distributed.is_initialized()
 
 
-def test_a_module_of_the_same_name_is_told(tmp_path):
-    (tmp_path / "settings.py").write_text("")
-    program = f"import settings, sys; sys.path.insert(0, {str(ROOT)!r}); import hubconf"
+# A program with modules of its own, whose names are ours, imported before or after our use.
+OWN = ("model", "dataset", "settings", "report", "system", "media", "engine", "irnn_cuda")
+BESIDE = """
+import importlib, sys
+import numpy, torch
+own = sys.argv[2:]
+def check():
+    for name in own:
+        assert importlib.import_module(name).OWNER == "user", name
+first = {first}
+if first:
+    check()
+names, path = set(sys.modules), list(sys.path)
+{load}
+assert sys.path == path
+assert not (set(sys.modules) - names) & set(own)
+image = numpy.full((9, 12, 3), 90, numpy.uint8)
+clean = derain(image)
+assert measure(clean, image, order="RGB")["rgb_psnr"] > 10
+check()
+assert numpy.array_equal(derain(image), clean)
+"""
+LOADS = {
+    "hub": """
+derain = torch.hub.load(sys.argv[1], "derainer", source="local", weights="model/demo", device="cpu")
+measure = lambda *a, **b: torch.hub.load(sys.argv[1], "measure", *a, source="local", **b)
+""",
+    "import": """
+sys.path.append(sys.argv[1])
+from hubconf import derainer, measure
+sys.path.pop()
+derain = derainer("model/demo", device="cpu")
+""",
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("way", LOADS)
+def test_modules_of_the_same_names_stay_apart(tmp_path, way, first):
+    for name in OWN:
+        (tmp_path / f"{name}.py").write_text("OWNER = 'user'\n")
+    (tmp_path / "program.py").write_text(BESIDE.format(first=first, load=LOADS[way]))
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: SPANet's module 'settings' cannot be imported beside ")
-    assert str(tmp_path / "settings.py") in last
+        [sys.executable, "program.py", str(ROOT), *OWN],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_float32_on_the_cpu_whatever_the_defaults_are():
+    derain, image = hubconf.derainer("model/demo", device="cpu", tile=64), np.ones((9, 80, 3), "u1")
+    expected, weight = derain(image, True), hubconf.spanet("model/demo").conv_in[0].weight
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        state = torch.get_rng_state()
+        net = hubconf.spanet("model/demo")
+        found = hubconf.derainer("model/demo", device="cpu", tile=64)(image, True)
+        assert torch.equal(torch.get_rng_state(), state)
+        fresh = hubconf.spanet()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(net.conv_in[0].weight, weight)
+    for parameter in (*net.parameters(), *fresh.parameters()):
+        assert (parameter.dtype, parameter.device.type) == (torch.float32, "cpu")
+    assert np.array_equal(found[0], expected[0])
+    assert found[1].dtype == np.float32
+    assert np.array_equal(found[1], expected[1])
+
+
+FORKED = """
+import multiprocessing, os, sys
+import numpy, torch
+from torch.utils.data import DataLoader
+sys.path.append(sys.argv[1])
+from hubconf import derainer
+image = numpy.random.default_rng(0).integers(0, 256, (20, 31, 3), numpy.uint8)
+derain = derainer("model/demo", device="cpu")
+torch.set_num_threads(2)
+expected = derain(image)
+class Images:
+    def __len__(self):
+        return 2
+    def __getitem__(self, _):
+        return derain(image)
+def work(_):
+    return derain(image)
+for batch in DataLoader(Images(), num_workers=1, timeout=60, multiprocessing_context="fork"):
+    assert numpy.array_equal(batch[0], expected)
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    assert numpy.array_equal(pool.map_async(work, [0]).get(60)[0], expected)
+assert numpy.array_equal(derain(image), expected)
+assert torch.get_num_threads() == 2
+print("fine", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_it_works_in_forked_processes_after_a_first_use():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(ROOT)], capture_output=True, text=True, timeout=180,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert done.stdout == "fine\n", done.stderr
 
 
 def test_attention_is_that_of_the_argument_or_of_the_file():
@@ -104,3 +203,13 @@ def test_bad_arguments_are_named():
     for given in ({"tile": 3}, {"self_ensemble": 3}, {"precision": "fp8"}, {"device": "tpu"}):
         with pytest.raises(UserError, match=next(iter(given)).replace("_", "-")):
             hubconf.derainer("model/demo", **given)
+
+
+def test_kernels_on_disk_belong_to_one_name_of_their_module():
+    """Numba imports that module again when it loads them, so two names must not share a file."""
+    from irnn_cuda import cpu
+
+    own = importlib.import_module(f"{hubconf.PACKAGE}.irnn_cuda.cpu")
+    for module in (own, cpu):
+        assert module._scan.py_func.__qualname__ == f"{module.__name__}._scan"
+    assert own._scan is not cpu._scan

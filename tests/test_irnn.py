@@ -163,7 +163,7 @@ def test_compiled_kernels_are_kept_on_disk():
     results(irnn, *inputs((1, 2, 3, 4), torch.float32))
     for kernel in (op._cpu_kernels()._forward, op._cpu_kernels()._backward):
         folder = Path(kernel.stats.cache_path)
-        assert list(folder.glob(f"cpu.{kernel.__name__}-*.nbc"))
+        assert list(folder.glob(f"cpu.irnn_cuda.cpu.{kernel.__name__}-*.nbc"))
 
 
 def test_without_numba_the_reference_serves_with_one_warning():
