@@ -165,6 +165,14 @@ def image_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a picture that is read, whatever its suffix."""
+    with contextlib.suppress(Exception), open_regular(path) as file:
+        open_image(file, "")
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def mute_stderr() -> Iterator[None]:
     """Within it, what libpng, libtiff and libjpeg print on standard error is lost."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from media.folders import describe_skipped, walk_folder
+from media.image_file import is_picture
 from media.pictures import FORMATS
 from media.video_writer import ENCODERS
 from settings import UserError
@@ -33,7 +34,7 @@ class Job:
 
     @property
     def is_video(self) -> bool:
-        return self.source.suffix.lower() in VIDEOS
+        return self.target.suffix.lower() in ENCODERS
 
 
 def plan_jobs(source_name: str, target_name: str) -> tuple[list[Job], Path | None, str, list[str]]:
@@ -62,11 +63,6 @@ def plan_jobs(source_name: str, target_name: str) -> tuple[list[Job], Path | Non
         jobs, note, errors = [_plan_file(source, target, is_file)], "", []
         folder = target if jobs[0].target != target else None
     check_no_overlap((job.source for job in jobs), (job.target for job in jobs), "-o")
-    by_target: dict[str, Job] = {}
-    for job in jobs:
-        other = by_target.setdefault(os.path.realpath(job.target), job)
-        if other is not job:
-            raise UserError(f"-o: {job.target} would come from {other.name} and {job.name}")
     return jobs, folder, note, errors
 
 
@@ -87,10 +83,12 @@ def _plan_folder(source: Path, target: Path) -> tuple[list[Job], str, list[str]]
     errors: list[OSError] = []
     for inner, _, files in walk_folder(source, target, errors.append):
         for name in (Path(inner, file) for file in files):
-            if name.suffix.lower() in SUPPORTED:
-                jobs.append(Job(source / name, target / _result_name(name), format_path(name)))
+            suffix = name.suffix.lower()
+            if suffix in SUPPORTED:
+                result = target / _result_name(name, suffix in VIDEOS)
+                jobs.append(Job(source / name, result, format_path(name)))
             else:
-                skipped[name.suffix.lower()] += 1
+                skipped[suffix] += 1
     messages = [f"{error.filename}: cannot be read: {error.strerror}" for error in errors]
     if not jobs:
         expected = ", ".join(sorted(SUPPORTED))
@@ -106,11 +104,12 @@ def _plan_file(source: Path, target: Path, is_file: bool) -> Job:
         reason = "not a regular file" if source.exists() else "no such file or folder"
         raise UserError(f"-i: {source}: {reason}")
     suffix = source.suffix.lower()
-    if suffix not in SUPPORTED:
+    is_video = suffix in VIDEOS and not is_picture(source)
+    if suffix not in SUPPORTED and not is_picture(source):
         raise UserError(f"-i: {source}: expected one of {', '.join(sorted(SUPPORTED))}")
-    writable = ENCODERS if suffix in VIDEOS else FORMATS
+    writable = ENCODERS if is_video else FORMATS
     if not is_file:
-        target = target / _result_name(Path(source.name))
+        target = target / _result_name(Path(source.name), is_video)
     elif target.suffix.lower() not in SUPPORTED:
         raise UserError(
             f"-o: {target}: cannot write {target.suffix} files; expected one of "
@@ -121,5 +120,6 @@ def _plan_file(source: Path, target: Path, is_file: bool) -> Job:
     return Job(source, target, format_path(Path(source.name)))
 
 
-def _result_name(path: Path) -> Path:
-    return path.with_name(path.name + ".mkv") if path.suffix.lower() in OTHER_VIDEOS else path
+def _result_name(path: Path, is_video: bool) -> Path:
+    writable, default = (ENCODERS, ".mkv") if is_video else (FORMATS, ".png")
+    return path if path.suffix.lower() in writable else path.with_name(path.name + default)

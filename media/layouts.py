@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 from media.folders import describe_skipped, walk_folder
 from media.pictures import FORMATS
@@ -218,9 +219,10 @@ def _iterate_side(
     if side != SAME_FOLDER:
         folders = [inner for inner in tree if inner == top or inner.startswith(f"{top}/")]
     for folder in folders:
-        within = folder[len(top) + 1 :]
+        within = normalize("NFC", folder[len(top) + 1 :])  # macOS stores accents separately
         for name in tree[folder].images:
-            yield within, name.partition("/")[0].rpartition(".")[0], File(folder, name)
+            stem = normalize("NFC", name.partition("/")[0].rpartition(".")[0])
+            yield within, stem, File(folder, name)
 
 
 def _add_pairs(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
+from unicodedata import normalize
 
 import numpy as np
 
@@ -31,6 +32,7 @@ UNLISTABLE = re.compile(r"[\t\n\r\ud800-\udfff]|[ ]$")  # in names that no list 
 CHUNK_NAMES = 1 << 16  # whose places are Python's numbers at a time
 NOTICE_LINES = 10_000  # read between two notices
 
+Listings = dict[Path, dict[str, str]]  # of folders: names by their Unicode form NFC
 Notify = Callable[[str], object]  # shows the user a line of progress, if reading takes long
 
 
@@ -178,7 +180,7 @@ def read_list(
 def _read_text(path: str) -> bytes:
     """A list as UTF-8 with LF at the end of lines. Raises UserError."""
     try:
-        data = read_bytes(path)
+        data = read_bytes(path, allow_pipe=True)
     except OSError as error:
         raise UserError(
             f"{path}: cannot read the list: {error.strerror}; "
@@ -240,7 +242,7 @@ def _find_resolver(pairs: PairList) -> NameResolver:
     resolvers = [NameResolver(base, bare) for bare in (False, True) for base in (None, folder)]
     name = next(pairs.iterate_names()).decode()
     for resolver in resolvers:
-        if spelling := _find_spelling(resolver, name):
+        if spelling := _find_spelling(resolver, name, {}):
             if "\\" in name and "\\" not in spelling:  # a list of Windows
                 pairs.text = pairs.text.replace(b"\\", b"/")
             return resolver
@@ -248,19 +250,36 @@ def _find_resolver(pairs: PairList) -> NameResolver:
     raise UserError(f"{pairs.location(0)}: no such image: {name} (looked for {tried})")
 
 
-def _find_spelling(resolver: NameResolver, name: str) -> str | None:
+def _find_spelling(resolver: NameResolver, name: str, listings: Listings) -> str | None:
     """A name as its file has it, or None if there is no such file.
 
-    A name with backslashes that is no file stands for the one with slashes, and a folder with the
-    name of an image for the one image in it.
+    A name with backslashes that is no file stands for the one with slashes, one whose accents are
+    letters of their own, as on macOS, for the other, and a folder with the name of an image for the
+    one image in it.
     """
     for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+        if not spelling.isascii():
+            spelling = _spell_as_on_disk(resolver, spelling, listings)
         path = resolver(spelling)
         if os.path.isfile(path):
             return spelling
         if image := sole_image(path):
             return f"{spelling}/{image}"
     return None
+
+
+def _spell_as_on_disk(resolver: NameResolver, name: str, listings: Listings) -> str:
+    """A name with each of its parts in the Unicode form in which it exists, if any does."""
+    spelling = ""
+    for part in name.split("/"):
+        folder = resolver(spelling)
+        if not part.isascii() and not (folder / part).exists():
+            if folder not in listings:
+                names = os.listdir(folder) if folder.is_dir() else []
+                listings[folder] = {normalize("NFC", found): found for found in names}
+            part = listings[folder].get(normalize("NFC", part), part)
+        spelling += f"{part}/"
+    return spelling.removesuffix("/")
 
 
 def _check_images(pairs: PairList, notify: Notify) -> int:
@@ -274,15 +293,16 @@ def _check_images(pairs: PairList, notify: Notify) -> int:
     """
     spans = pairs.spans.reshape(-1, 2)  # a view: what is written to it is written to the list
     text, missing, replaced = bytearray(pairs.text), [], 0
+    listings: Listings = {}
     for i in _find_unlisted(pairs, notify):
         name = pairs.text[slice(*spans[i])].decode()
-        spelling = _find_spelling(pairs.resolver, name)
+        spelling = _find_spelling(pairs.resolver, name, listings)
         if spelling is None:
             missing.append((i // pairs.spans.shape[1], name))
         elif spelling != name:
             spans[i] = len(text), len(text) + len(spelling.encode())
             text += spelling.encode()
-            replaced += len(spelling) > len(name)
+            replaced += spelling.count("/") > name.count("/")
     if missing:
         index, name = missing[0]
         lines = first_few(pairs.numbers[[index for index, _ in missing]])

@@ -31,17 +31,17 @@ def result_names(files: list[Path]) -> list[str]:
     No two are equal even on a file system that ignores case, and a file keeps its stem unless
     one before it in the list took it.
     """
-    reserved = {file.stem.casefold() for file in files}
+    reserved = {_normalize(file.stem).casefold() for file in files}
     counters: dict[str, Iterator[int]] = {}
     names = []
     for file in files:
         name = file.stem
-        key = name.casefold()
+        key = _normalize(name).casefold()
         if key in counters:
-            while name.casefold() in reserved:
+            while _normalize(name).casefold() in reserved:
                 name = f"{file.stem}-{next(counters[key])}"
         counters.setdefault(key, itertools.count(2))
-        reserved.add(name.casefold())
+        reserved.add(_normalize(name).casefold())
         names.append(name)
     return names
 

@@ -84,28 +84,33 @@ def require_writable(folder: Path) -> None:
 
 
 def check_no_overlap(read: Iterable[Path], written: Iterable[Path], option: str) -> None:
-    """Check that no file to be written is one that is read, under any name or link.
+    """Check that no file to be written is one that is read, or written twice, under any name.
 
     Args:
         option: the option that names what is written, for the message.
 
     Raises:
-        UserError: a file of `written` exists and is one of `read`.
+        UserError: a file of `written` exists and is one of `read`, or is there twice.
     """
     sources: dict[tuple[int, int], Path] = {}
     for path in read:
         with contextlib.suppress(OSError, ValueError):  # its reader reports a missing file
             status = path.stat()
             sources.setdefault((status.st_dev, status.st_ino), path)
+    targets: dict[str, Path] = {}
     for path in written:
+        source = None
         with contextlib.suppress(OSError):
             status = path.stat()
-            if source := sources.get((status.st_dev, status.st_ino)):
-                alias = "" if path == source else f", as {format_path(source)}"
-                raise UserError(
-                    f"{option}: {format_path(path)} is an input{alias}; expected another folder "
-                    "or name"
-                )
+            source = sources.get((status.st_dev, status.st_ino))
+        other = targets.setdefault(os.path.realpath(path), path)
+        if source or other is not path:
+            same = source or other
+            alias = "" if path == same else f", as {format_path(same)}"
+            raise UserError(
+                f"{option}: {format_path(path)} is {'an input' if source else 'written twice'}"
+                f"{alias}; expected another folder or name"
+            )
 
 
 def check_still_there(written: list[Path], what: str, cure: str = "") -> None:

@@ -124,6 +124,36 @@ def test_rows_are_written_as_they_are_made(run, pairs, monkeypatch):
     assert [Path(row["rainy"]).name for row in table("t.csv")] == ["pair0.png", "pair1.png"]
 
 
+@pytest.mark.parametrize("output", ["x.txt", "./x.txt", "link.txt"])
+def test_table_and_list_are_not_written_to_one_file(run, pairs, output):
+    Path("link.txt").symlink_to("x.txt")
+    status, out, err = run("-a", "check", "--train-list", pairs, "-o", output, "--fix", "x.txt")
+    assert (status, out) == (2, "")
+    assert "-o or --fix: x.txt is written twice" in err
+    assert not Path("x.txt").exists()
+
+
+def test_the_row_of_a_file_that_changes_as_it_is_read_is_stale(run, pairs, monkeypatch):
+    first, read = lists.read_list(str(pairs))[0], actions.check.read_pair
+
+    def read_and_change(pair):
+        images = read(pair)
+        if pair.rainy == first.rainy:
+            os.utime(pair.rainy, (2, 2))
+        return images
+
+    monkeypatch.setattr(actions.check, "map_processes", map_parts)
+    monkeypatch.setattr(actions.check, "read_pair", read_and_change)
+    assert run("-a", "check", "--train-list", pairs)[0] == 0
+    assert "@2000000000" not in table()[0]["files"]
+    assert "4 of 5 pairs were looked at before" in run("-a", "check", "--train-list", pairs)[1]
+
+
+def map_parts(parts, work, processes):
+    for part in parts:
+        yield work(part)
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "words", "\0"])
 def test_another_table_is_not_overwritten(run, pairs, text):
     Path("check.csv").write_text(text)

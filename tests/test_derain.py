@@ -72,6 +72,15 @@ def test_parts_of_tiles_are_counted(model, rainy):
     assert counts == [(done, total) for done in range(1, total + 1)]
 
 
+@pytest.mark.parametrize("name", ["photo.dat", "photo", "photo.mp4", "photo.gif"])
+def test_a_picture_that_is_named_is_read_whatever_its_suffix(run, model, rainy, name):
+    Image.fromarray(rainy).save(name, "JPEG", quality=95)
+    status, _, err = run(*DERAIN, "-i", name, "-o", "out/")
+    assert (status, err) == (0, "")
+    assert Image.open(f"out/{name}.png").size == rainy.shape[1::-1]
+    assert run(*DERAIN, "-i", name, "-o", "b.jpg")[0] == 0
+
+
 @pytest.mark.parametrize("target", ["results-1.5", "rain.d", "my.results", "new.gif/", "old.gif"])
 @pytest.mark.parametrize("source", ["a.png", "in"])
 def test_folders_may_have_a_dot_in_their_names(tmp_path, source, target):
@@ -202,7 +211,7 @@ def test_nothing_that_is_there_is_lost(run, model, rainy):
             "site/index.html: is not a page of results; expected a folder without one",
         ),
         ("out/in", "out", "-o: out/in/x.png is an input; expected another folder or name"),
-        ("twice", "new", "-o: new/a.avi.mkv would come from a.avi and a.avi.mkv"),
+        ("twice", "new", "-o: new/a.avi.mkv is written twice; expected another folder or name"),
     ):
         status, _, err = run(*DERAIN, "-i", source, "-o", target)
         assert status == 2

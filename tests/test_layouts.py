@@ -1,6 +1,7 @@
 """Folders in the layouts of public sets: what is paired, what is said, what is refused."""
 
 import csv
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from test_lists import image_file
 import dataset
 from actions import train
 from media import lists
+from media.results import result_names
 from settings import UserError
 from system import progress
 
@@ -217,6 +219,33 @@ def test_layout_is_not_for_lists(said):
     Path("list.txt").write_text("set/rain/1.png set/norain/1.png\n")
     assert len(lists.read_list("list.txt", True, said.append, layout="name")) == 1
     assert said == ["list.txt: --layout is not for it: it is a list, not a folder"]
+
+
+# Names in two Unicode forms
+
+
+def test_names_that_differ_in_their_unicode_form_are_one_name(said, run):
+    """As in sets of which one side was packed on macOS: its accents are letters of their own."""
+    apart, whole = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFD", "NFC"))
+    write(
+        Path("set"), [(f"{apart}/input/{apart}{n}.png", f"{apart}/gt/{whole}{n}.png") for n in "12"]
+    )
+    image_file(Path(f"set/{apart}/input/3.png"), flat(0))
+    image_file(Path(f"set/{apart}/gt/3.png"), flat(0))
+    assert len(lists.read_list("set", True, said.append)) == 3
+    assert said == ["set: 3 pairs, input/ and gt/ by name"]
+    for folder, name in ((whole, whole), (apart, whole), (whole, apart)):
+        lines = [f"set/{folder}/input/{name}{n}.png set/{folder}/gt/{name}{n}.png" for n in "12"]
+        Path("list.txt").write_text("\n".join(["", f"set/{apart}/gt/3.png " * 2, *lines]))
+        pairs = lists.read_list("list.txt", True, said.append)
+        assert all(file.is_file() for pair in pairs for file in (pair.rainy, pair.clean))
+    assert len(said) == 1
+    names = result_names([Path(f"a/{whole}.png"), Path(f"b/{apart}.png")])
+    assert names == [whole, f"{apart}-2"]
+    both = [(f"input/{whole}.png", f"gt/{name}.png") for name in (apart, whole)]
+    write(Path("two"), both)
+    with pytest.raises(UserError, match=r"has two clean images"):
+        lists.read_list("two")
 
 
 # Two readings, none, and what is left over

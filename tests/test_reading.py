@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +68,6 @@ def test_what_is_no_regular_file_is_refused(pipe):
     [
         lambda path: read_image(path, "list:1"),
         read_picture,
-        lambda path: read_list(str(path)),
         lambda path: lock_file(path, "taken"),
     ],
 )
@@ -82,7 +83,6 @@ def test_readers_tell_of_a_pipe(read, pipe):
     [
         ("-a test -m ./pipe --test-list data/list.txt", "pipe: cannot be read"),
         ("-a train --init-from pipe --train-list data/list.txt", "pipe: cannot be read"),
-        ("-a test -m demo --test-list pipe", "pipe: cannot read the list"),
         ("-a derain -m demo -i pipe.png -o out.png", "-i: pipe.png"),
         ("-a derain -m demo -i data -o page", "page/index.html: not a regular file"),
         ("-a clean -i pipe -o clean.png", "pipe: cannot be read"),
@@ -200,3 +200,25 @@ def _reads(node: ast.AST) -> bool:
     words += ["w" for word in node.args if isinstance(word, ast.Attribute) and word.attr == "mode"]
     writes = any(set("wx") & set(word) for word in words)
     return owner not in OTHERS and not writes
+
+
+def test_a_list_is_read_once_from_a_pipe(run, tmp_path):
+    """As `--test-list <(grep heavy list.txt)` hands it over."""
+    path = write_pairs(tmp_path / "data", [(16, 16)] * 3)
+    for action, option in (("check", "--train-list"), ("test", "--test-list")):
+        words = [ROOT / "main.py", "-a", action, option]
+        words += ["-m", ROOT / "model" / "demo", "--num-workers", "0"] * (action == "test")
+        script = " ".join(map(str, words)).replace(option, f"{option} <(sleep 1; cat list.txt)")
+        script = ["bash", "-c", f"cd {path.parent}; {sys.executable} {script}"]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert "3 of 3" in done.stdout or "3 images" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("pipe", "a pipe that nobody writes to"), ("/dev/zero", "not a regular file")],
+)
+def test_a_list_that_has_no_end_or_no_writer_is_refused_within_seconds(pipe, path, reason):
+    with pytest.raises(UserError, match=f"^{path}: cannot read the list: {reason}; "):
+        read_list(path)
