@@ -108,8 +108,6 @@ def test_a_log_folder_that_becomes_a_file_is_one_line(pairs):
         _, err = run.communicate(timeout=60)
         removed, refused = err.splitlines()
         assert "was removed, and its events are lost; going on in a new file" in removed
-        assert re.fullmatch(
-            r"main.py: logdir/(train|val)_derain: events cannot be written: .+", refused
-        )
+        assert re.fullmatch(r"main.py: logdir/(train|val)_derain: Not a directory", refused)
         assert run.returncode == 2
         assert clock("model/latest") >= 0
