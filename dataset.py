@@ -30,6 +30,8 @@ T = TypeVar("T")
 # Branches of the random stream: training and validation never share a draw.
 TRAINING, VALIDATION = 0, 1
 CROP_TRIES = 10
+# Kept until the program ends: what torch began to build complains when it is collected before.
+_failed_starts: list[OSError] = []
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -197,11 +199,22 @@ class Stream:
             worker_init_fn=_start_worker,
         )
         with defer_signals():  # no worker starts that is not on record
-            # Started now: forking them later, beside running thread pools, is not safe.
-            self._items = iter(loader)
-            self._workers = set(multiprocessing.active_children()) - set(other_processes)
             # Before multiprocessing waits for them at exit, which would be for ever.
             atexit.register(self._kill_workers)
+            try:
+                # Started now: forking them later, beside running thread pools, is not safe.
+                self._items = iter(loader)
+                failure = None
+            except OSError as error:  # too few file handles or processes, or no semaphores
+                failure = error
+            self._workers = set(multiprocessing.active_children()) - set(other_processes)
+            if failure:
+                _failed_starts.append(failure)
+                self._kill_workers()
+                raise UserError(
+                    f"--num-workers: not all of {workers} loading processes can start: "
+                    f"{failure.strerror}; expected fewer, or --num-workers 0"
+                )
 
     def __iter__(self) -> "Stream":
         return self

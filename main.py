@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from importlib import import_module
 
 from settings import Settings, UserError
@@ -53,7 +54,7 @@ def prepare_process(settings: Settings) -> None:
 
 def explain_error(error: MemoryError | RuntimeError) -> str:
     """What a user can mend of an error that may come at any moment; empty for other errors."""
-    if "DataLoader worker" in str(error) and not isinstance(error, MemoryError):
+    if str(error).startswith("DataLoader worker (pid"):  # not what a worker itself has raised
         return "a process that loads data was killed; was there enough memory?"
     from engine.device import is_out_of_memory  # which takes seconds
 
@@ -63,11 +64,15 @@ def explain_error(error: MemoryError | RuntimeError) -> str:
 
 
 if __name__ == "__main__":
-    status = run_program(main)
-    if "WORLD_SIZE" in os.environ:
-        # Everything is written and closed. The threads of gloo can abort the process while Python
-        # shuts down, and torchrun would then end the other ranks.
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
-    sys.exit(status)
+    if "WORLD_SIZE" not in os.environ:
+        sys.exit(run_program(main))
+    try:
+        status = run_program(main)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    # Everything is written and closed. The threads of gloo can abort the process while Python shuts
+    # down, and torchrun would then end the other ranks; nccl can wait there for the others.
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)

@@ -1,5 +1,7 @@
 """Nothing is lost: kills, crashes within a save, changed settings, two runs at once, faults."""
 
+import errno
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command, finish, started, write_pairs
+from conftest import ROOT, command, finish, shell, started, write_pairs
 from soak import soak, steps_of_events
 from test_train import SMALL, clock, events, weights
 
+import dataset
 from engine import training_loop
 from engine.training_run import TrainingRun, find_changes
 from settings import Settings, UserError
@@ -224,6 +227,44 @@ def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
         resumed = TrainingRun(Settings("train", device="cpu", allow_changed_settings=True))
         resumed.resume(Path("model/latest"))
         assert resumed.step >= 0
+
+
+def few_handles(pairs: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    line = shlex.join(command(*start(pairs, "--num-steps", 1, *words)))
+    done = shell(f"ulimit -n 64; exec timeout -s KILL 100 {line}")
+    assert not Path("model/latest").exists()
+    return done
+
+
+def test_loading_processes_that_cannot_start_are_one_line(pairs):
+    done = few_handles(pairs, "--num-workers", 40)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "main.py: --num-workers: not all of 5 loading processes can start: Too many open files; "
+        "expected fewer, or --num-workers 0\n"
+    )
+
+
+def test_without_semaphores_no_process_starts(run, pairs, monkeypatch):
+    def refuse() -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.multiprocessing, "Queue", refuse)
+        status, _, err = run(*start(pairs, "--num-steps", 1, "--num-workers", 2))
+        assert (status, err.count("\n")) == (2, 1)
+        assert "can start: Function not implemented; expected fewer, or --num-workers 0" in err
+        assert run(*start(pairs, "--num-steps", 1, "--num-workers", 0))[0] == 0
+
+
+def test_a_fault_in_a_loading_process_is_not_reported_as_its_end(run, pairs, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(dataset, "resized_crop", broken)
+    monkeypatch.setattr(training_loop, "read_batch", lambda *_: None)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        run(*start(pairs, "--num-steps", 1, "--num-workers", 1))
 
 
 # Scores
