@@ -4,6 +4,9 @@ Without torchrun there is one rank, 0 of 1, and nothing here communicates.
 """
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -49,6 +52,8 @@ class Ranks:
         if not self.is_distributed or dist.is_initialized():
             return
         self._device, backend = device, "nccl" if device.type == "cuda" else "gloo"
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
         try:
             store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
             if self.local_size == self.world_size:
@@ -119,9 +124,17 @@ class Ranks:
     def __enter__(self) -> "Ranks":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if dist.is_initialized():
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        # After an error main.py ends the process: nccl would wait here for the other ranks.
+        if kind is None and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _stop_with_parent(parent: int) -> None:
+    """Once torchrun has ended, end this process as SIGTERM does."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _read_number(name: str, default: int) -> int:

@@ -41,7 +41,7 @@ EVENTS, VAL_EVENTS = "train_derain", "val_derain"
 PREVIEW_CROPS = 4  # validation crops whose pictures show how a run gets on
 CAPTIONS = ["rainy", "output", "clean", "mask", "label"]  # of the images in a preview
 # How Inductor on a CPU, and Triton on a GPU, report that there is no compiler.
-NO_COMPILER = ("No working C++ compiler", "Failed to find C compiler", "Python.h")
+NO_COMPILER = ("No working C++ compiler", "Failed to find C compiler", "Python.h", "[Errno")
 
 
 def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int, last: int) -> int:
@@ -196,10 +196,10 @@ def translate_step_errors(run: TrainingRun, step: int, files: list[str]) -> Iter
                 f"step {step}: not enough memory on {run.device} for {len(files)} crops of {size}; "
                 "expected a larger --accumulate-steps, or --checkpoint-activations"
             ) from None
-        if any(words in str(error) for words in NO_COMPILER):
+        if settings.compile and any(words in str(error) for words in NO_COMPILER):
             raise UserError(
                 "--compile: torch finds no compiler, or not Python's headers; expected g++ or "
-                "clang++, and Python.h (on Debian and Ubuntu: apt install g++ python3-dev)"
+                "clang++ (or that in CXX), and Python.h (on Debian: apt install g++ python3-dev)"
             ) from None
         raise
 

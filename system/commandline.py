@@ -36,7 +36,10 @@ def parse(argv: list[str] | None = None) -> Settings:
     for word in argv:
         name = word.split("=", 1)[0]
         if name.startswith("--") and name != "--" and name not in known:
-            raise UserError(f"unknown option {name}{nearest(name, known)}")
+            hint = nearest(name, known)
+            if name in ("--local-rank", "--local_rank"):  # of python -m torch.distributed.launch
+                hint = "; expected torchrun to start the ranks"
+            raise UserError(f"unknown option {name}{hint}")
     values, extra = parser.parse_known_args(argv)
     given = {name: value for name, value in vars(values).items() if value is not None}
     action = given.get("action")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, command, finish, started, write_pairs
@@ -117,6 +118,60 @@ def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
         assert out.count("training on 2 ranks") == 2
         assert "model/latest holds step 23" in out
         assert list(events("logdir/train_derain")["loss/total"]) == list(range(24))
+
+
+def test_ranks_stop_when_torchrun_is_killed(pairs):
+    words = start(pairs, "--num-steps", 10**6, "--latest-every", 10**6, "--num-workers", 1)
+    with started(torchrun(2, *words), stdout=subprocess.PIPE, text=True) as run:
+        until(lambda: "100/" in run.stdout.readline())
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert clock("model/latest") == 0
+        run.kill()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert alive == []
+        assert clock("model/latest") >= 99
+
+
+# The program whose destroy_process_group waits for ever, as that of nccl does for other ranks.
+FAILING = """
+import runpy, sys, time
+root, kind = sys.argv[1:]
+sys.path.insert(0, root)
+import torch.distributed as dist
+from actions import train
+from engine.ranks import Ranks
+from settings import UserError
+
+def fail(settings):
+    with Ranks():
+        raise {"UserError": UserError, "RuntimeError": RuntimeError}[kind]("what failed")
+
+dist.is_initialized = lambda: True
+dist.destroy_process_group = lambda: time.sleep(1000)
+train.train = fail
+sys.argv = ["main.py", "-a", "train"]
+runpy.run_path(root + "/main.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("kind", "status"), [("UserError", 2), ("RuntimeError", 1)])
+def test_a_rank_that_fails_says_so_and_does_not_wait_for_the_others(kind, status):
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, str(ROOT), kind],
+        capture_output=True, text=True, timeout=60,
+        env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"},
+    )  # fmt: skip
+    assert done.returncode == status
+    last = done.stderr.splitlines()[-1]
+    assert (
+        last == ("main.py, rank 1: " if kind == "UserError" else "RuntimeError: ") + "what failed"
+    )
+
+
+def test_a_launcher_that_passes_the_rank_as_an_option_is_answered_by_torchrun(run):
+    status, _, err = run("--local-rank=0", "-a", "train")
+    line = "main.py: unknown option --local-rank; expected torchrun to start the ranks\n"
+    assert (status, err) == (2, line)
 
 
 def test_a_bad_image_on_one_rank_ends_all_with_its_message(tmp_path):
@@ -235,13 +290,14 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def test_without_a_compiler_compile_is_one_line(pairs):
-    environment = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": os.getcwd()}
+@pytest.mark.parametrize("compiler", ["/nonexistent", "/", "/etc/passwd"])
+def test_without_a_compiler_compile_is_one_line(pairs, compiler):
+    environment = os.environ | {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": os.getcwd()}
     words = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 1, "--compile"]
     words = [sys.executable, "-c", QUICK, str(ROOT), *map(str, words)]
     done = finish(words, fresh=True, env=environment)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "main.py: --compile: torch finds no compiler, or not Python's headers; expected g++ or "
-        "clang++, and Python.h (on Debian and Ubuntu: apt install g++ python3-dev)"
+        "clang++ (or that in CXX), and Python.h (on Debian: apt install g++ python3-dev)"
     )
