@@ -13,6 +13,7 @@ from engine.derainer import Derainer
 from engine.device import prepare_device
 from engine.events import EventFile
 from engine.ranks import Ranks
+from engine.training_step import TERMS
 from model import SPANet
 from settings import Settings, UserError, flag
 
@@ -90,6 +91,7 @@ class TrainingRun:
                 "settings": dataclasses.asdict(self.settings),
                 "best": self.best,
                 "data": self.data,
+                "loss": _loss_weights(),
             }
             checkpoint.save(self.path(name), content)
 
@@ -118,6 +120,9 @@ class TrainingRun:
         changes = find_changes(content.get("settings") or {}, self.settings)
         if content.get("data") not in (None, "", self.data):
             changes.append("the training list names other pairs")
+        former_loss = content.get("loss", _loss_weights())  # older checkpoints lack it
+        if former_loss != _loss_weights():
+            changes.append(f"the loss is {_loss_weights()}, was {former_loss}")
         listed = "; ".join(changes)
         if changes and not self.settings.allow_changed_settings:
             raise UserError(
@@ -127,7 +132,9 @@ class TrainingRun:
         if changes:
             self.ranks.say(f"{path}: going on with changes: {listed}")
         with checkpoint.translate_load_errors(path):
-            self.step, self.best = content["clock"], content.get("best")
+            best, self.step = content.get("best"), content["clock"]
+            kinds = {"psnr": float, "step": int, "scored": int, "list": str}
+            self.best = best and {key: kind(best[key]) for key, kind in kinds.items()}
             self._load_moments(content["opt"])
 
     def _load_moments(self, state_dict: dict[str, Any]) -> None:
@@ -157,6 +164,11 @@ class TrainingRun:
     def close(self) -> None:
         for file in self.events.values():
             file.close()
+
+
+def _loss_weights() -> dict[str, float]:
+    """The terms of the loss and their weights."""
+    return {name: weight for name, (_, weight) in TERMS.items()}
 
 
 def find_changes(saved: dict[str, Any], settings: Settings) -> list[str]:

@@ -65,9 +65,10 @@ def _off_mask(inputs: LossInputs) -> tuple[Tensor, Tensor]:
 
 
 # The three terms of the recipe's loss (paper section 4), and `off_mask`, which is ours and has no
-# weight by default. All are means. Each returns the value to report under its name and the value to
-# add to the loss. A new term is trained on, shown as progress, written to the events and validated.
-TERMS = {"l1": _l1, "ssim": _ssim, "mask": _mask, "off_mask": _off_mask}
+# weight by default. All are means. Each returns the value to report under its name and the value
+# that is added to the loss, times the weight. A new term is trained on, shown as progress, written
+# to the events and validated; checkpoints hold names and weights, which a resume must not change.
+TERMS = {"l1": (_l1, 1.0), "ssim": (_ssim, 1.0), "mask": (_mask, 1.0), "off_mask": (_off_mask, 1.0)}
 
 
 def loss_names() -> list[str]:
@@ -103,9 +104,11 @@ def compute_losses(
     with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
         mask, output = net(rainy)
     inputs = LossInputs(mask.float(), label, output.float(), clean, ssim, off_mask)
-    terms = {name: term(inputs) for name, term in TERMS.items()}
-    loss = reduce(operator.add, (addend for _, addend in terms.values()))
-    losses = {"loss": loss} | {name: value for name, (value, _) in terms.items()}
+    losses, addends = {}, []
+    for name, (term, weight) in TERMS.items():
+        losses[name], addend = term(inputs)
+        addends.append(weight * addend)
+    losses = {"loss": reduce(operator.add, addends), **losses}
     return losses, inputs.mask, inputs.output
 
 

@@ -68,7 +68,7 @@ def test_round_trip_restores_weights_clock_and_optimiser():
 def test_content_is_what_the_readme_says():
     content = torch.load(saved(), weights_only=True)
     assert set(content) == {
-        "net", "clock", "opt", "format", "settings", "best", "data"
+        "net", "clock", "opt", "format", "settings", "best", "data", "loss"
     }  # fmt: skip
     assert content["settings"]["batch_size"] == 16
     assert content["clock"] == 7
@@ -149,6 +149,9 @@ def test_pickle_payload_is_refused_and_does_not_run(how, kind):
         (lambda c: c["opt"]["state"][0].update(exp_avg=torch.zeros(3)), "exp_avg of the optim"),
         (lambda c: c["opt"]["state"][0]["exp_avg_sq"].fill_(math.inf), "exp_avg_sq of the op"),
         (lambda c: c["opt"]["state"][0].pop("exp_avg"), "KeyError: 'exp_avg'"),
+        (lambda c: c.update(best=3), "TypeError"),
+        (lambda c: c.update(best={"psnr": [], "step": 1, "scored": 1, "list": ""}), "TypeError"),
+        (lambda c: c.update(best={"psnr": 1.0}), "KeyError: 'step'"),
     ],
 )
 def test_wrong_content_is_one_line(change, words):
@@ -239,6 +242,32 @@ def test_released_checkpoint_loads_with_its_optimiser(shared):
     assert len(one.optimiser.state) == 79
     for weight, state in one.optimiser.state.items():
         assert weight.stride() == state["exp_avg"].stride() == state["exp_avg_sq"].stride()
+
+
+def test_a_fused_step_after_a_state_of_another_layout_is_that_of_a_plain_one(monkeypatch):
+    """Published moments are NCHW, our weights channels_last; a GPU's optimiser is fused."""
+    stepped().save("latest")
+
+    def to_nchw(content) -> None:
+        for state in content["opt"]["state"].values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = state[key].contiguous()
+
+    rewrite(Path("model/latest"), to_nchw)
+    plain, results = torch.optim.Adam, []
+    for fused in (False, True):
+        monkeypatch.setattr(
+            torch.optim, "Adam", lambda *a, f=fused, **b: plain(*a, **(b | {"fused": f}))
+        )
+        one = training_run()
+        one.resume(one.path("latest"))
+        torch.manual_seed(3)
+        mask, output = one.net(torch.rand(1, 3, 8, 8))
+        (mask.mean() + output.mean()).backward()
+        one.optimiser.step()
+        results.append(list(one.net.parameters()))
+    for weight, expected in zip(results[1], results[0], strict=True):
+        assert torch.allclose(weight, expected, rtol=0, atol=1e-8)
 
 
 def test_full_disk_leaves_the_last_good_one_and_nothing_unfinished():

@@ -44,11 +44,15 @@ def test_a_term_of_the_loss_is_named_once(run, pairs, monkeypatch):
 
     def bright(found: training_step.LossInputs):
         value = found.output.mean()
-        return value, 0.5 * value
+        return value, value
 
-    monkeypatch.setitem(training_step.TERMS, "bright", bright)
-    words = ["--num-steps", 2, "--val-batch-every", 1]
-    status, out, _ = run("-a", "train", "--train-list", pairs, *SMALL, *words)
+    words = ["-a", "train", "--train-list", pairs, *SMALL, "--val-batch-every", 1]
+    with monkeypatch.context() as patch:
+        patch.setitem(training_step.TERMS, "bright", (bright, 0.5))
+        status, out, _ = run(*words, "--num-steps", 2)
+    refused, _, err = run(*words, "--num-steps", 3)
+    assert (refused, err.count("\n")) == (2, 1)
+    assert "the loss is {'l1': 1.0, 'ssim': 1.0, 'mask': 1.0, 'off_mask': 1.0}, was {'l1'" in err
     assert status == 0
     for name in ("train_derain", "val_derain"):
         curves = events(f"logdir/{name}")
