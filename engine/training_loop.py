@@ -63,7 +63,7 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
         closing(load_batches(pairs, settings, TRAINING, steps, *place)) as batches,
         closing(load_batches(val_pairs, settings, VALIDATION, val_steps, *place)) as val_batches,
         Progress(
-            "step", first, last + 1, names, settings.log_every, silent, forecast=True
+            "step", first, last + 1, names, settings.log_every, silent, forecast=ranks.first
         ) as progress,
     ):
         net, ssim, derainer = run.network(), SSIM().to(run.device), run.derainer()
