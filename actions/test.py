@@ -141,7 +141,8 @@ def _derain_list(
             progress.update(index, {m: derained[f"released_{m}"] for m in MEASURES if scored})
         if log:
             means = tables.flatten_means(tables.compute_means(results, [RAINY, DERAINED]))
-            log.scalars({f"score/{name}": value for name, value in means.items()}, derainer.step)
+            step = derainer.step if isinstance(derainer.step, int) else 0  # unknown
+            log.scalars({f"score/{name}": value for name, value in means.items()}, step)
     return results
 
 

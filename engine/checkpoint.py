@@ -7,10 +7,12 @@ Run as a program, it copies a checkpoint without its optimiser, or writes the me
     python -m engine.checkpoint FROM [FROM ...] TO
 """
 
+import codecs
 import hashlib
 import io
 import os
 import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -19,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +33,13 @@ from system.reading import read_bytes
 from system.text import first_few
 
 FORMAT = 1
+WEIGHT_KEYS = ("net", "params_ema", "params", "state_dict")  # under which programs save weights
+# What a NumPy number is saved by: it runs no code when it is loaded.
+_scalar = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS: list[Any] = [
+    np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}, codecs.encode,
+    (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"),
+]  # fmt: skip
 HINTS = {  # how to get the checkpoints that the first commands of a user name
     "latest": "-a train makes it; -m demo takes the demo's weights, and -m published the published "
     "ones, once `make weights` has fetched them",
@@ -52,9 +62,10 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, tensors on the CPU, keys of `net` without `module.`.
+    """The content of a checkpoint, tensors on the CPU, keys of `net` without prefixes of wrappers.
 
-    Nothing in the file is executed. A file of the published kind holds only `net`, `clock`, `opt`.
+    Nothing in the file is executed. A file of the published kind holds only `net`, `clock`, `opt`;
+    one of another program can hold weights alone, which are returned as `net`, without `clock`.
     What is returned has `digest` too, the SHA-256 of the file.
 
     Raises:
@@ -69,12 +80,15 @@ def load(path: Path) -> dict[str, Any]:
         file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # errors are reported, and no more
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMPY_SCALARS):
+                content = torch.load(file, map_location="cpu", weights_only=True)
         if content.get("format", FORMAT) > FORMAT:
             raise UserError(f"{path}: format {content['format']} is newer than this program's")
-        net = {key.removeprefix("module."): value for key, value in content["net"].items()}
-        digest = hashlib.sha256(data).hexdigest()
-        return {**content, "net": net, "clock": int(content["clock"]), "digest": digest}
+        weights = next((content[key] for key in WEIGHT_KEYS if key in content), content)
+        net = {re.sub(r"^((module|_orig_mod)\.)+", "", key): weights[key] for key in weights}
+        known = content if "net" in content else {}
+        clock = {"clock": int(known["clock"])} if "clock" in known else {}
+        return {**known, **clock, "net": net, "digest": hashlib.sha256(data).hexdigest()}
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Derainer:
     tile: int = 0
     sharing: int = 1
     path: Path | None = None
-    step: int = -1
+    step: int | str = "unknown"
     digest: str = ""
     direction_attention: bool = False
     _tiles_compared: bool = field(default=False, init=False)
@@ -94,7 +94,11 @@ class Derainer:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             net = SPANet(attention).float()
         checkpoint.load_weights(net, path, content)
-        origin = {"path": path, "step": content["clock"], "digest": content["digest"]}
+        origin = {
+            "path": path,
+            "step": content.get("clock", "unknown"),
+            "digest": content["digest"],
+        }
         net = net.to(device).eval()
         return cls(net, device, **origin, direction_attention=attention, **options)
 

@@ -16,6 +16,7 @@ from conftest import ROOT, command, shell
 from engine import checkpoint
 from engine.derainer import Derainer
 from engine.training_run import TrainingRun
+from model import SPANet
 from settings import Settings, UserError
 from system import files
 
@@ -347,3 +348,27 @@ def test_several_become_their_mean(capsys):
         assert err.count("\n") == 1
         assert not Path("x").exists()
         assert path.read_bytes() == before
+
+
+WRAPS = {
+    "bare": lambda net: net,
+    "no clock": lambda net: {"net": net},
+    "state_dict": lambda net: {"state_dict": net, "epoch": 3, "settings": 5},
+    "params": lambda net: {"params": net},
+    "params_ema": lambda net: {"params": {}, "params_ema": net},
+    "compiled": lambda net: {f"module._orig_mod.{key}": net[key] for key in net},
+    "scalar": lambda net: {"net": net, "psnr": np.float64(31.5), "epoch": np.int32(7)},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_weights_saved_in_ordinary_ways_are_taken(wrap):
+    net = SPANet().state_dict()
+    torch.save(wrap(net), "weights.pth")
+    derainer = Derainer.load(Path("weights.pth"), torch.device("cpu"))
+    run = TrainingRun(Settings("train", device="cpu"))
+    run.load_weights(Path("weights.pth"))
+    for key, tensor in net.items():
+        assert torch.equal(derainer.net.state_dict()[key], tensor)
+        assert torch.equal(run.net.state_dict()[key], tensor)
+    assert derainer.step == "unknown"
