@@ -17,7 +17,7 @@ from engine.training_run import TrainingRun
 from media import inspection
 from media.lists import Pair, fingerprint, read_list
 from settings import Settings, UserError
-from system.files import check_no_overlap, lock_file, remove_unfinished, require_writable
+from system.files import check_no_overlap, exclusive, remove_unfinished, require_writable
 from system.progress import SLOW_SECONDS, Progress, warn
 from system.text import first_few
 
@@ -151,8 +151,7 @@ def _lock_model_dir(run: TrainingRun) -> Iterator[None]:
     inputs = [Path(settings.train_list), Path(settings.val_list), _init_path(run)]
     outputs = [folder / LATEST, folder / BEST, *folder.glob("step_*")]
     check_no_overlap(inputs, outputs, "--model-dir")
-    lock = folder / ".training"
-    with lock_file(lock, f"{lock}: another run is training here"):
+    with exclusive(folder):
         for name in (LATEST, BEST, "step_*"):
             remove_unfinished(folder, name)
         yield

@@ -184,7 +184,7 @@ def _read_text(path: str) -> bytes:
     except OSError as error:
         raise UserError(
             f"{path}: cannot read the list: {error.strerror}; "
-            "Train_Dataset_README.md describes lists"
+            "Train_Dataset_README.md and Test_Dataset_README.md describe lists"
         ) from None
     encoding = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
     data = data.removeprefix(codecs.BOM_UTF8)

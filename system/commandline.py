@@ -18,6 +18,7 @@ more:
   python main.py -a ACTION -h   the options of one action, with an example
   python main.py -h             all options
   README.md                     installation, data sets, results, troubleshooting"""
+LIST_HINT = "; -h lists the options"
 ACTION_HINT = "`python main.py -a ACTION -h` shows the options of one action, with an example."
 SHORT_FLAGS = {"action": "-a", "model": "-m", "input": "-i", "output": "-o"}
 
@@ -36,7 +37,7 @@ def parse(argv: list[str] | None = None) -> Settings:
     for word in argv:
         name = word.split("=", 1)[0]
         if name.startswith("--") and name != "--" and name not in known:
-            hint = nearest(name, known)
+            hint = nearest(name, known) or LIST_HINT
             if name in ("--local-rank", "--local_rank"):  # of python -m torch.distributed.launch
                 hint = "; expected torchrun to start the ranks"
             raise UserError(f"unknown option {name}{hint}")
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None = None) -> Settings:
         sys.exit(0)
     if extra:
         hint = f"; did you mean -a {extra[0]}?" if extra[0] in ACTIONS else nearest(extra[0], known)
-        raise UserError(f"unknown argument {extra[0]!r}{hint}")
+        raise UserError(f"unknown argument {extra[0]!r}{hint or LIST_HINT}")
     if action is None:
         raise UserError(f"-a/--action: expected one of {', '.join(ACTIONS)}")
     for f in fields(Settings):
@@ -81,8 +82,30 @@ def option_names(f: Field) -> list[str]:
     return [SHORT_FLAGS[f.name], flag(f.name)] if f.name in SHORT_FLAGS else [flag(f.name)]
 
 
+class GivenOnce(argparse.Namespace):
+    """Values of a command line, which may give each option once."""
+
+    __slots__ = ("given",)  # and not in __dict__, which holds the values
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: set[str] = set()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in vars(self):  # argparse sets the default of each first
+            if name in self.given:
+                both = f"{getattr(self, name)!r} and {value!r}"
+                raise UserError(f"{flag(name)}: given twice, as {both}; expected once")
+            self.given.add(name)
+        super().__setattr__(name, value)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that raises errors as a UserError of one line."""
+    """A parser that takes each option once, and raises errors as a UserError of one line."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, into a GivenOnce."""
+        return super().parse_known_args(args, namespace or GivenOnce())
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))

@@ -4,6 +4,7 @@ Needs Python alone: `make weights` runs before anything is installed.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import secrets
@@ -160,6 +161,8 @@ def lock_file(path: Path, taken: str) -> IO:
     Args:
         taken: the message if another process holds the lock.
 
+    Where the file system has no locks, as some network drives, a warning is printed once.
+
     Raises:
         UserError: another process holds the lock, or the file cannot be created.
     """
@@ -175,13 +178,19 @@ def lock_file(path: Path, taken: str) -> IO:
     lock = lockers.LockfLocker().lock if hasattr(lockers, "LockfLocker") else portalocker.lock
     try:
         lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
-    except portalocker.LockException as error:
+    except portalocker.AlreadyLocked:
         file.close()
-        if isinstance(error, portalocker.AlreadyLocked):
-            raise UserError(f"{taken}; expected one at a time") from None
-        reason = getattr(error.__cause__, "strerror", None) or error
-        raise UserError(f"{path}: cannot be locked: {reason}") from None
+        raise UserError(f"{taken}; expected one at a time") from None
+    except portalocker.LockException as error:
+        _warn_of_no_locks(getattr(error.__cause__, "strerror", None) or str(error))
     return file
+
+
+@functools.cache
+def _warn_of_no_locks(reason: str) -> None:
+    from system.progress import warn  # not of Python alone
+
+    warn(f"files cannot be locked here ({reason}): start no second run that writes there")
 
 
 def remove_unfinished_of(targets: Iterable[Path]) -> None:

@@ -3,6 +3,7 @@
 The order of the items is kept, and the number of those that wait is bounded.
 """
 
+import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from settings import UserError
 from system import machine
 from system.interrupt import defer_signals, leave_signals_to_parent
+from system.progress import warn
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -27,7 +29,7 @@ def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
     thread and closes the items, if they can be closed.
     """
     end: Any = object()
-    with _close_at_end(items), _open_pool(ThreadPoolExecutor(1, "overlap")) as pool:
+    with _close_at_end(items), _start_threads(1) as pool:
         future = pool.submit(next, items, end)
         while (item := future.result()) is not end:
             future = pool.submit(next, items, end)
@@ -55,14 +57,16 @@ def map_threads(
             of what is free, the next item is loaded when the others are finished.
     """
     source = iter(items)
-    with _close_at_end(source), _open_pool(ThreadPoolExecutor(threads, "overlap")) as pool:
+    with _close_at_end(source), _start_threads(threads) as pool:
         yield from _map_pool(source, finish, pool, threads, needed)
 
 
 def map_processes(
     items: Iterable[T], work: Callable[[T], U], processes: int
 ) -> Generator[U, None, None]:
-    """work(item) of each item in order, in that many processes.
+    """work(item) of each item in order, in that many processes; one is this process itself.
+
+    Where no processes can be started, as without semaphores, this one works alone after a warning.
 
     Args:
         work: a function of a module. Items are pickled: batch small ones.
@@ -70,14 +74,33 @@ def map_processes(
     Raises:
         UserError: a process was killed.
     """
-    executor = ProcessPoolExecutor(processes, initializer=leave_signals_to_parent)
+    pool = None
     try:
-        with _open_pool(executor) as pool:
-            yield from _map_pool(iter(items), work, pool, 2 * processes)
+        # An exception between a fork and the end of the start would leave the pool half started.
+        with defer_signals():
+            pool = _start_processes(processes) if processes > 1 else None
+        yield from _map_pool(iter(items), work, pool, 2 * processes) if pool else map(work, items)
     except BrokenProcessPool:
         raise UserError(
             "a process that reads images was killed; was there enough memory?"
         ) from None
+    finally:
+        if pool:
+            _shut_down(pool)
+
+
+def _start_processes(count: int) -> ProcessPoolExecutor | None:
+    """A pool of processes, or None, after a warning, if they cannot be started."""
+    try:
+        pool = ProcessPoolExecutor(count, initializer=leave_signals_to_parent)
+        pool.submit(int)  # starts them
+        return pool
+    except (OSError, NotImplementedError) as error:
+        for process in multiprocessing.active_children():  # those that did start
+            process.kill()
+        reason = getattr(error, "strerror", None) or error
+        warn(f"no processes can be started ({reason}): this one works alone, which takes longer")
+        return None
 
 
 def _map_pool(
@@ -98,7 +121,8 @@ def _map_pool(
         except Exception as error:
             failure = error
             break
-        pending.append(pool.submit(finish, item))
+        with defer_signals():  # it may start a thread or a process
+            pending.append(pool.submit(finish, item))
         is_large = needed(item) * limit > machine.free_memory() * MEMORY_SHARE
         del item
         while pending and (is_large or len(pending) > limit or pending[0].done()):
@@ -115,11 +139,17 @@ def _close_at_end(items: Any) -> AbstractContextManager:
 
 
 @contextmanager
-def _open_pool(pool: Executor) -> Iterator[Executor]:
-    """The pool, which ends when this is left; work that has not begun by then is dropped."""
+def _start_threads(count: int) -> Iterator[Executor]:
+    """A pool of threads, which ends when this is left."""
+    pool = ThreadPoolExecutor(count, "overlap")
     try:
         yield pool
     finally:
-        # Work in progress must end before the caller goes on, for example to close a file.
-        with defer_signals():
-            pool.shutdown(wait=True, cancel_futures=True)
+        _shut_down(pool)
+
+
+def _shut_down(pool: Executor) -> None:
+    """End a pool; work that has not begun is dropped."""
+    # Work in progress must end before the caller goes on, for example to close a file.
+    with defer_signals():
+        pool.shutdown(wait=True, cancel_futures=True)

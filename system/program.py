@@ -24,12 +24,13 @@ CLOSED_ERRNOS = (errno.EPIPE, errno.EIO) if os.name != "nt" else (errno.EPIPE, e
 def run_program(main: Callable[[], int]) -> int:
     """Run main() as the whole program, in which signals raise Stopped. Returns its exit status.
 
-    Once the status is known, no signal changes it any more.
+    Once the status is known, only a second SIGINT ends the process sooner.
     """
-    stop_time = -REPEAT_SECONDS
+    stop_time, interrupted = -REPEAT_SECONDS, False
 
     def stop(number: int, _: FrameType | None) -> None:
-        nonlocal stop_time
+        nonlocal stop_time, interrupted
+        interrupted = interrupted or number == signal.SIGINT
         # Ignore repeated SIGTERM and SIGHUP: they come from schedulers and from torchrun, and would
         # cut short what is finished on the way out. A second Ctrl-C comes from a person.
         now = time.monotonic()
@@ -42,7 +43,15 @@ def run_program(main: Callable[[], int]) -> int:
     try:
         return main()
     finally:
-        set_handlers(signal.SIG_IGN)
+        set_handlers(_ignore_once)
+        if interrupted:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _ignore_once(number: int, _: FrameType | None) -> None:
+    """Ignore a signal, but let the next SIGINT end the process, should it hang while it exits."""
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def report_errors(name: str, main: Callable[[], int | None]) -> int:

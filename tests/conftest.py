@@ -3,11 +3,12 @@
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
     def call(*argv: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        status = main.main([str(word) for word in argv])
+        status = main.main(last_of_each(argv))
         out, err = capsys.readouterr()
         return status, out, err
 
@@ -188,7 +189,19 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 def command(*argv: object) -> list[str]:
     """main.py as a command of its own process, for tests of signals and limits."""
-    return [sys.executable, str(ROOT / "main.py"), *map(str, argv)]
+    return [sys.executable, str(ROOT / "main.py"), *last_of_each(argv)]
+
+
+def last_of_each(argv: Iterable[object]) -> list[str]:
+    """The words of a command line, without an option that is given again after it."""
+    options: dict[str, list[str]] = {}
+    name = ""
+    for word in map(str, argv):
+        if re.fullmatch("-[a-z]|--[a-z-]+", word):
+            name = word
+            options[name] = []
+        options.setdefault(name, []).append(word)
+    return [word for words in options.values() for word in words]
 
 
 @contextlib.contextmanager

@@ -75,6 +75,32 @@ def test_a_second_request_changes_nothing_a_second_ctrl_c_does():
     assert ended_by(signal.SIGTERM, signal.SIGINT)[:2] == (130, "")
 
 
+HANGING = """
+import sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from system.program import run_program
+
+def main():
+    threading.Thread(target=time.sleep, args=[60]).start()  # which Python waits for as it exits
+    return 0
+
+run_program(main)
+print("ended", flush=True)
+"""
+
+
+def test_a_second_ctrl_c_ends_a_program_that_hangs_as_it_exits():
+    words = [sys.executable, "-c", HANGING, str(ROOT)]
+    with started(words, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "ended\n"
+        for number in (signal.SIGTERM, signal.SIGINT):
+            run.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                run.wait(0.5)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(10) == -signal.SIGINT
+
+
 def test_what_nohup_ignores_stays_ignored():
     assert ended_by(signal.SIGTERM, ignored=signal.SIGHUP)[0] == 143
 

@@ -14,6 +14,7 @@ from conftest import ROOT, command, finish
 
 import main
 from engine.checkpoint import checkpoint_path
+from rain import synthetic_rain
 from settings import ACTIONS, Settings, UserError
 from system.commandline import parse, short_help
 
@@ -143,7 +144,8 @@ def test_values_are_typed():
         ("-a train --batchsize 8", "unknown option --batchsize; did you mean --batch-size?"),
         ("--batch_size=8 -a train", "unknown option --batch_size; did you mean --batch-size?"),
         ("-a train --batch 8", "unknown option --batch; did you mean --batch-size?"),
-        ("-a train stray", "unknown argument 'stray'"),
+        ("-a train --foo", "unknown option --foo; -h lists the options\n"),
+        ("-a train stray", "unknown argument 'stray'; -h lists the options\n"),
         ("-a train --batch-size 0", "--batch-size: 0 is out of range; expected a number from 1"),
         ("-a train --batch-size 2.5", "--batch-size: invalid int value: '2.5'"),
         ("-a train --batch-size", "--batch-size: expected one argument"),
@@ -191,6 +193,24 @@ def test_bad_options_are_one_line(run, words, message):
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("-a test -m a -m b", "--model: given twice, as 'a' and 'b'; expected once"),
+        ("-a test -m a --model=a", "--model: given twice, as 'a' and 'a'; expected once"),
+        ("-a train -a test", "--action: given twice, as 'train' and 'test'; expected once"),
+        ("-a train --lr 1 --lr 2", "--lr: given twice, as 1.0 and 2.0; expected once"),
+        ("-a train --flip --no-flip", "--flip: given twice, as True and False; expected once"),
+    ],
+)
+def test_an_option_is_given_once(capsys, words, message):
+    with pytest.raises(UserError, match=message):
+        parse(words.split())
+    # Nor do other programs take the last in silence: their options have defaults.
+    assert synthetic_rain.main(["train", "-o", "a", "--seed", "1", "--seed", "2"]) == 2
+    assert "--seed: given twice, as 1 and 2; expected once" in capsys.readouterr().err
 
 
 def test_settings_are_checked_whoever_sets_them():
@@ -258,7 +278,7 @@ def test_missing_and_empty_lists(run, action):
     status, _, err = run("-a", action, option, "none.txt")
     assert (status, err) == (
         2, "main.py: none.txt: cannot read the list: No such file or directory; "
-        "Train_Dataset_README.md describes lists\n",
+        "Train_Dataset_README.md and Test_Dataset_README.md describe lists\n",
     )  # fmt: skip
     Path("empty.txt").touch()
     status, _, err = run("-a", action, option, "empty.txt")

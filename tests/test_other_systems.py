@@ -1,5 +1,6 @@
 """Where fcntl, sched_getaffinity, /proc and glibc are not: as on Windows and macOS."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -157,6 +158,22 @@ def test_the_lock_of_windows_is_the_librarys_own(monkeypatch):
     monkeypatch.setattr(portalocker, "lock", lambda *_: refuse(taken))
     with pytest.raises(UserError, match="taken; expected one at a time"):
         files.lock_file(Path("lock"), "taken")
-    monkeypatch.setattr(portalocker, "lock", lambda *_: refuse(portalocker.LockException("odd")))
-    with pytest.raises(UserError, match="lock: cannot be locked: odd"):
-        files.lock_file(Path("lock"), "taken")
+
+
+def test_without_locks_a_warning_is_printed_once_and_nothing_is_left(monkeypatch, capsys):
+    from portalocker import LockException
+    from portalocker import portalocker as lockers
+
+    class NoLocks:
+        def lock(self, *_: object) -> None:
+            raise LockException("odd") from OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lockers, "LockfLocker", NoLocks)
+    for _ in range(2):
+        with files.exclusive(Path("results.csv")):
+            assert len(os.listdir()) == 1
+    assert os.listdir() == []
+    assert capsys.readouterr().err == (
+        "main.py: files cannot be locked here (No locks available): start no second run that "
+        "writes there\n"
+    )

@@ -1,12 +1,17 @@
 """Threads and processes before and behind a loop: order, bounds, and how they end."""
 
+import errno
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
 
 import pytest
+from conftest import ROOT
 
 from settings import UserError
 from system import machine
@@ -240,4 +245,66 @@ def end(number: int) -> None:
 
 def test_a_killed_process_is_one_line():
     with pytest.raises(UserError, match="was killed; was there enough memory"):
-        list(map_processes(range(3), end, 1))
+        list(map_processes(range(3), end, 2))
+
+
+def test_one_process_is_this_one():
+    assert list(map_processes(range(3), slow_square, 1)) == [(n * n, os.getpid()) for n in range(3)]
+
+
+@pytest.mark.parametrize("missing", ["semaphores", "fork"])
+def test_without_processes_this_one_works_alone_after_a_warning(monkeypatch, capsys, missing):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    if missing == "semaphores":
+        monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", refuse)
+    else:
+        monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    results = map_processes(iter(range(3)), slow_square, 2)
+    assert list(results) == [(n * n, os.getpid()) for n in range(3)]
+    assert capsys.readouterr().err == (
+        "main.py: no processes can be started (Function not implemented): this one works alone, "
+        "which takes longer\n"
+    )
+
+
+INTERRUPTED = """
+import os, random, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from system.overlap import map_processes
+from system.program import report_errors, run_program
+
+def work(number):
+    time.sleep(0.02)
+    return number
+
+def main():
+    for _ in map_processes(range(200), work, 4):
+        pass
+
+for trial in range(60):
+    ready, first_fork = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)
+        os.register_at_fork(before=lambda: os.write(first_fork, b"f"))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.exit(run_program(lambda: report_errors("main.py", main)))
+    os.read(ready, 1)
+    time.sleep(random.Random(trial).uniform(0, 0.01))
+    os.killpg(child, signal.SIGINT)
+    end = time.monotonic() + 10
+    while not (status := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.005)
+    if not status[0]:
+        os.killpg(child, signal.SIGKILL)
+        sys.exit("hung")
+    print(os.waitstatus_to_exitcode(status[1]))
+"""
+
+
+def test_ctrl_c_at_any_moment_of_the_start_of_processes_ends_it_at_once():
+    words = [sys.executable, "-c", INTERRUPTED, str(ROOT)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.split(), set(done.stderr.split())) == (["130"] * 60, {"interrupted"})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command, finish, shell, started, write_pairs
+from conftest import ROOT, command, finish, last_of_each, shell, started, write_pairs
 from soak import soak, steps_of_events
 from test_train import SMALL, clock, events, weights
 
@@ -23,7 +23,8 @@ from system import files
 
 
 def start(pairs: Path, *more: object) -> list[object]:
-    return ["-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 1, *more]
+    words = ["-a", "train", "--train-list", pairs, *SMALL, "--latest-every", 1, *more]
+    return last_of_each(words)
 
 
 def test_killed_runs_end_as_one_left_alone(tmp_path):
@@ -196,11 +197,11 @@ def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(pairs):
         second = finish(words)
         assert second.returncode == 2
         assert second.stderr == (
-            "main.py: model/.training: another run is training here; expected one at a time\n"
+            "main.py: model: another run is writing there; expected one at a time\n"
         )
         first.kill()  # its workers live on for a moment
         first.wait()
-        with files.lock_file(Path("model/.training"), "taken"):
+        with files.exclusive(Path("model")):
             pass
 
 
