@@ -252,8 +252,7 @@ def test_a_job_that_nobody_waits_for_ends(window, server, given, rainy):
     tab.page.close()
 
 
-def test_nothing_is_fetched_from_elsewhere_and_nobody_else_is_let_in(kept_tab, given):
-    tab = kept_tab  # with all that it asked for since it was opened
+def test_nothing_is_fetched_from_elsewhere_and_nobody_else_is_let_in(tab, given):
     tab.give(given / "a photo.jpg")
     assert len(tab.requests) > 10
     assert not [url for url in tab.requests if ".woff" in url]
