@@ -51,6 +51,7 @@ class VideoReader:
         first: the first of those frames.
         width, height: of the frames as they are shown, pixels.
         rate: frames per second, as the file says.
+        frame_ticks: from one frame to the next by the rate, units of the stream's time base.
         count: how many frames to expect; 0 if the file does not say.
         start_time: where in the file they begin, seconds.
         copied: its streams of sound and of subtitles, which are not decoded.
@@ -79,8 +80,7 @@ class VideoReader:
         self.copied = [each for each in streams if each.codec_context is not None and not quick]
         self._integrity = VideoIntegrity(self.container, self.stream, self.copied)
         self.rate = self._integrity.rate
-        # Units of the stream's time base from one frame to the next.
-        self._frame_ticks = max(1, round(1 / (self.rate * (self.stream.time_base or 1))))
+        self.frame_ticks = max(1, round(1 / (self.rate * (self.stream.time_base or 1))))
         self._stop_time: float | Fraction | None = None  # where to read no further, seconds
         items = self._trim(self._deinterlace(self._repair_timestamps(self._decode())))
         head = []
@@ -195,7 +195,7 @@ class VideoReader:
                     frame.pts = None
                 elif "avi" in self._integrity.formats and delay:
                     # It has the timestamps of decoding alone, which is so many frames ahead.
-                    ahead = delay * self._frame_ticks
+                    ahead = delay * self.frame_ticks
                     frame.pts = None if frame.dts is None else frame.dts - ahead
                 frame.time_base = self.stream.time_base
                 yield frame
@@ -211,7 +211,7 @@ class VideoReader:
                 continue
             if frame is not None and (item is not None or self._stop_time is None):
                 following = None if item is None else item.pts
-                pts = repair_timestamp(frame.pts, last, following, self._frame_ticks)
+                pts = repair_timestamp(frame.pts, last, following, self.frame_ticks)
                 self._integrity.counts["retimed"] += pts != frame.pts
                 frame.pts = last = pts
                 if following is not None and following > pts:

@@ -10,8 +10,10 @@ from typing import Any
 import av
 import numpy as np
 from av.codec.context import Flags
+from av.container import OutputContainer
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
 
 from media.video_container import COPIED_TYPES, describe_stream, ffmpeg_address
 from media.video_reader import ACCURATE, VideoReader
@@ -27,6 +29,14 @@ X264 = ("libx264", {"crf": "14", "preset": "medium", "x264-params": X264_PARAMS}
 VP9 = ("libvpx-vp9", {"crf": "15", "b": "0", "row-mt": "1", "cpu-used": "4"})
 ENCODERS = {".mp4": X264, ".m4v": X264, ".mov": X264, ".mkv": X264, ".webm": VP9}
 CONTAINERS = {".mkv": "matroska", ".m4v": "mp4"}  # if the suffix is not FFmpeg's name
+LIMITS = {
+    "libx264": "sides of at most 16384 pixels and usual rates",
+    "libvpx-vp9": "sides of at most 65535 pixels and usual rates",
+    "ffv1": "sides of at least 2 pixels",
+}
+UNSUPPORTED_ERRORS = (
+    av.error.ExternalError, av.error.ArgumentError, NotImplementedError, av.error.PatchWelcomeError,
+)  # fmt: skip
 LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarith", "magicyuv"}
 RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
 # Older PyAV does not convert to the last.
@@ -56,6 +66,19 @@ DROPPED_SIDE_DATA = {
 
 class VideoWriteError(UserError):
     """A video file that cannot be written."""
+
+
+def choose_pixel_format(source: VideoReader) -> str:
+    """The pixel format that keeps the resolution of a video's colours, for x264 and VP9."""
+    pixels = source.first.format
+    is_halved = [pixels.chroma_width(8) < 8, pixels.chroma_height(8) < 8]
+    if source.orientation.transposed:
+        is_halved.reverse()
+    if source.width % 2 or source.height % 2:  # which halves need to be even
+        return "yuv444p"
+    if all(is_halved) or len(pixels.components) < 3:
+        return "yuv420p"
+    return "yuv422p" if is_halved[0] else "yuv444p"
 
 
 class VideoWriter:
@@ -101,26 +124,22 @@ class VideoWriter:
         self._chapters = source.container.chapters()
         if not source.start and not source.frames:
             self.container.set_chapters(self._chapters)
-        self._add_video_stream()
+        self.stream = self._add_video_stream(self.container, self.path.suffix)
         self.copies: dict[int, av.stream.Stream] = {}
         for each in source.copied:
             self._copy_stream(each)
         self.container.start_encoding()
 
-    def _add_video_stream(self) -> None:
+    def _add_video_stream(self, container: OutputContainer, suffix: str) -> VideoStream:
+        """Add the stream of the derained frames, as files of this suffix hold them."""
         source, first = self.source, self.source.first
-        encoder, options = ENCODERS[self.path.suffix.lower()]
-        if source.stream.codec_context.name in LOSSLESS and self._format == "matroska":
-            encoder, options = "ffv1", {}
-        stream = self.container.add_stream(encoder, rate=source.rate, options=options)
-        assert isinstance(stream, av.video.stream.VideoStream)
-        self.stream = stream
-        self.stream.metadata.update(self._filter_metadata(source.stream.metadata))
-        self.stream.width, self.stream.height = source.width, source.height
-        even = source.width % 2 == 0 == source.height % 2  # as 4:2:0 needs
-        lossy = "yuv420p" if even else "yuv444p"
-        self.stream.pix_fmt = "bgr0" if encoder == "ffv1" else lossy
-        context = self.stream.codec_context
+        encoder, options = self._choose_encoder(suffix)
+        stream = container.add_stream(encoder, rate=source.rate, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.metadata.update(self._filter_metadata(source.stream.metadata))
+        stream.width, stream.height = source.width, source.height
+        stream.pix_fmt = "bgr0" if encoder == "ffv1" else choose_pixel_format(source)
+        context = stream.codec_context
         context.time_base = source.stream.time_base or 1 / source.rate
         context.flags |= Flags.frame_duration  # nothing else says when the last frame ends
         context.color_range = first.color_range
@@ -130,6 +149,35 @@ class VideoWriter:
         aspect = source.stream.sample_aspect_ratio
         if aspect:
             context.sample_aspect_ratio = 1 / aspect if source.orientation.transposed else aspect
+        return stream
+
+    def _choose_encoder(self, suffix: str) -> tuple[str, dict[str, str]]:
+        if self.source.stream.codec_context.name in LOSSLESS and suffix.lower() == ".mkv":
+            return "ffv1", {}
+        return ENCODERS[suffix.lower()]
+
+    def _describe_limit(self) -> str:
+        """Why this kind of file cannot hold the frames, and which kinds can, by trial."""
+        source, able = self.source, []
+        image = np.zeros((source.height, source.width, 3), np.uint8)
+        for suffix in ENCODERS:
+            container = CONTAINERS.get(suffix, suffix[1:])
+            with (
+                contextlib.suppress(av.error.FFmpegError, ValueError),
+                av.open(io.BytesIO(), "w", format=container) as trial,
+            ):
+                stream = self._add_video_stream(trial, suffix)
+                for index in range(3):
+                    frame = av.VideoFrame.from_ndarray(image, format="bgr24")
+                    frame.pts, frame.time_base = index * source.frame_ticks, source.stream.time_base
+                    trial.mux(stream.encode(frame))
+                trial.mux(stream.encode(None))
+                able.append(suffix)
+        encoder, _ = self._choose_encoder(self.path.suffix)
+        video = f"{source.width}x{source.height} pixels at {float(source.rate):g} frames/s"
+        expected = " or ".join(able) or "another size or rate"
+        suffix = self.path.suffix
+        return f"{suffix} holds no {video} ({encoder}: {LIMITS[encoder]}); expected {expected}"
 
     def _copy_stream(self, stream: av.stream.Stream) -> None:
         """Add a copy of a stream, if this kind of file can hold it."""
@@ -251,4 +299,6 @@ class VideoWriter:
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self.discard()
             reason = getattr(error, "strerror", None) or error
+            if isinstance(error, UNSUPPORTED_ERRORS):
+                reason = self._describe_limit()
             raise VideoWriteError(f"{self.path}: cannot be written: {reason}") from None

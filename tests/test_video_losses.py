@@ -316,3 +316,67 @@ def test_every_frame_and_time_of_a_codec_comes_out(unchanged, kind):
     assert count == len(codecs.SLOTS)
     assert error < 1e-3
     assert sorted(os.listdir()) == sorted(["model", f"in{kind.suffix}", "out.mp4"])
+
+
+# Full colour, and what a format cannot hold
+
+
+@pytest.mark.parametrize("target", ["out.mp4", "out.mov", "out.webm"])
+@pytest.mark.parametrize(
+    ("codec", "pixels", "expected"),
+    [
+        ("libx264", "yuv444p", "yuv444p"),
+        ("libx264rgb", "rgb24", "yuv444p"),
+        ("libx264", "yuv422p", "yuv422p"),
+        ("libx264", "yuv420p", "yuv420p"),
+        ("libx264", "gray", "yuv420p"),
+    ],
+)
+def test_colours_keep_their_resolution(run, unchanged, codec, pixels, expected, target):
+    columns = np.zeros((48, 64, 3), np.uint8)
+    columns[:, ::2, 2] = columns[:, 1::2, 0] = 255  # red and blue
+    with av.open("a.mp4", "w") as file:
+        stream = file.add_stream(codec, rate=25, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        frame = av.VideoFrame.from_ndarray(columns, format="bgr24").reformat(format=pixels)
+        file.mux([*stream.encode(frame), *stream.encode(None)])
+    assert derain(run, Path("a.mp4"), target) == (0, [])
+    with av.open(target) as file:
+        assert next(file.decode(video=0)).format.name == expected
+    if expected == "yuv444p":
+        assert np.abs(read(target)[0][0].astype(int) - columns).mean() < 8
+
+
+def write_y4m(path: str, size: tuple[int, int], rate: str) -> Path:
+    """A video of three grey frames, whose header may say anything."""
+    header = f"YUV4MPEG2 W{size[0]} H{size[1]} F{rate} Ip C444\n".encode()
+    Path(path).write_bytes(header + 3 * (b"FRAME\n" + bytes([90]) * (3 * size[0] * size[1])))
+    return Path(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "target", "message", "other"),
+    [
+        ((17000, 2), "25:1", "out.mp4", "libx264: sides of at most 16384 pixels", ".webm"),
+        ((66000, 2), "25:1", "out.webm", "libvpx-vp9: sides of at most 65535 pixels", ".mkv"),
+        ((32, 16), "2147483647:1", "out.webm", "at 2.14748e+09 frames/s", ".mp4"),
+        ((32, 16), "2147483647:2147483646", "out.mov", "at 1 frames/s", ".mkv"),
+        ((1, 40), "25:1", "out.mkv", "ffv1: sides of at least 2 pixels", ".mp4"),
+    ],
+)
+def test_a_video_that_a_format_cannot_hold_is_refused(
+    run, unchanged, size, rate, target, message, other
+):
+    path = write_y4m("a.y4m", size, rate)
+    status, (line,) = derain(run, path, target)
+    assert status == 2
+    assert line.startswith(
+        f"{target}: cannot be written: {Path(target).suffix} holds no {size[0]}x"
+    )
+    assert message in line
+    expected = line.split("; expected ")[1].split(" or ")
+    assert other in expected
+    assert Path(target).suffix not in expected
+    assert sorted(os.listdir()) == ["a.y4m", "model"]
+    assert derain(run, path, f"out{other}") == (0, [])
+    assert len(read(f"out{other}")[0]) == 3
