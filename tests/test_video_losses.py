@@ -342,7 +342,7 @@ def test_colours_keep_their_resolution(run, unchanged, codec, pixels, expected, 
         file.mux([*stream.encode(frame), *stream.encode(None)])
     assert derain(run, Path("a.mp4"), target) == (0, [])
     with av.open(target) as file:
-        assert next(file.decode(video=0)).format.name == expected
+        assert next(file.decode(video=0)).format.name.replace("yuvj", "yuv") == expected
     if expected == "yuv444p":
         assert np.abs(read(target)[0][0].astype(int) - columns).mean() < 8
 
@@ -359,7 +359,6 @@ def write_y4m(path: str, size: tuple[int, int], rate: str) -> Path:
     [
         ((17000, 2), "25:1", "out.mp4", "libx264: sides of at most 16384 pixels", ".webm"),
         ((66000, 2), "25:1", "out.webm", "libvpx-vp9: sides of at most 65535 pixels", ".mkv"),
-        ((32, 16), "2147483647:1", "out.webm", "at 2.14748e+09 frames/s", ".mp4"),
         ((32, 16), "2147483647:2147483646", "out.mov", "at 1 frames/s", ".mkv"),
         ((1, 40), "25:1", "out.mkv", "ffv1: sides of at least 2 pixels", ".mp4"),
     ],
