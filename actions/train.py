@@ -152,8 +152,7 @@ def _lock_model_dir(run: TrainingRun) -> Iterator[None]:
     outputs = [folder / LATEST, folder / BEST, *folder.glob("step_*")]
     check_no_overlap(inputs, outputs, "--model-dir")
     with exclusive(folder):
-        for name in (LATEST, BEST, "step_*"):
-            remove_unfinished(folder, name)
+        remove_unfinished([folder])
         yield
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from report.copies import find_copies
 from settings import UserError
-from system.files import check_no_overlap, exclusive, remove_unfinished_of, require_writable
+from system.files import check_no_overlap, exclusive, remove_unfinished, require_writable
 from system.reading import open_regular
 
 PAGE = "index.html"
@@ -25,7 +25,7 @@ def open_result_folder(
         option: the one that names the folder, for messages.
         inputs: files that the run reads.
         outputs: files that it writes, besides the page and `stale`. Those of an earlier run stay;
-            what a killed run left unfinished of them goes.
+            what killed runs left unfinished beside them goes.
         stale: names of the files in the folder that an earlier run's results are removed with.
         page: whether the run writes a page there.
         lock: what the run has for itself, if not the folder.
@@ -49,7 +49,7 @@ def open_result_folder(
     with exclusive(lock or folder) if first else nullcontext():
         barrier()  # every rank has checked the old page before it is removed
         if first:
-            remove_unfinished_of(outputs)
+            remove_unfinished({path.parent for path in outputs})
             for path in stale_files:
                 path.unlink(missing_ok=True)
         barrier()  # no rank writes before the old files are removed

@@ -7,6 +7,8 @@ import contextlib
 import functools
 import hashlib
 import os
+import platform
+import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +20,7 @@ from system.reading import open_regular
 from system.text import first_few
 
 TEMP_PREFIX = ".writing-"  # of unfinished files
+WRITER = re.compile(r"-([0-9a-f]{8})\.([0-9]+)-[0-9a-f]{16}")  # machine and process, in their names
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
@@ -64,7 +67,8 @@ def create_temp_beside(path: Path, suffix: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         # The whole of a long name could be too long with what is added to it.
-        name = f"{TEMP_PREFIX}{path.name[:40]}-{secrets.token_hex(8)}{suffix}"
+        writer = f"{digest_host()}.{os.getpid()}"
+        name = f"{TEMP_PREFIX}{path.name[:40]}-{writer}-{secrets.token_hex(8)}{suffix}"
         with contextlib.suppress(FileExistsError), open(path.with_name(name), "xb"):
             return path.with_name(name)
 
@@ -193,20 +197,30 @@ def _warn_of_no_locks(reason: str) -> None:
     warn(f"files cannot be locked here ({reason}): start no second run that writes there")
 
 
-def remove_unfinished_of(targets: Iterable[Path]) -> None:
-    """Remove what a killed process left unfinished of these files."""
-    names: dict[Path, set[str]] = {}
-    for target in targets:
-        names.setdefault(target.parent, set()).add(target.name[:40])
-    for folder, prefixes in names.items():
-        for temporary in folder.glob(f"{TEMP_PREFIX}*-*"):
-            if temporary.name[len(TEMP_PREFIX) :].rpartition("-")[0] in prefixes:
+def remove_unfinished(folders: Iterable[Path]) -> None:
+    """Remove what processes that are known to be dead left unfinished in these folders."""
+    for folder in folders:
+        for temporary in folder.glob(f"{TEMP_PREFIX}*"):
+            writer = WRITER.search(temporary.name)
+            if writer and writer[1] == digest_host() and not is_alive(int(writer[2])):
                 with contextlib.suppress(OSError):
                     temporary.unlink()
 
 
-def remove_unfinished(folder: Path, pattern: str) -> None:
-    """Remove what a killed process left unfinished in folder, of names that match a pattern."""
-    for temporary in folder.glob(f"{TEMP_PREFIX}{pattern}-*"):
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+@functools.cache
+def digest_host() -> str:
+    """Stands for the machine, or the container in it, in which numbers of processes are unique."""
+    namespace = Path("/proc/self/ns/pid")
+    number = namespace.stat().st_ino if namespace.exists() else 0
+    return hashlib.sha256(f"{platform.node()} {number}".encode()).hexdigest()[:8]
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine may be running."""
+    if os.name == "nt":  # where os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True

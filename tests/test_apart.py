@@ -14,10 +14,11 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import command, finish, started, write_pairs
+from conftest import ROOT, command, finish, started, write_pairs
 
 from engine.derainer import Derainer
 from media.lists import read_list
+from report.result_folder import open_result_folder
 from settings import UserError
 from system import files
 
@@ -102,11 +103,29 @@ def test_train_does_not_save_over_the_weights_that_it_begins_from(run, pairs, st
     }
 
 
-def test_what_a_kill_left_of_a_result_is_removed():
-    for name in ("a.mp4", "b.mp4"):
-        files.create_temp_beside(Path(name), ".mp4").write_text("x")
-    files.remove_unfinished_of([Path("a.mp4"), Path("[c].mp4")])
-    assert [path.name[:15] for path in Path().iterdir()] == [".writing-b.mp4-"]
+def test_what_a_killed_run_left_is_removed_and_nothing_of_a_running_one():
+    long = "2024-06-01_rain_in_the_yard_seen_from_the_north_part"
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from system import files\n"
+        "print(files.create_temp_beside(Path(sys.argv[2]), '.mp4').name, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    words = [command()[0], "-c", program, str(ROOT)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with started([*words, f"{long}1.mp4"], **pipes) as other:
+        name = other.stdout.readline().strip()
+        Path(".writing-of-an-unknown-program").touch()
+        own = files.create_temp_beside(Path(f"{long}2.mp4"), ".mp4")
+        files.remove_unfinished([Path()])
+        assert len(list(Path().iterdir())) == 3
+        target = Path(f"{long}2.mp4")
+        with open_result_folder(Path(), "-o", inputs=[], outputs=[target], page=False):
+            assert Path(name).exists()
+        other.kill()
+        other.wait()
+        files.remove_unfinished([Path()])
+    assert {path.name for path in Path().iterdir()} == {own.name, ".writing-of-an-unknown-program"}
 
 
 def test_spellings_of_one_file_are_one_file():

@@ -111,7 +111,7 @@ def test_a_crash_at_any_call_of_a_save_leaves_a_whole_checkpoint():
     assert clocks.count(2) > 3
     unfinished = [path.name for path in Path("model").glob(".*")]
     assert unfinished
-    files.remove_unfinished(Path("model"), "latest")
+    files.remove_unfinished([Path("model")])
     assert [path.name for path in Path("model").iterdir()] == ["latest"]
 
 
