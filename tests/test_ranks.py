@@ -122,7 +122,7 @@ def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
 
 def test_ranks_stop_when_torchrun_is_killed(pairs):
     words = start(pairs, "--num-steps", 10**6, "--latest-every", 10**6, "--num-workers", 1)
-    with started(torchrun(2, *words), stdout=subprocess.PIPE, text=True) as run:
+    with started(torchrun(2, *words), fresh=True, stdout=subprocess.PIPE, text=True) as run:
         until(lambda: run.stdout.readline().startswith("26/"))
         children = psutil.Process(run.pid).children(recursive=True)
         assert clock("model/latest") == 0
