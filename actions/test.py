@@ -4,9 +4,10 @@ In the result folder: derained/STEM.png, mask/STEM.png (the first attention map 
 compare/STEM.png (rainy, derained, clean if known, mask, side by side), metrics.csv (a row a
 picture), summary.json (the means, and what was run) and index.html (a page of all of it).
 
-A picture goes from the list (media/lists.py) through `derain_pairs` (engine/scoring.py), which
-derains each pair, to `_write_result`, which writes its files and returns its `Result`. The tables
-and the page are made from all results (report/tables.py, report/page.py).
+A picture goes from the list (media/lists.py) to `derain_pairs` (engine/scoring.py), which derains
+it and, in a thread, calls `_write_result` here: that writes its files, scores it and returns its
+`Result`. `_derain_list` writes the row of each result to metrics.csv; summary and page are written
+from all results in the end (report/tables.py, report/page.py).
 """
 
 import time

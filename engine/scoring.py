@@ -44,7 +44,7 @@ def derain_pairs(
     derainer: Derainer, ranks: Ranks, pairs: Sequence[Pair], workers: int,
     finish: Callable[[DerainedPair], T],
 ) -> Generator[T | str, None, None]:  # fmt: skip
-    """finish(derained pair) of each pair in order, or the message about a pair that is bad.
+    """Yield finish(derained pair) for each pair, in order, or a message if the pair is bad.
 
     Ranks share the pairs, and every rank gets all results. Workers read the next images and threads
     finish the last ones while the network runs.

@@ -45,15 +45,16 @@ NO_COMPILER = ("No working C++ compiler", "Failed to find C compiler", "Python.h
 
 
 def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int, last: int) -> int:
-    """Train from step `first` to `last`, or until a signal. Returns its number, 0 without one.
+    """Train from step `first` to `last`, or until a signal. Returns the signal's number, or 0.
 
-    On one GPU a step is launched before the one before it is collected, so that the GPU never
-    waits for a batch. Where something is due after a step, all steps are collected first: the
+    On one GPU a step is launched before the one before it is collected, so that the GPU need not
+    wait for its next batch. If something is due after a step, all steps are collected first: the
     network is then as that step left it.
     """
     settings, ranks = run.settings, run.ranks
     steps, every = range(first, last + 1), settings.val_batch_every
-    val_steps, place = steps[-first % every :: every], (ranks.rank, ranks.world_size)
+    val_steps = steps[-first % every :: every]  # the multiples of `every`, as in find_due
+    place = ranks.rank, ranks.world_size
     names, silent = [*loss_names(), "lr"], not ranks.first
     dead_mask, signal_number = DeadMaskDetector(settings), 0
     pending: deque[PendingStep] = deque()
@@ -72,11 +73,13 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
         net.train()
         scored = run.best["scored"] if run.best else -1
         if find_due(settings, run.step, last).score and scored < run.step:
-            _score(run, derainer, val_pairs, progress)  # a signal came before it
+            # A signal ended the last start after this step, but before its score.
+            _score(run, derainer, val_pairs, progress)
         collected = time.monotonic()
         for step, batch in zip(steps, batches, strict=True):
             pending.append(launch_step(run, net, ssim, step, batch))
             due = find_due(settings, step, last)
+            # A signal that comes with a collected step has those after it collected, too.
             while len(pending) > (0 if any(due) or signal_number else run.max_pending_steps):
                 values, signal_number = collect_step(run, pending.popleft(), interrupt, collected)
                 collected = time.monotonic()
