@@ -101,8 +101,11 @@ def translate_load_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         hint = f". {HINTS[path.name]}" if path.name in HINTS else ""
-        names = sorted(entry.name for entry in path.parent.glob("[!.]*"))
-        listed = f"{path.parent} holds {first_few(names, 8) or 'nothing'}"
+        try:
+            names = sorted(name for name in os.listdir(path.parent) if name[0] != ".")
+            listed = f"{path.parent} holds {first_few(names, 8) or 'nothing'}"
+        except OSError as closed:
+            listed = f"{path.parent} cannot be listed: {closed.strerror}"
         raise UserError(f"{path}: no such checkpoint; {listed}{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

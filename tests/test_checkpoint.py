@@ -86,7 +86,7 @@ def test_permissions_follow_the_umask():
 def test_missing_checkpoint_names_what_is_there():
     saved("step_400")
     assert "model/latest: no such checkpoint; model holds step_400" in refusal()
-    assert "nowhere holds nothing" in refusal(model_dir="nowhere")
+    assert "nowhere cannot be listed: No such file" in refusal(model_dir="nowhere")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
@@ -142,7 +142,7 @@ def test_pickle_payload_is_refused_and_does_not_run(how, kind):
         (lambda c: c["net"][KEY].fill_(math.nan), f"{KEY} holds values that are not finite"),
         (lambda c: c["net"].update({KEY: c["net"][KEY].double() * 1e200}), "not finite"),
         (lambda c: c["net"].update({KEY: torch.zeros(32, 3, 3, 3, device="meta")}), KEY),
-        (lambda c: c.pop("net"), "KeyError: 'net'"),
+        (lambda c: c.pop("net"), "Missing key(s) in state_dict"),
         (lambda c: c.update(clock="many"), "'many'"),
         (lambda c: c.update(format=99), "format 99 is newer"),
         (lambda c: c.update(opt={"state": {}, "param_groups": []}), "not enough values"),

@@ -142,7 +142,7 @@ def test_a_folder_that_may_not_be_read_is_not_told_as_empty(run, tmp_path):
     with nobody(tmp_path), pytest.raises(UserError) as caught:
         checkpoint.load(Path("in/step_4"))
     assert str(caught.value) == (
-        "in/step_4: no such checkpoint; in cannot be looked into: Permission denied"
+        "in/step_4: no such checkpoint; in cannot be listed: Permission denied"
     )
     Path("in").chmod(0o755)
 

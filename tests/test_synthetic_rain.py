@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import finish
+from conftest import ROOT, finish
 
 from media import lists
 from rain import backgrounds, synthetic_rain
@@ -302,7 +302,8 @@ def test_bad_arguments_are_one_line(capsys, command, told):
 def test_a_folder_may_have_any_name():
     folder = os.fsdecode(b"caf\xe9")
     command = [sys.executable, "-m", "rain.synthetic_rain", "sheet", "--side", "8", "-o", folder]
-    done = finish(command, text=False)
+    path = {"PYTHONPATH": str(ROOT)}
+    done = finish(command, text=False, fresh=True, env=os.environ | path)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == "caf\N{REPLACEMENT CHARACTER}/sheet.png\n".encode()
     assert os.listdir(folder) == ["sheet.png"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, finish, golden, started, write_pairs
+from conftest import ROOT, command, finish, golden, last_of_each, started, write_pairs
 from soak import read_events
 from test_model import recipe_weights
 
@@ -273,7 +273,7 @@ def test_an_unforeseen_error_ends_the_workers_too(pairs):
         "training_step.compute_losses = broken\n"
         "sys.exit(main.main(sys.argv[1:]))\n"
     )
-    arguments = ["-a", "train", "--train-list", str(pairs), *map(str, SMALL), "--num-workers", "2"]
+    arguments = last_of_each(["-a", "train", "--train-list", pairs, *SMALL, "--num-workers", 2])
     done = finish([sys.executable, "-c", program, str(ROOT), *arguments])
     assert "RuntimeError: unforeseen" in done.stderr
     assert done.returncode == 1
