@@ -40,8 +40,11 @@ LATEST, BEST = "latest", "best"
 EVENTS, VAL_EVENTS = "train_derain", "val_derain"
 PREVIEW_CROPS = 4  # validation crops whose pictures show how a run gets on
 CAPTIONS = ["rainy", "output", "clean", "mask", "label"]  # of the images in a preview
-# How Inductor on a CPU, and Triton on a GPU, report that there is no compiler.
-NO_COMPILER = ("No working C++ compiler", "Failed to find C compiler", "Python.h", "[Errno")
+# How Inductor on a CPU, and Triton on a GPU, report that there is no compiler, or none that runs.
+NO_COMPILER = (
+    "No working C++ compiler", "Failed to find C compiler", "Python.h", "[Errno 2]", "[Errno 8]",
+    "[Errno 13]",
+)  # fmt: skip
 
 
 def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int, last: int) -> int:
