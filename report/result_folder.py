@@ -39,12 +39,10 @@ def open_result_folder(
     outputs, stale_files = list(outputs), [folder / name for name in stale]
     if page:
         stale_files += [folder / PAGE, *find_copies(folder)]
-        head = read_head(folder / PAGE)
-        if head is not None and MARK not in head:
-            raise UserError(
-                f"{folder / PAGE}: is not a page of results; expected a folder without one"
-            )
     check_no_overlap(inputs, [*outputs, *stale_files], option)
+    head = read_head(folder / PAGE) if page else None
+    if head is not None and MARK not in head:
+        raise UserError(f"{folder / PAGE}: is not a page of results; expected a folder without one")
     require_writable(folder)
     with exclusive(lock or folder) if first else nullcontext():
         barrier()  # every rank has checked the old page before it is removed
