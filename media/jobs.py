@@ -1,5 +1,6 @@
 """What to derain: the files that `-i` names, and where `-o` puts what is made of them."""
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -9,13 +10,16 @@ from pathlib import Path
 from media.folders import describe_skipped, walk_folder
 from media.image_file import is_picture
 from media.pictures import FORMATS
+from media.video_reader import VideoReader
 from media.video_writer import ENCODERS
 from settings import UserError
 from system.files import check_no_overlap, format_path
 
 OTHER_VIDEOS = {
-    ".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".h264", ".hevc", ".m2ts", ".mjpeg", ".mpeg",
-    ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".wmv", ".y4m",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264",
+    ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".mjpeg", ".mjpg", ".mk3d", ".mpe",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts",
+    ".vob", ".wmv", ".y4m",
 }  # fmt: skip
 VIDEOS = set(ENCODERS) | OTHER_VIDEOS  # the latter are written as Matroska
 SUPPORTED = VIDEOS | set(FORMATS)
@@ -104,20 +108,26 @@ def _plan_file(source: Path, target: Path, is_file: bool) -> Job:
         reason = "not a regular file" if source.exists() else "no such file or folder"
         raise UserError(f"-i: {source}: {reason}")
     suffix = source.suffix.lower()
-    is_video = suffix in VIDEOS and not is_picture(source)
-    if suffix not in SUPPORTED and not is_picture(source):
-        raise UserError(f"-i: {source}: expected one of {', '.join(sorted(SUPPORTED))}")
+    is_video = not is_picture(source) and suffix not in FORMATS
+    if is_video and suffix not in VIDEOS and not _holds_video(source):
+        expected = f"expected one of {', '.join(sorted(SUPPORTED))}"
+        raise UserError(f"-i: {source}: neither picture nor video; {expected}")
     writable = ENCODERS if is_video else FORMATS
     if not is_file:
         target = target / _result_name(Path(source.name), is_video)
-    elif target.suffix.lower() not in SUPPORTED:
+    elif target.suffix.lower() not in writable:
         raise UserError(
-            f"-o: {target}: cannot write {target.suffix} files; expected one of "
+            f"-o: {target}: cannot write {source} as {target.suffix}; expected one of "
             f"{', '.join(writable)}, or a folder ({target}{os.sep} makes one of that name)"
         )
-    if target.suffix.lower() not in writable:
-        raise UserError(f"-o: {target}: expected one of {', '.join(writable)}, as {source} is")
     return Job(source, target, format_path(Path(source.name)))
+
+
+def _holds_video(path: Path) -> bool:
+    """Whether a file can be read as a video, and is none of FFmpeg's kinds of single pictures."""
+    with contextlib.suppress(UserError), contextlib.closing(VideoReader(path)) as reader:
+        return not reader.container.format.name.endswith("_pipe")
+    return False
 
 
 def _result_name(path: Path, is_video: bool) -> Path:

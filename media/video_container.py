@@ -14,9 +14,11 @@ from settings import UserError
 from system.reading import open_regular
 from system.text import format_count
 
-# FFmpeg's formats whose files name others to play, wherever those lie, or reach for the network.
-PLAYLIST_FORMATS = {
-    "concat", "dash", "hls", "imf", "image2", "rtsp", "sap", "sdp", "vobsub",
+# FFmpeg's formats whose files name others to play, wherever those lie, or reach for the network;
+# and text, which it would draw.
+REFUSED_FORMATS = {
+    "adf", "bin", "concat", "dash", "hls", "idf", "imf", "image2", "rtsp", "sap", "sdp", "tty",
+    "vobsub", "xbin",
 }  # fmt: skip
 # Formats whose header states the duration. In others FFmpeg only estimates it.
 DURATION_FORMATS = {"asf", "avi", "flv", "ivf", "matroska", "mov", "mxf", "webm"}
@@ -39,14 +41,14 @@ def ffmpeg_address(path: Path) -> str:
 
 def open_container(path: Path) -> InputContainer:
     """Raises UserError unless path is a regular file that holds streams of its own."""
-    formats = ",".join(av.formats_available - PLAYLIST_FORMATS)
+    formats = ",".join(av.formats_available - REFUSED_FORMATS)
     try:
         open_regular(path).close()
         return av.open(
             ffmpeg_address(path), options={"format_whitelist": formats}, metadata_errors="replace"
         )
     except av.error.ArgumentError:  # raised for a format that is not in the list
-        raise UserError(f"{path}: {UNREADABLE}: a list of other files; expected a video") from None
+        raise UserError(f"{path}: {UNREADABLE}: text, or a list of other files") from None
     except (av.error.FFmpegError, ValueError):
         raise UserError(f"{path}: {NO_FRAME}") from None
     except OSError as error:

@@ -113,7 +113,7 @@ def test_a_list_of_videos_is_no_video(run, rain_video, action):
     status, _, err = run("-a", action, *model, "-i", script, "-o", target)
     assert status == 2
     assert err.splitlines()[-1] == (
-        "main.py: script.mp4: not a video that can be read: a list of other files; expected a video"
+        "main.py: script.mp4: not a video that can be read: text, or a list of other files"
     )
     assert not Path(target).exists()
 

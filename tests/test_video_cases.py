@@ -4,6 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from test_videos import sound
@@ -266,3 +267,42 @@ def test_what_is_behind_the_damage_is_read(run, unchanged, name, codec, which):
     assert 40 - 10 * len(which) <= len(images) < 40
     if 39 not in which:
         assert shown(images[-1]) == 39 % 12
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "format"),
+    [
+        ("a.264", "libx264", "h264"),
+        ("a.265", "libx265", "hevc"),
+        ("a.gif", "gif", "gif"),
+        ("a.unknown", "libx264", "mp4"),
+    ],
+)
+def test_all_actions_read_what_the_reader_reads(run, unchanged, name, codec, format):
+    pixels = "rgb8" if codec == "gif" else "yuv420p"
+    path = make(f"plain.{format}", codec, pixels=pixels).rename(name)
+    status, _ = derain(run, path, "out/")
+    assert status == 0
+    assert len(read(f"out/{name}.mkv")[0]) == 12
+    assert run("-a", "clean", "-i", path, "-o", "clean.png", "--frames", 12)[0] == 0
+    assert cv2.imread("clean.png").shape == (48, 64, 3)
+    Path("in").mkdir()
+    path.rename(f"in/{name}")
+    source = "in" if name != "a.unknown" else f"in/{name}"
+    words = ("--frames", 12, "--patch-size", 32, "--rain-share", 0)
+    assert run("-a", "pairs", "-i", source, "-o", "set", *words)[0] == 0
+    assert Path("set/real_world.txt").stat().st_size > 0
+
+
+def test_a_picture_of_an_unknown_suffix_is_a_picture(run, unchanged):
+    Path("photo.dat").write_bytes(cv2.imencode(".jpg", picture(0))[1].tobytes())
+    status, lines = derain(run, Path("photo.dat"), "out/")
+    assert (status, lines) == (0, [])
+    assert cv2.imread("out/photo.dat.png").shape == (48, 64, 3)
+
+
+def test_a_picture_of_a_kind_that_is_not_read_is_no_video(run, unchanged):
+    Path("photo.ppm").write_bytes(cv2.imencode(".ppm", picture(0))[1].tobytes())
+    status, (line,) = derain(run, Path("photo.ppm"), "out/")
+    assert (status, Path("out").exists()) == (2, False)
+    assert line.startswith("-i: photo.ppm: neither picture nor video; expected one of .264, ")

@@ -141,7 +141,7 @@ def test_a_bad_file_is_a_line_on_the_page(tab, rainy):
     good = Path("good.png")
     good.write_bytes(cv2.imencode(".png", rainy)[1].tobytes())
     for name, data, word in (
-        ("note.txt", b"hello", "expected one of .3g2"),
+        ("note.txt", b"hello", "expected one of .264"),
         ("empty.png", b"", "empty"),
         ("<b>cut.png", good.read_bytes()[:-60], "damaged"),
         ("film.mp4", b"no film", "not a video"),
