@@ -35,7 +35,7 @@ _failed_starts: list[OSError] = []
 
 
 def to_float(image: Tensor) -> Tensor:
-    """(N,H,W,3) uint8 or uint16 to (N,3,H,W) float32 in 0..1, channels_last without a shuffle."""
+    """(N,H,W,3) uint8 or uint16 to (N,3,H,W) float32 in 0..1, channels_last as the bytes are."""
     return image.permute(0, 3, 1, 2).float().div_(torch.iinfo(image.dtype).max)
 
 
@@ -108,7 +108,7 @@ def read_crop(
         Rainy and clean crop, and the rainy file.
     """
     epoch, index = divmod(step * settings.batch_size + slot, len(pairs))
-    pair = pairs[shuffle(len(pairs), settings.seed, branch, epoch)[index]]
+    pair = pairs[shuffle_indices(len(pairs), settings.seed, branch, epoch)[index]]
     rng = np.random.default_rng([settings.seed, branch, step, slot])
     rainy, clean = read_pair(pair)
     assert clean is not None, "lists for training have clean images"
@@ -122,7 +122,7 @@ def read_crop(
 
 
 @lru_cache(maxsize=4)
-def shuffle(count: int, seed: int, branch: int, epoch: int) -> np.ndarray:
+def shuffle_indices(count: int, seed: int, branch: int, epoch: int) -> np.ndarray:
     """The order of that many images in a pass over the list."""
     return np.random.default_rng([seed, branch, epoch]).permutation(count)
 

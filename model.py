@@ -18,9 +18,6 @@ from irnn_cuda.reference import DIRECTIONS
 
 CHANNELS = 32
 STAGES = 4
-# An attention map whose standard deviation is below this is constant. In training it is then dead:
-# the ReLU or the sigmoid before it is saturated everywhere, and no gradient comes through.
-CONSTANT_MASK = 1e-6
 
 
 class Conv(nn.Conv2d):
@@ -129,6 +126,15 @@ def _apply_direction_attention(scans: Tensor, directions: Tensor | None) -> Tens
         return scans
     by_direction = scans.unflatten(1, (4, -1)) * directions.unsqueeze(2)
     return by_direction.flatten(1, 2)
+
+
+def is_dead_mask(mean: float, deviation: float) -> bool:
+    """Whether an attention map, of that mean and standard deviation, can hardly learn any more.
+
+    The sigmoid is then saturated, near 0 or 1 everywhere, or the ReLU before it is 0 everywhere,
+    which makes a constant map; no gradient comes through.
+    """
+    return (min(mean, 1 - mean) < 1e-3 and deviation < 1e-3) or deviation < 1e-6
 
 
 class SPANet(nn.Module):

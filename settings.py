@@ -235,6 +235,14 @@ class Settings:
     mask_threshold: int = option(0, TRAIN + CHECK,
         "label a pixel as rain if rainy and clean differ by more than N grey levels in a channel",
         low=0, high=254, recipe=True)
+
+    # Weights of the terms of the loss (section 4), each the setting NAME_weight of a term NAME
+    l1_weight: float = option(1.0, TRAIN, "weight of the L1 loss", low=0, high=1000, recipe=True)
+    ssim_weight: float = option(1.0, TRAIN,
+        "weight of the SSIM loss, 1 - SSIM", low=0, high=1000, recipe=True)
+    mask_weight: float = option(1.0, TRAIN,
+        "weight of the loss of the attention map, its squared distance from the mask label",
+        low=0, high=1000, recipe=True)
     off_mask_weight: float = option(0.0, TRAIN,
         "weight of an L1 loss outside the mask label", low=0, high=1000, recipe=True)
 
@@ -260,6 +268,11 @@ class Settings:
             raise UserError(f"--tile: {self.tile} is too small; expected 64 pixels or more, or 0")
         if -1 < self.percentile < 0:
             raise UserError(f"--percentile: {self.percentile} is neither -1 nor from 0 to 100")
+        if self.l1_weight == self.ssim_weight == 0:
+            raise UserError(
+                "--l1-weight and --ssim-weight are both 0; expected one above 0, as nothing else "
+                "trains the clean image"
+            )
         if "\0" in self.model or os.path.basename(self.model) in ("", ".", ".."):
             raise UserError(f"--model: {self.model!r} is not the name or path of a checkpoint")
 

@@ -20,6 +20,7 @@ from engine.derainer import Derainer
 from engine.deraining import Derained, derain_picture, derain_video
 from engine.device import describe_device
 from engine.ranks import Ranks
+from engine.scoring import warn_of_dead_masks
 from media.jobs import Job, plan_jobs
 from media.pictures import (
     Picture,
@@ -99,6 +100,7 @@ def derain(settings: Settings) -> int:
                     f"; open {folder / page.PAGE} to look at them" if folder else f": {targets[0]}"
                 )
                 print(f"{len(results)} of {len(jobs)} derained{place if results else ''}")
+                warn_of_dead_masks(derainer, results.values())
             ranks.all_gather(None)  # a rank that leaves with status 2 would end the others
     return 2 if run.bad or problems else 0
 

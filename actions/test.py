@@ -22,11 +22,10 @@ from engine.derainer import Derainer
 from engine.device import describe_device
 from engine.events import EventFile
 from engine.ranks import Ranks
-from engine.scoring import DerainedPair, derain_pairs
+from engine.scoring import DerainedPair, derain_pairs, warn_of_dead_masks
 from media.inspection import inspect_headers
 from media.lists import Pair, read_list
 from media.results import result_names
-from model import CONSTANT_MASK
 from report import page, tables
 from report.copies import write_copies
 from report.metrics import MEASURES, measure
@@ -197,12 +196,7 @@ def _report_results(
     page.write_page(folder, title, results, run, settings, sides, means, links)
     print(f"results in {folder}: {', '.join([DERAINED, 'mask', 'compare', *links])}")
     print(f"open {folder / page.PAGE} to look at them")
-    sizable = [result.deviation for result in results if result.width * result.height > 1]
-    if sizable and max(sizable) < CONSTANT_MASK:
-        warn(
-            f"warning: the attention map of {derainer.path} is constant on every image, so the "
-            "network does not look for rain; train it again with a lower --lr or another --seed"
-        )
+    warn_of_dead_masks(derainer, results)
     if scored:
         tables.print_worst(results)
         tables.print_means(means, listed)

@@ -115,10 +115,10 @@ def forward(options: argparse.Namespace) -> list[dict]:
 def stepper(kind: str, side: int, options: argparse.Namespace) -> Call:
     """A training step on one crop, over and over; its value is the loss."""
     net, device = network(kind, options), options.device
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-6)
+    optimiser = torch.optim.Adam(net.parameters())
     ssim = (NaiveSSIM() if kind == "baseline" else SSIM()).to(device)
-    batch = images((side, side), device)
-    return lambda: train_one_step(net, optimiser, ssim, batch, 1e-6).read()["loss"]
+    settings, batch = Settings("train", lr=1e-6), images((side, side), device)
+    return lambda: train_one_step(net, optimiser, ssim, settings, 0, batch).read()["loss"]
 
 
 def step(options: argparse.Namespace) -> list[dict]:

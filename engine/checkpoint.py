@@ -2,7 +2,7 @@
 
 A file holds `net` (the network's tensors), `clock` (index of the last completed step) and `opt`
 (the optimiser's state), as the published ones do, and beside them `format`, `settings`, `best` (the
-best score so far), `data` (a fingerprint of the training list) and `loss` (its weights).
+best score so far), `data` (a fingerprint of the training list) and `loss` (its terms).
 Run as a program, it copies a checkpoint without its optimiser, or writes the mean of several:
     python -m engine.checkpoint FROM [FROM ...] TO
 """

@@ -1,7 +1,8 @@
 """Derain the pairs of a list: the loop that testing and the scores of a training run share."""
 
+import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,10 +13,12 @@ import dataset
 from engine.derainer import DerainedImage, Derainer
 from engine.ranks import Ranks
 from media.lists import Pair
+from model import is_dead_mask
 from report.metrics import MEASURE_BYTES_PER_PIXEL, measure
+from report.tables import RAINY, Result
 from settings import UserError
 from system.overlap import count_threads, map_threads
-from system.progress import SlowNotice
+from system.progress import SlowNotice, warn
 
 T = TypeVar("T")
 IMAGE_BYTES_PER_PIXEL = 54  # rainy, derained and clean image, as floats and as they were read
@@ -107,3 +110,19 @@ def score(
             notice.update(f"scoring: {len(scores)} of {len(pairs)} images")
     psnr, ssim = (sum(column) / len(pairs) for column in zip(*scores, strict=True))
     return psnr, ssim
+
+
+def warn_of_dead_masks(derainer: Derainer, results: Iterable[Result]) -> None:
+    """Warn if the attention map was dead in every image, those aside that are known to be clean."""
+    masks = [
+        (result.attention, result.deviation)
+        for result in results
+        if result.width * result.height > 1
+        and result.scores.get(RAINY, {}).get("released_psnr", 0.0) < math.inf
+    ]
+    if masks and all(is_dead_mask(*mask) for mask in masks):
+        warn(
+            f"warning: the attention map of {derainer.path} has one value everywhere, in every "
+            "image: if they have rain, the network does not look for it; train it again with a "
+            "lower --lr or another --seed"
+        )

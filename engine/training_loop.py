@@ -20,17 +20,16 @@ from engine.device import is_out_of_memory, peak_memory
 from engine.scoring import score
 from engine.training_run import TrainingRun
 from engine.training_step import (
-    DeadMaskDetector,
     NotFinite,
     StepMetrics,
-    compute_losses,
     learning_rate,
     loss_curves,
     loss_names,
-    split_batch,
+    process_batch,
     train_one_step,
 )
 from media.lists import PairList
+from model import is_dead_mask
 from report.visualize import contact_sheet, heat_map
 from settings import Settings, UserError
 from system.interrupt import Interrupt
@@ -38,6 +37,12 @@ from system.progress import Progress
 
 LATEST, BEST = "latest", "best"
 EVENTS, VAL_EVENTS = "train_derain", "val_derain"
+DEAD_MASK_STEPS = 20  # steps in a row with a dead attention map, after which a warning is printed
+DEAD_MASK = (
+    "main.py: warning: step {step}: the attention map has had one value everywhere for {count} "
+    "steps, and will hardly learn any more; start again with a lower --lr (now {settings.lr:g}) or "
+    "another --seed (now {settings.seed})"
+)
 PREVIEW_CROPS = 4  # validation crops whose pictures show how a run gets on
 CAPTIONS = ["rainy", "output", "clean", "mask", "label"]  # of the images in a preview
 # How Inductor on a CPU, and Triton on a GPU, report that there is no compiler, or none that runs.
@@ -59,7 +64,7 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
     val_steps = steps[-first % every :: every]  # the multiples of `every`, as in find_due
     place = ranks.rank, ranks.world_size
     names, silent = [*loss_names(), "lr"], not ranks.first
-    dead_mask, signal_number = DeadMaskDetector(settings), 0
+    dead_mask, signal_number = DeadMaskDetector(), 0
     pending: deque[PendingStep] = deque()
     with (
         # The outermost, as it takes a while until the loading processes have ended.
@@ -74,8 +79,8 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
         crops = range(min(PREVIEW_CROPS, len(val_pairs)))
         preview = read_batch(val_pairs, settings, VALIDATION, crops, 0)
         net.train()
-        scored = run.best["scored"] if run.best else -1
-        if find_due(settings, run.step, last).score and scored < run.step:
+        last_score = run.best["scored"] if run.best else -1
+        if find_due(settings, run.step, last).score and last_score < run.step:
             # A signal ended the last start after this step, but before its score.
             _score(run, derainer, val_pairs, progress)
         collected = time.monotonic()
@@ -86,9 +91,10 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
             while len(pending) > (0 if any(due) or signal_number else run.max_pending_steps):
                 values, signal_number = collect_step(run, pending.popleft(), interrupt, collected)
                 collected = time.monotonic()
-                warning = dead_mask.update(run.step, values["mask/std"])
-                if warning and ranks.first:
-                    progress.say(warning, sys.stderr)
+                if dead_mask.update(values["mask/mean"], values["mask/std"]) and ranks.first:
+                    count = DEAD_MASK_STEPS
+                    line = DEAD_MASK.format(step=run.step, count=count, settings=settings)
+                    progress.say(line, sys.stderr)
                 progress.update(run.step, values)
             if due.validation:
                 _validate(run, ssim, next(val_batches))
@@ -118,11 +124,11 @@ class Due(NamedTuple):
 
 
 def find_due(settings: Settings, step: int, last: int) -> Due:
-    scored = step == last or (step > 0 and step % settings.val_every == 0)
+    at_score = step == last or (step > 0 and step % settings.val_every == 0)
     return Due(
         validation=step % settings.val_batch_every == 0,
         pictures=step % settings.picture_every == 0,
-        score=bool(settings.val_list) and scored,
+        score=bool(settings.val_list) and at_score,
         numbered=step > 0 and step % settings.checkpoint_every == 0,
         latest=step == last or step % settings.latest_every == 0,
     )
@@ -133,7 +139,6 @@ class PendingStep:
     """A step that was launched; on a GPU it may still be computed."""
 
     step: int
-    lr: float
     files: list[str]  # rainy files of its batch
     metrics: StepMetrics
 
@@ -142,12 +147,10 @@ def launch_step(
     run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: Batch
 ) -> PendingStep:
     """Train on a batch; on a GPU this returns before the step is computed."""
-    settings, lr = run.settings, learning_rate(run.settings, step)
     with translate_step_errors(run, step, batch.files):
-        tensors = batch.tensors(run.device, settings.mask_threshold)
-        options = settings.accumulate_steps, run.bf16, settings.off_mask_weight
-        metrics = train_one_step(net, run.optimiser, ssim, tensors, lr, *options)
-    return PendingStep(step, lr, batch.files, metrics)
+        tensors = batch.tensors(run.device, run.settings.mask_threshold)
+        metrics = train_one_step(net, run.optimiser, ssim, run.settings, step, tensors)
+    return PendingStep(step, batch.files, metrics)
 
 
 def collect_step(
@@ -159,23 +162,23 @@ def collect_step(
         start: when the step before it was collected (time.monotonic), from which the speed counts.
 
     Returns:
-        The losses, "lr" and "mask/std" (the mask's standard deviation), and the number of a signal
-        that any rank has received, or 0.
+        The losses, "lr", "mask/mean" and "mask/std" (the mask's standard deviation), and the number
+        of a signal that any rank has received, or 0.
     """
     ranks = run.ranks
     with translate_step_errors(run, pending.step, pending.files):
         metrics = pending.metrics.read()
-    grad_norm = metrics.pop("grad_norm")
+    grad_norm, lr = metrics.pop("grad_norm"), learning_rate(run.settings, pending.step)
     *sums, signals = ranks.all_reduce_sum([*metrics.values(), interrupt.signal])
-    losses = {name: value / ranks.world_size for name, value in zip(metrics, sums, strict=True)}
-    mean, square = losses.pop("mask_mean"), losses.pop("mask_square")
-    deviation = math.sqrt(max(square - mean**2, 0.0))
+    values = {name: value / ranks.world_size for name, value in zip(metrics, sums, strict=True)}
+    mean, square = values.pop("mask_mean"), values.pop("mask_square")
+    values |= {"lr": lr, "mask/mean": mean, "mask/std": math.sqrt(max(square - mean**2, 0.0))}
     run.step = pending.step
     if ranks.first:
-        curves = loss_curves(losses) | {
+        curves = loss_curves(values) | {
             "mask/mean": mean,
-            "mask/std": deviation,
-            "optim/lr": pending.lr,
+            "mask/std": values["mask/std"],
+            "optim/lr": lr,
             "optim/grad_norm": grad_norm,
             "speed/images_per_second": run.settings.batch_size / (time.monotonic() - start),
             "speed/memory_MiB": peak_memory(run.device),
@@ -183,7 +186,24 @@ def collect_step(
         run.events[EVENTS].scalars(curves, run.step)
     # Ranks may have received different signals, or one of them several.
     signal_number = (interrupt.signal or signal.SIGTERM) if signals else 0
-    return {**losses, "lr": pending.lr, "mask/std": deviation}, signal_number
+    return values, signal_number
+
+
+class DeadMaskDetector:
+    """Detects an attention map that no longer learns, which no loss would show.
+
+    It counts anew each time the program starts.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0  # in a row whose map was dead
+
+    def update(self, mean: float, deviation: float) -> bool:
+        """Count a step by mean and deviation of its map; True, once, at DEAD_MASK_STEPS."""
+        dead = is_dead_mask(mean, deviation)
+        if dead or self.steps < DEAD_MASK_STEPS:
+            self.steps = self.steps + 1 if dead else 0
+        return dead and self.steps == DEAD_MASK_STEPS
 
 
 @contextmanager
@@ -212,17 +232,13 @@ def translate_step_errors(run: TrainingRun, step: int, files: list[str]) -> Iter
 
 def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
     """Write the losses of a validation batch, in the micro-batches of training."""
-    settings, ranks, rows = run.settings, run.ranks, []
-    options = run.bf16, settings.off_mask_weight
     with torch.no_grad(), translate_step_errors(run, run.step, batch.files):
-        tensors = batch.tensors(run.device, settings.mask_threshold)
-        for micro_batch in split_batch(tensors, settings.accumulate_steps):
-            losses, *_ = compute_losses(run.net, ssim, *micro_batch, *options)
-            rows.append([loss.item() for loss in losses.values()])
-    sums = ranks.all_reduce_sum([sum(column) for column in zip(*rows, strict=True)])
-    if ranks.first:
-        means = [value / len(rows) / ranks.world_size for value in sums]
-        curves = loss_curves(dict(zip(loss_names(), means, strict=True)))
+        tensors = batch.tensors(run.device, run.settings.mask_threshold)
+        values = process_batch(run.net, ssim, run.settings, tensors)
+        sums = run.ranks.all_reduce_sum(torch.stack(list(values.values())).tolist())
+    if run.ranks.first:
+        means = [value / run.ranks.world_size for value in sums]
+        curves = loss_curves(dict(zip(values, means, strict=True)))
         run.events[VAL_EVENTS].scalars(curves, run.step)
 
 

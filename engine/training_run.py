@@ -46,7 +46,6 @@ class TrainingRun:
         # fused kernels of a GPU need no synchronisation.
         fused = self.device.type == "cuda"
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.lr, fused=fused)
-        self.bf16 = settings.precision == "bf16"
         self.step = -1
         self.best: dict[str, Any] | None = None
         self.data = self.val_data = ""
@@ -91,7 +90,7 @@ class TrainingRun:
                 "settings": dataclasses.asdict(self.settings),
                 "best": self.best,
                 "data": self.data,
-                "loss": _loss_weights(),
+                "loss": list(TERMS),
             }
             checkpoint.save(self.path(name), content)
 
@@ -120,9 +119,10 @@ class TrainingRun:
         changes = find_changes(content.get("settings") or {}, self.settings)
         if content.get("data") not in (None, "", self.data):
             changes.append("the training list names other pairs")
-        former_loss = content.get("loss", _loss_weights())  # older checkpoints lack it
-        if former_loss != _loss_weights():
-            changes.append(f"the loss is {_loss_weights()}, was {former_loss}")
+        former_terms = content.get("loss", TERMS)  # of older checkpoints by weight, or not there
+        if set(former_terms) != set(TERMS):
+            terms = " + ".join(TERMS), " + ".join(former_terms)
+            changes.append("the loss is {}, was {}".format(*terms))
         listed = "; ".join(changes)
         if changes and not self.settings.allow_changed_settings:
             raise UserError(
@@ -164,11 +164,6 @@ class TrainingRun:
     def close(self) -> None:
         for file in self.events.values():
             file.close()
-
-
-def _loss_weights() -> dict[str, float]:
-    """The terms of the loss and their weights."""
-    return {name: weight for name, (_, weight) in TERMS.items()}
 
 
 def find_changes(saved: dict[str, Any], settings: Settings) -> list[str]:

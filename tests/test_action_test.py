@@ -253,18 +253,36 @@ def test_a_constant_attention_map_is_told(run, pairs, model):
     cv2.imwrite("pixel.png", np.zeros((1, 1, 3), np.uint8))  # any map of it is constant
     Path("pixel.txt").write_text("pixel.png\n")
     content = torch.load("model/latest", weights_only=True)
-    content["net"]["SAM1.conv_out.weight"].zero_()
-    torch.save(content, "model/dead")
+    weight = content["net"]["SAM1.conv_out.weight"]
+    for name, value in (("constant", 0.0), ("saturated", -1e4)):
+        weight.fill_(value)
+        torch.save(content, f"model/{name}")
+    names = [line.split()[1] for line in pairs.read_text().splitlines()]
+    clean = pairs.parent / "clean.txt"
+    clean.write_text("".join(f"{name} {name}\n" for name in names))
     for name, images, told in (
-        ("dead", pairs, True),
-        ("dead", "pixel.txt", False),
+        ("constant", pairs, True),
+        ("constant", clean, False),
+        ("constant", "pixel.txt", False),
+        ("saturated", pairs, True),
         ("latest", pairs, False),
     ):
         status, _, err = run("-a", "test", "-m", name, "--test-list", images, "--device", "cpu")
         assert status == 0
-        expected = f"main.py: warning: the attention map of model/{name} is constant on every image"
+        expected = f"main.py: warning: the attention map of model/{name} has one value everywhere"
         assert err.startswith(expected) == told
         assert err.count("\n") == told
+
+
+def test_derain_tells_of_a_constant_attention_map_too(run, pairs, model):
+    content = torch.load("model/latest", weights_only=True)
+    content["net"]["SAM1.conv_out.weight"].zero_()
+    torch.save(content, "model/dead")
+    for name in ("dead", "latest"):
+        words = "-m", name, "-i", pairs.parent / "rain", "-o", name, "--device", "cpu"
+        status, _, err = run("-a", "derain", *words)
+        assert status == 0
+        assert ("the attention map of model/dead has one value" in err) == (name == "dead")
 
 
 def test_direction_attention_is_read_from_the_checkpoint(run, pairs):

@@ -11,8 +11,9 @@ from test_model import recipe_weights
 from test_train import events
 
 from cal_ssim import SSIM
-from engine.training_step import DeadMaskDetector, train_one_step
-from model import SPANet
+from engine.training_loop import DeadMaskDetector
+from engine.training_step import train_one_step
+from model import SPANet, is_dead_mask
 from settings import Settings
 
 SPARSE = {"sizes": [(28, 28)] * 5, "density": 1}  # rain on 5 % of the pixels
@@ -34,8 +35,10 @@ def test_an_attention_map_that_died_is_reported_once(run, tmp_path):
     base += ["--lr", 2e-2, "--num-steps", 26, "--accumulate-steps", 2]
     status, _, err = run("-a", "train", "--train-list", pairs, *base)
     assert status == 0
-    deviations = list(events("logdir/train_derain")["mask/std"].values())
-    first = next(i for i in range(20, 27) if max(deviations[i - 20 : i]) < 1e-6) - 1
+    curves = events("logdir/train_derain")
+    masks = zip(curves["mask/mean"].values(), curves["mask/std"].values(), strict=True)
+    dead = [mean < 1e-3 and deviation < 1e-3 for mean, deviation in masks]
+    first = next(i for i in range(20, 27) if all(dead[i - 20 : i])) - 1
     assert err.count("\n") == 1
     assert f"warning: step {first}: the attention map has had one value everywhere" in err
     assert "lower --lr (now 0.02) or another --seed (now 2019)" in err
@@ -46,22 +49,39 @@ def test_mean_and_deviation_of_the_mask_are_those_of_the_whole_batch():
     net = recipe_weights(SPANet())
     mask = net(image)[0].detach().double()
     for parts in (1, 2, 4):
-        optimiser = torch.optim.Adam(net.parameters(), lr=0.0)
+        optimiser = torch.optim.Adam(net.parameters())
+        settings = Settings("train", lr=0.0, accumulate_steps=parts)
         tensors = (image, image, label)
-        values = train_one_step(net, optimiser, SSIM(), tensors, 0.0, parts).read()
+        values = train_one_step(net, optimiser, SSIM(), settings, 0, tensors).read()
         assert values["mask_mean"] == pytest.approx(mask.mean().item(), rel=1e-6)
         assert values["mask_square"] == pytest.approx(mask.square().mean().item(), rel=1e-6)
 
 
 def test_a_short_calm_of_the_mask_is_not_death():
-    detector = DeadMaskDetector(Settings("train"))
+    detector = DeadMaskDetector()
 
-    def update(values: list[float]) -> list[bool]:
-        return [bool(detector.update(0, value)) for value in values]
+    def update(masks: list[tuple[float, float]]) -> list[bool]:
+        return [detector.update(*mask) for mask in masks]
 
-    assert not any(update([0.0] * 19 + [1e-5] + [0.0] * 19 + [1.0]))
-    assert update([0.0] * 40).index(True) == 19
-    assert not any(update([1.0] + [0.0] * 40))  # once a run
+    dead, alive = (1e-8, 3e-6), (0.02, 1e-2)
+    assert not any(update([dead] * 19 + [alive] + [dead] * 19 + [alive]))
+    assert update([dead] * 40).index(True) == 19
+    assert not any(update([alive] + [dead] * 40))  # once a run
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "dead"),
+    [
+        (1e-8, 4e-8, True),  # as at 5e-3: the deviation swings round 1e-6
+        (1e-8, 3e-6, True),
+        (1 - 1e-4, 5e-4, True),
+        (0.5, 1e-7, True),  # the ReLU before the sigmoid is 0 everywhere
+        (0.5, 1e-4, False),  # as it begins
+        (5e-4, 2e-3, False),  # little rain is found
+    ],
+)
+def test_an_attention_map_is_dead_where_it_is_saturated(mean, deviation, dead):
+    assert is_dead_mask(mean, deviation) == dead
 
 
 def test_the_benchmark_of_the_recipe_prints_its_table(tmp_path):

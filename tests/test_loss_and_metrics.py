@@ -18,6 +18,7 @@ from cal_ssim import SSIM, gaussian_window
 from engine.training_step import compute_losses, train_one_step
 from media.pictures import to_uint8
 from report.metrics import GAUSSIAN_OPTIONS, MEASURES, PROTOCOLS, luminance, measure
+from settings import Settings, UserError
 
 
 class Darker(torch.nn.Module):
@@ -49,7 +50,8 @@ def test_what_changes_off_the_rain_can_weigh_more():
     rainy[:, :, :2, 0], label[:, :2, 0] = 1.0, 1.0
 
     def losses(weight):
-        found, *_ = compute_losses(Darker(0.125), SSIM(), rainy, clean, label, off_mask=weight)
+        settings = Settings("train", off_mask_weight=weight)
+        found, *_ = compute_losses(Darker(0.125), SSIM(), settings, (rainy, clean, label))
         return {name: value.item() for name, value in found.items()}
 
     plain, weighed = losses(0.0), losses(4.0)
@@ -67,15 +69,38 @@ def test_what_weighs_more_does_so_in_micro_batches_too():
     def step(**options):
         net = Dimmer()
         sgd = torch.optim.SGD(net.parameters())
-        values = train_one_step(net, sgd, SSIM(), tensors, 0.1, **options).read()
+        settings = Settings("train", lr=0.1, **options)
+        values = train_one_step(net, sgd, SSIM(), settings, 0, tensors).read()
         return values, net.by.grad.item()
 
     (once, gradient), (twice, accumulated) = (
-        step(off_mask=3, micro_batches=count) for count in (1, 2)
+        step(off_mask_weight=3, accumulate_steps=count) for count in (1, 2)
     )
     assert twice == pytest.approx(once, rel=1e-5)
     assert accumulated == pytest.approx(gradient, rel=1e-4)
-    assert step(micro_batches=2)[1] != pytest.approx(gradient, rel=0.1)
+    assert step(accumulate_steps=2)[1] != pytest.approx(gradient, rel=0.1)
+
+
+def test_each_term_of_the_loss_has_a_weight():
+    generator = torch.Generator().manual_seed(1)
+    rainy, clean = torch.rand(2, 2, 3, 12, 12, generator=generator)
+    tensors = rainy, clean, torch.ones(2, 12, 12)
+
+    def losses(**weights):
+        settings = Settings("train", **weights)
+        with torch.no_grad():
+            found, *_ = compute_losses(Dimmer(), SSIM(), settings, tensors)
+        return {name: value.item() for name, value in found.items()}
+
+    plain = losses()
+    changes = {"l1": plain["l1"], "ssim": 1 - plain["ssim"], "mask": plain["mask"]}
+    for name, change in changes.items():
+        for weight in (0, 3):
+            found = losses(**{f"{name}_weight": weight})
+            assert found["loss"] - plain["loss"] == pytest.approx((weight - 1) * change, abs=1e-6)
+            assert all(found[term] == plain[term] for term in ("l1", "ssim", "mask", "off_mask"))
+    with pytest.raises(UserError, match="--l1-weight and --ssim-weight are both 0"):
+        Settings("train", l1_weight=0, ssim_weight=0, off_mask_weight=1)
 
 
 def released_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -227,7 +227,8 @@ def test_a_batch_in_parts_has_the_same_gradients():
     for parts in (1, 2, 4):
         net = recipe_weights(SPANet())
         optimiser = torch.optim.Adam(net.parameters())
-        measured = train_one_step(net, optimiser, SSIM(), tensors, 0.0, parts)
+        settings = Settings("train", lr=0.0, accumulate_steps=parts)
+        measured = train_one_step(net, optimiser, SSIM(), settings, 0, tensors)
         found.append((measured.read(), [p.grad for p in net.parameters() if p.grad is not None]))
     (whole, gradients), *others = found
     for values, in_parts in others:

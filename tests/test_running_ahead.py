@@ -12,6 +12,7 @@ from test_train import SMALL, clock, events, weights
 from cal_ssim import SSIM
 from engine import training_loop, training_step
 from model import SPANet
+from settings import Settings
 from system.files import format_path
 
 QUIET = ["--val-batch-every", 100, "--latest-every", 100, "--picture-every", 100]
@@ -131,14 +132,14 @@ def test_a_loss_that_is_not_finite_names_its_own_step(run, pairs, fused, monkeyp
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_step_that_is_not_finite_changes_nothing_nor_do_those_after_it(parts):
-    net, ssim = SPANet(), SSIM()
+    net, ssim, settings = SPANet(), SSIM(), Settings("train", lr=1e-3, accumulate_steps=parts)
     optimiser = torch.optim.Adam(net.parameters(), fused=True)
     images = torch.rand(2, 3, 8, 8)
     good, bad = (images, images.flip(0), torch.zeros(2, 8, 8)), images.clone()
     bad[-1, 0, 0, 0] = math.nan
 
     def step(tensors):
-        return training_step.train_one_step(net, optimiser, ssim, tensors, 1e-3, parts)
+        return training_step.train_one_step(net, optimiser, ssim, settings, 0, tensors)
 
     step(good).read()
     before = [p.clone() for p in net.parameters()]

@@ -7,6 +7,7 @@ from conftest import write_pairs
 from test_train import SMALL, events
 
 from engine import training_step
+from settings import Settings
 
 
 def test_what_a_run_says_before_and_after_its_first_steps(run, pairs):
@@ -48,11 +49,12 @@ def test_a_term_of_the_loss_is_named_once(run, pairs, monkeypatch):
 
     words = ["-a", "train", "--train-list", pairs, *SMALL, "--val-batch-every", 1]
     with monkeypatch.context() as patch:
-        patch.setitem(training_step.TERMS, "bright", (bright, 0.5))
+        patch.setitem(training_step.TERMS, "bright", bright)
+        patch.setattr(Settings, "bright_weight", 0.5, raising=False)
         status, out, _ = run(*words, "--num-steps", 2)
     refused, _, err = run(*words, "--num-steps", 3)
     assert (refused, err.count("\n")) == (2, 1)
-    assert "the loss is {'l1': 1.0, 'ssim': 1.0, 'mask': 1.0, 'off_mask': 1.0}, was {'l1'" in err
+    assert "the loss is l1 + ssim + mask + off_mask, was l1 + ssim + mask + off_mask + bri" in err
     assert status == 0
     for name in ("train_derain", "val_derain"):
         curves = events(f"logdir/{name}")
