@@ -36,7 +36,14 @@ def read_bytes(path: str | Path, allow_pipe: bool = False) -> bytes:
 
 
 def _read_pipe(path: str) -> bytes:
-    """What comes through a pipe until its writers close it. Raises OSError if there is none."""
+    """What comes through a pipe until its writers close it.
+
+    Raises:
+        OSError: there is no writer, or this is one of several ranks, each of which would get a
+            part.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise OSError(errno.EINVAL, "a pipe, which several ranks cannot share", path)
     handle, data, start = os.open(path, os.O_RDONLY | NONBLOCK), bytearray(), time.monotonic()
     try:
         while True:
