@@ -97,7 +97,13 @@ def derain_video(
         UserError: a frame cannot be derained, see Derainer.derain, or written (VideoWriteError).
     """
     start = time.monotonic()
-    writer = VideoWriter(target, reader) if ranks.first else None
+    writer: VideoWriter | None = None
+
+    def open_writer(_: int) -> None:
+        nonlocal writer
+        writer = VideoWriter(target, reader)
+
+    list(ranks.map_over_ranks(1, open_writer))  # by the first; all learn if it cannot be written
     try:
         for line in (*reader.notes, *writer.notes) if writer else ():
             on_warning(line)

@@ -29,14 +29,12 @@ X264 = ("libx264", {"crf": "14", "preset": "medium", "x264-params": X264_PARAMS}
 VP9 = ("libvpx-vp9", {"crf": "15", "b": "0", "row-mt": "1", "cpu-used": "4"})
 ENCODERS = {".mp4": X264, ".m4v": X264, ".mov": X264, ".mkv": X264, ".webm": VP9}
 CONTAINERS = {".mkv": "matroska", ".m4v": "mp4"}  # if the suffix is not FFmpeg's name
+MP4_FORMATS = ("mp4", "mov")
 LIMITS = {
     "libx264": "sides of at most 16384 pixels and usual rates",
     "libvpx-vp9": "sides of at most 65535 pixels and usual rates",
     "ffv1": "sides of at least 2 pixels",
 }
-UNSUPPORTED_ERRORS = (
-    av.error.ExternalError, av.error.ArgumentError, NotImplementedError, av.error.PatchWelcomeError,
-)  # fmt: skip
 LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarith", "magicyuv"}
 RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
 # Older PyAV does not convert to the last.
@@ -91,6 +89,7 @@ class VideoWriter:
         warnings: what was lost while it was written, a line each; complete when it is closed.
 
     Raises:
+        UserError: this kind of file cannot hold such frames; tried before anything is written.
         VideoWriteError: from every method, if the file cannot be written; it is removed.
     """
 
@@ -111,12 +110,15 @@ class VideoWriter:
 
     def _open(self) -> None:
         source = self.source
+        self._require_fit()
         self.temp_path = create_temp_beside(self.path, self.path.suffix)
         self._cleanup.callback(self.temp_path.unlink, missing_ok=True)
         metadata = self._filter_metadata(source.container.metadata)
         needs_quicktime_keys = not {key.lower() for key in metadata} <= MP4_KEYS
-        needs_quicktime_keys &= self._format in ("mp4", "mov")
-        options = {"movflags": "use_metadata_tags"} if needs_quicktime_keys else {}
+        needs_quicktime_keys &= self._format in MP4_FORMATS
+        options = self._container_options(self._format)
+        if needs_quicktime_keys:
+            options["movflags"] = "use_metadata_tags"
         address = ffmpeg_address(self.temp_path)
         self.container = av.open(address, "w", format=self._format, container_options=options)
         self._cleanup.callback(self.container.close)
@@ -156,28 +158,42 @@ class VideoWriter:
             return "ffv1", {}
         return ENCODERS[suffix.lower()]
 
-    def _describe_limit(self) -> str:
-        """Why this kind of file cannot hold the frames, and which kinds can, by trial."""
-        source, able = self.source, []
+    def _container_options(self, container: str) -> dict[str, str]:
+        # Edit lists count in this unit, and would hide frames that are shown for less.
+        unit = max(1000, round(self.source.rate))
+        return {"movie_timescale": str(unit)} if container in MP4_FORMATS else {}
+
+    def _require_fit(self) -> None:
+        """Raise UserError if this kind of file cannot hold frames of the source's size and rate."""
+        source, suffix = self.source, self.path.suffix
+        if self._fits(suffix):
+            return
+        encoder, _ = self._choose_encoder(suffix)
+        expected = " or ".join(filter(self._fits, ENCODERS)) or "another size or rate"
+        raise UserError(
+            f"{self.path}: cannot be written: {suffix} holds no {source.width}x{source.height} "
+            f"pixels at {float(source.rate):g} frames/s ({encoder}: {LIMITS[encoder]}); expected "
+            f"{expected}"
+        )
+
+    def _fits(self, suffix: str) -> bool:
+        """Whether a file of this suffix holds the source's frames: three are written and read."""
+        source, file = self.source, io.BytesIO()
         image = np.zeros((source.height, source.width, 3), np.uint8)
-        for suffix in ENCODERS:
-            container = CONTAINERS.get(suffix, suffix[1:])
-            with (
-                contextlib.suppress(av.error.FFmpegError, ValueError),
-                av.open(io.BytesIO(), "w", format=container) as trial,
-            ):
+        container = CONTAINERS.get(suffix.lower(), suffix.lower()[1:])
+        options = self._container_options(container)
+        with contextlib.suppress(av.error.FFmpegError, ValueError, NotImplementedError):
+            with av.open(file, "w", format=container, container_options=options) as trial:
                 stream = self._add_video_stream(trial, suffix)
                 for index in range(3):
                     frame = av.VideoFrame.from_ndarray(image, format="bgr24")
                     frame.pts, frame.time_base = index * source.frame_ticks, source.stream.time_base
                     trial.mux(stream.encode(frame))
                 trial.mux(stream.encode(None))
-                able.append(suffix)
-        encoder, _ = self._choose_encoder(self.path.suffix)
-        video = f"{source.width}x{source.height} pixels at {float(source.rate):g} frames/s"
-        expected = " or ".join(able) or "another size or rate"
-        suffix = self.path.suffix
-        return f"{suffix} holds no {video} ({encoder}: {LIMITS[encoder]}); expected {expected}"
+            file.seek(0)
+            with av.open(file) as written:
+                return len(list(written.decode(video=0))) == 3
+        return False
 
     def _copy_stream(self, stream: av.stream.Stream) -> None:
         """Add a copy of a stream, if this kind of file can hold it."""
@@ -268,7 +284,7 @@ class VideoWriter:
         source = self.source
         with self._translate_errors():
             packets = self.stream.encode(None)
-            if packets and self._format in ("mp4", "mov"):
+            if packets and self._format in MP4_FORMATS:
                 # The packet that is last in the file decides how long the last frame is shown.
                 packets[-1].duration = max(packets, key=lambda packet: packet.pts or 0).duration
             self.container.mux(packets)
@@ -299,6 +315,4 @@ class VideoWriter:
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self.discard()
             reason = getattr(error, "strerror", None) or error
-            if isinstance(error, UNSUPPORTED_ERRORS):
-                reason = self._describe_limit()
             raise VideoWriteError(f"{self.path}: cannot be written: {reason}") from None

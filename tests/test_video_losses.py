@@ -7,8 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from test_ranks import run_ranks
 from test_videos import DERAIN, sound, write_video
-from video_cases import case, derain, far, make, picture, read, with_subtitles
+from video_cases import case, derain, far, make, picture, read, with_subtitles, write_y4m
 
 from benchmarks import codecs
 
@@ -347,19 +348,13 @@ def test_colours_keep_their_resolution(run, unchanged, codec, pixels, expected, 
         assert np.abs(read(target)[0][0].astype(int) - columns).mean() < 8
 
 
-def write_y4m(path: str, size: tuple[int, int], rate: str) -> Path:
-    """A video of three grey frames, whose header may say anything."""
-    header = f"YUV4MPEG2 W{size[0]} H{size[1]} F{rate} Ip C444\n".encode()
-    Path(path).write_bytes(header + 3 * (b"FRAME\n" + bytes([90]) * (3 * size[0] * size[1])))
-    return Path(path)
-
-
 @pytest.mark.parametrize(
     ("size", "rate", "target", "message", "other"),
     [
         ((17000, 2), "25:1", "out.mp4", "libx264: sides of at most 16384 pixels", ".webm"),
         ((66000, 2), "25:1", "out.webm", "libvpx-vp9: sides of at most 65535 pixels", ".mkv"),
         ((32, 16), "2147483647:2147483646", "out.mov", "at 1 frames/s", ".mkv"),
+        ((32, 16), "2147483647:1", "out.webm", "at 2.14748e+09 frames/s", ".mp4"),
         ((1, 40), "25:1", "out.mkv", "ffv1: sides of at least 2 pixels", ".mp4"),
     ],
 )
@@ -379,3 +374,32 @@ def test_a_video_that_a_format_cannot_hold_is_refused(
     assert sorted(os.listdir()) == ["a.y4m", "model"]
     assert derain(run, path, f"out{other}") == (0, [])
     assert len(read(f"out{other}")[0]) == 3
+
+
+def test_frames_that_are_shown_for_less_than_a_millisecond_are_kept(run, unchanged):
+    path = write_y4m("a.y4m", (32, 16), "1000000:1")
+    assert derain(run, path, "out.mov") == (0, [])
+    images, times = read("out.mov")
+    assert len(images) == 3
+    assert times == pytest.approx([0, 1e-6, 2e-6], abs=1e-9)
+
+
+def test_a_video_that_a_format_cannot_hold_is_a_bad_job_of_a_folder(run, unchanged):
+    Path("in").mkdir()
+    write_y4m("bad.y4m", (17000, 2), "25:1").rename("in/a.mp4")
+    make("in/b.mp4")
+    status, (line,) = derain(run, Path("in"), "out")
+    assert status == 2
+    assert line.startswith("out/a.mp4: cannot be written: .mp4 holds no 17000x2 pixels at 25 fr")
+    assert sorted(os.listdir("out")) == ["b.mp4", "index.html", "index_files"]
+    assert len(read("out/b.mp4")[0]) == 12
+
+
+def test_ranks_go_on_behind_a_video_that_its_format_cannot_hold(unchanged):
+    Path("in").mkdir()
+    write_y4m("a.y4m", (17000, 2), "25:1").rename("in/a.mp4")
+    make("in/b.mp4", count=3)
+    done = run_ranks(2, "-a", "derain", "-i", "in", "-o", "out", "--device", "cpu")
+    assert done.returncode == 2
+    assert done.stderr.count("out/a.mp4: cannot be written: .mp4 holds no 17000x2 pixels") == 1
+    assert done.stdout.endswith("1 of 2 derained; open out/index.html to look at them\n")

@@ -75,6 +75,13 @@ def make(
     return Path(path)
 
 
+def write_y4m(path: str, size: tuple[int, int], rate: str) -> Path:
+    """A video of three grey frames, whose header may say anything."""
+    header = f"YUV4MPEG2 W{size[0]} H{size[1]} F{rate} Ip C444\n".encode()
+    Path(path).write_bytes(header + 3 * (b"FRAME\n" + bytes([90]) * (3 * size[0] * size[1])))
+    return Path(path)
+
+
 def remux(
     path: Path,
     target: str,
