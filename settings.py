@@ -141,6 +141,7 @@ class Settings:
     fix: str = option("", CHECK, "also write a list of the usable pairs to this file")
     host: str = option("127.0.0.1", WEB, "address to listen on; 0.0.0.0 lets other machines in")
     port: int = option(0, WEB, "port to listen on; 0: the first free one", low=0, high=65535)
+    max_upload: int = option(1024, WEB, "largest file that is taken, in MiB", low=1, high=2**20)
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = option("auto", DERAINING,

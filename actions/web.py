@@ -7,19 +7,15 @@ results lie in a temporary folder until their tab of the browser is closed.
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import closing
-from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NoReturn
+from typing import Any
 
 from actions.derain import DEMO, DEMO_WARNING
 from engine.checkpoint import checkpoint_path
@@ -42,6 +38,9 @@ from system.files import write_atomically
 
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
+
+    from actions.web_server import Guard, MainThread, check_address, is_unexpected
 except ImportError as error:
     raise UserError(
         f"-a web: needs Gradio ({error}); expected `pip install -r requirements-web.txt`"
@@ -79,20 +78,22 @@ def web(settings: Settings) -> int:
     os.environ["no_proxy"] = "*"  # Gradio sends a request to its own server
     with Ranks() as ranks, tempfile.TemporaryDirectory(
         prefix="spanet-web-", ignore_cleanup_errors=True
-    ) as folder:  # fmt: skip
+    ) as temporary:  # fmt: skip
         if ranks.is_distributed:
             raise UserError("-a web: runs in one process; expected a start without torchrun")
-        os.environ["GRADIO_TEMP_DIR"] = folder  # where it puts uploads
+        folder = Path(temporary).resolve()
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # where it puts uploads
         web_derainer = WebDerainer(settings, ranks)
         derainer = web_derainer.load(settings.model, settings.self_ensemble)  # reports a bad one
         main_thread = MainThread()
-        page = WebPage(web_derainer, main_thread, Path(folder).resolve()).build()
-        logging.getLogger("uvicorn.error").addFilter(partial(is_unexpected, folder))
+        page = WebPage(web_derainer, main_thread, folder).build()
+        logging.getLogger("uvicorn.error").addFilter(partial(is_unexpected, temporary))
         _, address, _ = page.launch(
             server_name=host, server_port=settings.port or None, quiet=True,
             prevent_thread_lock=True, share=False, ssr_mode=False, pwa=False, mcp_server=False,
             enable_monitoring=False, run_history=False, footer_links=[], head=PASTE_SCRIPT,
-            css=STYLE, theme=THEME,
+            css=STYLE, theme=THEME, max_file_size=settings.max_upload * 2**20,
+            app_kwargs={"middleware": [Middleware(Guard, host=host, folder=folder)]},
         )  # fmt: skip
         device = describe_device(derainer.device, ranks)
         print(f"{derainer.path}, step {derainer.step}, on {device}")
@@ -102,59 +103,6 @@ def web(settings: Settings) -> int:
         finally:
             page.close(verbose=False)
     return 0
-
-
-def check_address(settings: Settings) -> str:
-    """--host as it stands in an address of the web: IPv6 in brackets.
-
-    Raises:
-        UserError: it cannot be listened on. Gradio would try a hundred ports before it says so.
-    """
-    host = settings.host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, settings.port), family=family).close()
-    except (OSError, TypeError) as error:  # TypeError: it cannot be a name at all
-        reason = getattr(error, "strerror", None) or error
-        options = f"--host {settings.host}, --port {settings.port}"
-        raise UserError(f"{options}: cannot be listened on: {reason}") from None
-    return f"[{host}]" if family == socket.AF_INET6 else host
-
-
-def is_unexpected(folder: str, record: logging.LogRecord) -> bool:
-    """Whether the server's log shows a record: not if a tab was closed during an upload."""
-    error = record.exc_info[1] if record.exc_info else None
-    is_removal = isinstance(error, FileNotFoundError | RuntimeError) and folder in str(error)
-    return not is_removal and type(error).__name__ != "ClientDisconnect"
-
-
-class MainThread:
-    """Runs jobs of other threads in the main thread, as `derain` does.
-
-    In another thread torch may use another number of threads, and results would differ in their
-    last bits.
-    """
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Future, Callable[[], Any]]] = SimpleQueue()
-
-    def run(self, job: Callable[[], Any]) -> Any:
-        """Have a job run, from any other thread, and wait for its result."""
-        future: Future = Future()
-        self._jobs.put((future, partial(copy_context().run, job)))
-        return future.result()
-
-    def run_jobs(self) -> NoReturn:
-        """Run one job after the other, until a signal raises KeyboardInterrupt."""
-        while True:
-            future, job = self._jobs.get()
-            try:
-                future.set_result(job())
-            except Exception as error:
-                future.set_exception(error)
-            except BaseException:
-                future.set_exception(UserError("the program was ended"))  # or its thread waits
-                raise
 
 
 @dataclass(frozen=True)
@@ -238,14 +186,16 @@ class WebDerainer:
 
 @dataclass(eq=False)
 class Tab:
-    """A tab of a browser: the file that it uploaded, and the folder of its results."""
+    """A tab of a browser: its uploads, the folder of its results, and the weights and views."""
 
-    upload: Path
+    uploads: list[Path]
     results: Path
+    choice: tuple[str, int]
+    note: str
 
 
-class TabClosed(Exception):
-    """Nobody waits for the result: the tab was closed, or has another file."""
+class Unwanted(Exception):
+    """Nobody waits for the result: the tab was closed, or something else was chosen in it."""
 
 
 class WebPage:
@@ -257,6 +207,8 @@ class WebPage:
 
     def __init__(self, derainer: WebDerainer, main_thread: MainThread, folder: Path) -> None:
         self.derainer, self.main_thread, self.folder = derainer, main_thread, folder
+        self.results = folder / "results"
+        self.results.mkdir()
         self._tabs: dict[str | None, Tab] = {}
         self._lock = threading.Lock()
 
@@ -271,7 +223,9 @@ class WebPage:
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
                     self.drop = gr.File(
-                        label="Drop, choose or paste a picture or a video", elem_id="drop"
+                        label="Drop, choose or paste a picture or a video",
+                        elem_id="drop",
+                        file_count="multiple",
                     )
                     self.text = gr.Textbox(
                         label="Result", lines=3, interactive=False, elem_id="text"
@@ -305,32 +259,46 @@ class WebPage:
         return page
 
     def _connect_events(self, page: gr.Blocks) -> None:
+        choice = [self.model, self.views]
         outputs = [self.slider, self.heat, self.download, self.text]
-        derain = {
-            "fn": self._derain, "inputs": [self.model, self.views], "outputs": outputs,
-            "show_progress_on": self.slider, "concurrency_id": "network", "concurrency_limit": 1,
-            "trigger_mode": "multiple",
-        }  # fmt: skip
+        # The field is free for the next files at once, and the results of the last one disappear.
         upload_event = self.drop.upload(
-            self._receive_upload, self.drop, queue=False, preprocess=False, trigger_mode="multiple"
-        )
-        # The field is free for the next file at once, and the results of the last one disappear.
-        clear_event = upload_event.then(
-            lambda: (None, *empty_outputs()), outputs=[self.drop, *outputs], queue=False
-        )
-        clear_event.then(**derain)
-        gr.on([self.model.input, self.views.input], **derain)
+            self._receive_upload, [self.drop, *choice], [self.drop, *outputs],
+            preprocess=False, queue=False, trigger_mode="multiple",
+        )  # fmt: skip
+        choose_event = gr.on(
+            [self.model.input, self.views.input], self._choose, choice, outputs,
+            preprocess=False, queue=False, trigger_mode="multiple",
+        )  # fmt: skip
+        for event in (upload_event, choose_event):
+            event.then(
+                self._derain, None, outputs, show_progress_on=self.slider,
+                concurrency_id="network", concurrency_limit=1, trigger_mode="multiple",
+            )  # fmt: skip
         page.load(
             lambda: gr.update(choices=self.derainer.list_checkpoints()), outputs=self.model,
             queue=False,
         )  # fmt: skip
         page.unload(self._close_tab)
 
-    def _receive_upload(self, upload: dict[str, Any], request: gr.Request) -> None:
-        path = Path(str(upload["path"])).resolve() if isinstance(upload, dict) else self.folder
-        if path.parent.parent == self.folder:  # uploads are there, whatever a browser claims
-            results = Path(tempfile.mkdtemp(dir=self.folder))
-            self._replace_tab(request.session_hash, Tab(path, results))
+    def _receive_upload(
+        self, uploads: list[dict[str, Any]], model: str, views: int, request: gr.Request
+    ) -> tuple[Any, ...]:
+        paths = [Path(upload["path"]) for upload in uploads]
+        # Uploads are there, and results elsewhere, whatever a browser claims.
+        if any(path.parent.parent != self.folder or path.parent == self.results for path in paths):
+            raise gr.Error("not an upload", print_exception=False)
+        others = len(paths) - 1
+        note = f"one file at a time: not the other {others} that were dropped" if others else ""
+        tab = Tab(paths, Path(tempfile.mkdtemp(dir=self.results)), (model, views), note)
+        self._replace_tab(request.session_hash, tab)
+        return None, *empty_outputs(note)
+
+    def _choose(self, model: str, views: int, request: gr.Request) -> tuple[Any, ...]:
+        tab = self._tabs.get(request.session_hash)
+        if tab:
+            tab.choice = model, views
+        return empty_outputs()
 
     def _close_tab(self, request: gr.Request) -> None:
         self._replace_tab(request.session_hash, None)
@@ -344,16 +312,14 @@ class WebPage:
             if former:
                 shutil.rmtree(former.results, ignore_errors=True)
                 # Gradio keeps equal files of several tabs in one folder.
-                uploads = [other.upload for other in self._tabs.values()]
-                if former.upload not in uploads:
-                    former.upload.unlink(missing_ok=True)
-                if former.upload.parent not in [path.parent for path in uploads]:
-                    shutil.rmtree(former.upload.parent, ignore_errors=True)
+                kept = [path for other in self._tabs.values() for path in other.uploads]
+                for path in set(former.uploads) - set(kept):
+                    path.unlink(missing_ok=True)
+                    if path.parent not in [other.parent for other in kept]:
+                        shutil.rmtree(path.parent, ignore_errors=True)
 
     def _derain(
         self,
-        model: str,
-        views: int,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  by which Gradio recognizes it
     ) -> tuple[Any, ...]:
@@ -361,25 +327,27 @@ class WebPage:
         tab = self._tabs.get(request.session_hash)
         if tab is None:  # nothing uploaded yet, or closed before its turn came
             return empty_outputs()
+        choice = tab.choice
         results = tab.results / str(time.monotonic_ns())  # a browser would cache an old name
 
         def show_progress(done: int, total: int, unit: str) -> None:
-            if self._tabs.get(request.session_hash) is not tab:
-                raise TabClosed
-            progress((done, total), desc=tab.upload.name, unit=unit)
+            if self._tabs.get(request.session_hash) is not tab or tab.choice != choice:
+                raise Unwanted
+            progress((done, total), desc=tab.uploads[0].name, unit=unit)
 
         def hide_folders(text: str) -> str:
-            for folder in (tab.upload.parent, results):  # which mean nothing to a visitor
+            for folder in (tab.uploads[0].parent, results):  # which mean nothing to a visitor
                 text = text.replace(f"{folder}{os.sep}", "")
-            return "\n".join(map(one_line, text.removeprefix("-i: ").splitlines()))
+            lines = [*text.removeprefix("-i: ").splitlines(), *filter(None, [tab.note])]
+            return "\n".join(map(one_line, lines))
 
         try:
             (before, after, attention), file, text = self.main_thread.run(
-                partial(self.derainer.derain, tab.upload, results, model, views, show_progress)
+                partial(self.derainer.derain, tab.uploads[0], results, *choice, show_progress)
             )
             download = gr.update(value=file, interactive=True)
             return (before, after), attention, download, hide_folders(text)
-        except TabClosed:
+        except Unwanted:
             return tuple(gr.skip() for _ in range(4))
         except UserError as error:
             message = str(error.args[0])  # not cut short yet

@@ -19,7 +19,8 @@ from settings import Settings, UserError
 
 pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
 
-from actions.web import MainThread, WebDerainer, is_unexpected
+from actions.web import WebDerainer
+from actions.web_server import MainThread, is_unexpected
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ from conftest import ROOT
 
 # The server, with a record of what it connects to, and of how many jobs run at once at most.
 SERVER = """
-import json, sys, threading, time
+import json, shutil, sys, threading, time
+from pathlib import Path
 sys.path.insert(0, sys.argv.pop(1))
 import main
 from actions import web
@@ -29,6 +31,12 @@ def watch(event, arguments):
     elif event == "socket.getaddrinfo":
         print(json.dumps(["look up", str(arguments[0])]), file=record)
 sys.addaudithook(watch)
+disk_usage = shutil.disk_usage
+def limited(folder):
+    free = Path("free.txt")
+    usage = disk_usage(folder)
+    return usage._replace(free=int(free.read_text())) if free.exists() else usage
+shutil.disk_usage = limited
 derain = web.WebDerainer.derain
 def counted(*arguments):
     global running
@@ -50,14 +58,14 @@ DEVICE = ["--device", "cpu"]
 class Server:
     """A server in a folder of its own, with two checkpoints and a file that is none."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder, self.temporary = folder, folder / "temporary"
         self.temporary.mkdir()
         (folder / "model").mkdir()
         for name in ("latest", "other"):
             shutil.copy(ROOT / "model" / "demo", folder / "model" / name)
         (folder / "model" / "broken").write_text("nothing")
-        words = [sys.executable, "-c", SERVER, str(ROOT), "-a", "web", *DEVICE]
+        words = [sys.executable, "-c", SERVER, str(ROOT), "-a", "web", *DEVICE, *options]
         self.process = forked.Forked(
             words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"TMPDIR": str(self.temporary), "http_proxy": "http://127.0.0.1:9"},
@@ -66,6 +74,16 @@ class Server:
         found = re.match(r"open (http://127\.0\.0\.1:\d+/) in a browser", lines[1])
         assert found, lines + self.process.stdout.readlines()
         self.address = found[1]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            said, _ = self.process.communicate(timeout=30)
+        finally:
+            self.process.kill()
+        assert self.process.returncode == 128 + signal.SIGTERM
+        assert "Traceback" not in said, said
+        assert self.uploads() == []
 
     def uploads(self) -> list[Path]:
         return [path for path in self.temporary.rglob("*") if path.is_file()]

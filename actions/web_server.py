@@ -1,0 +1,186 @@
+"""The server behind the page of `-a web`: where it listens, and which requests it refuses."""
+
+import json
+import logging
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NoReturn
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from settings import Settings, UserError
+
+FOREIGN_FILE = re.compile(r'"path": "https?://')  # Gradio would fetch it
+
+
+def check_address(settings: Settings) -> str:
+    """--host as it stands in an address of the web: IPv6 in brackets.
+
+    Raises:
+        UserError: it cannot be listened on. Gradio would try a hundred ports before it says so.
+    """
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, settings.port), family=family).close()
+    except (OSError, TypeError) as error:  # TypeError: it cannot be a name at all
+        reason = getattr(error, "strerror", None) or error
+        options = f"--host {settings.host}, --port {settings.port}"
+        raise UserError(f"{options}: cannot be listened on: {reason}") from None
+    return f"[{host}]" if family == socket.AF_INET6 else host
+
+
+def is_unexpected(folder: str, record: logging.LogRecord) -> bool:
+    """Whether the server's log shows a record: not if a tab was closed during an upload."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, FileNotFoundError | RuntimeError) and folder in str(error))
+
+
+class Guard:
+    """Middleware that refuses what the page never asks for, and cleans up after broken uploads.
+
+    Another site, open in the same browser, could send requests here, or show the page in a frame.
+    It could also give a name of its own the address of this machine; the browser then takes both
+    for one site. And Gradio would fetch any address that a request names.
+
+    Args:
+        host: what check_address returns.
+        folder: where Gradio writes an upload, as a file, until it is complete.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, folder: Path) -> None:
+        self.app, self.folder = app, folder
+        self.hosts = {host.lower(), "localhost", "127.0.0.1", "[::1]"}
+        self.takes_any_address = host in ("0.0.0.0", "[::]")
+        if self.takes_any_address:
+            self.hosts |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
+        self._upload_count = 0  # of those in progress
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request, as ASGI has it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_unframed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Frame-Options"] = "DENY"
+                headers["Content-Security-Policy"] = "frame-ancestors 'none'"
+            await send(message)
+
+        fault = self._find_fault(scope)
+        is_upload = scope["path"].rstrip("/").endswith("/upload")
+        if not fault and scope["method"] == "POST" and not is_upload:
+            receive, fault = await check_body(scope, receive)
+        if fault:
+            await PlainTextResponse(fault, 403)(scope, receive, send_unframed)
+        elif is_upload:
+            await self._take_upload(scope, receive, send_unframed)
+        else:
+            await self.app(scope, receive, send_unframed)
+
+    def _find_fault(self, scope: Scope) -> str:
+        """Why a request is refused, or nothing."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        name = re.sub(r":\d*$", "", host)
+        if name not in self.hosts and not (self.takes_any_address and is_address(name)):
+            return f"this server does not listen on {name}"
+        if headers.get("origin", f"http://{host}").lower().partition("://")[2] != host:
+            return "requests of other sites are refused"
+        if "://" in scope["path"] or "/proxy=" in scope["path"]:
+            return "files of other servers are not fetched"
+        return ""
+
+    async def _take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have Gradio receive an upload, unless it breaks off or takes too much of the disk."""
+        size = 0
+
+        async def receive_part() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            # After this exception Gradio removes its file, after others it does not.
+            if message["type"] == "http.disconnect":
+                raise MultiPartException("the upload broke off")
+            if shutil.disk_usage(self.folder).free < size:  # as much again is for the result
+                raise MultiPartException("the upload has more than the maximum allowed size: "
+                    "the disk of the server has too little room")  # fmt: skip
+            return message
+
+        self._upload_count += 1
+        try:
+            await self.app(scope, receive_part, send)
+        finally:
+            self._upload_count -= 1
+            if not self._upload_count:  # what lies there now is no part of an upload
+                for path in self.folder.iterdir():
+                    if path.is_file():
+                        path.unlink()
+
+
+def is_address(name: str) -> bool:
+    """Whether a host is named by its address, which needs no server of names."""
+    try:
+        return bool(ip_address(name.strip("[]")))
+    except ValueError:
+        return False
+
+
+async def check_body(scope: Scope, receive: Receive) -> tuple[Receive, str]:
+    """The body of a request, to be received anew, and why it is refused, or nothing."""
+    body = await Request(scope, receive).body()
+    messages = iter([{"type": "http.request", "body": body}])
+
+    async def receive_again() -> Message:
+        return next(messages, None) or await receive()
+
+    try:
+        text = json.dumps(json.loads(body))
+    except ValueError:
+        text = ""  # which Gradio refuses
+    return receive_again, "files of other servers are not fetched" if FOREIGN_FILE.search(
+        text
+    ) else ""
+
+
+class MainThread:
+    """Runs jobs of other threads in the main thread, as `derain` does.
+
+    In another thread torch may use another number of threads, and results would differ in their
+    last bits.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Future, Callable[[], Any]]] = SimpleQueue()
+
+    def run(self, job: Callable[[], Any]) -> Any:
+        """Have a job run, from any other thread, and wait for its result."""
+        future: Future = Future()
+        self._jobs.put((future, partial(copy_context().run, job)))
+        return future.result()
+
+    def run_jobs(self) -> NoReturn:
+        """Run one job after the other, until a signal raises KeyboardInterrupt."""
+        while True:
+            future, job = self._jobs.get()
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+            except BaseException:
+                future.set_exception(UserError("the program was ended"))  # or its thread waits
+                raise
