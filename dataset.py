@@ -4,34 +4,23 @@ The stream makes the batch of step s from (seed, s) alone, so neither the number
 interruption changes what is trained on.
 """
 
-import atexit
-import multiprocessing
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from media.lists import Pair, read_pair
 from settings import Settings, UserError
-from system.interrupt import defer_signals, leave_signals_to_parent
+from system.overlap import map_processes
 
-# More workers than cores is the user's choice, and two by default on a machine of one core.
-warnings.filterwarnings("ignore", message="This DataLoader will create")
-
-T = TypeVar("T")
 # Branches of the random stream: training and validation never share a draw.
 TRAINING, VALIDATION = 0, 1
 CROP_TRIES = 10
-# Kept until the program ends: what torch began to build complains when it is collected before.
-_failed_starts: list[OSError] = []
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -165,80 +154,6 @@ def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], side: int) -
     return np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _start_worker(_: int) -> None:
-    leave_signals_to_parent()
-    cv2.setNumThreads(0)
-
-
-def _load_item(load: Callable[[Any], T], key: Any) -> T | UserError:
-    try:
-        return load(key)
-    except UserError as error:
-        return error  # a worker's exception would arrive as a traceback
-
-
-class Stream:
-    """An iterator over load(key) of each key, in worker processes; close it to end them.
-
-    Args:
-        load: picklable. Workers hand over what it returns by a pipe: NumPy arrays, as tensors would
-            need as much shared memory, which containers are short of.
-        raise_errors: raise a UserError of load; otherwise it is one of the items.
-    """
-
-    def __init__(
-        self, load: Callable[[Any], Any], keys: Sequence, workers: int, raise_errors: bool
-    ) -> None:
-        self._raise_errors = raise_errors
-        other_processes = multiprocessing.active_children()
-        loader = DataLoader(
-            cast(Dataset, keys),  # of which collate_fn makes the items
-            batch_size=None,
-            collate_fn=partial(_load_item, load),
-            num_workers=workers,
-            worker_init_fn=_start_worker,
-        )
-        with defer_signals():  # no worker starts that is not on record
-            # Before multiprocessing waits for them at exit, which would be for ever.
-            atexit.register(self._kill_workers)
-            try:
-                # Started now: forking them later, beside running thread pools, is not safe.
-                self._items = iter(loader)
-                failure = None
-            except OSError as error:  # too few file handles or processes, or no semaphores
-                failure = error
-            self._workers = set(multiprocessing.active_children()) - set(other_processes)
-            if failure:
-                _failed_starts.append(failure)
-                self._kill_workers()
-                raise UserError(
-                    f"--num-workers: not all of {workers} loading processes can start: "
-                    f"{failure.strerror}; expected fewer, or --num-workers 0"
-                )
-
-    def __iter__(self) -> "Stream":
-        return self
-
-    def __next__(self) -> Any:
-        item = next(self._items)
-        if self._raise_errors and isinstance(item, UserError):
-            self.close()
-            raise item
-        return item
-
-    def close(self) -> None:
-        # Left to the garbage collector, workers may outlive the exception that refers to them.
-        try:
-            getattr(self._items, "_shutdown_workers", lambda: None)()
-        finally:
-            self._kill_workers()
-            atexit.unregister(self._kill_workers)
-
-    def _kill_workers(self) -> None:
-        for worker in self._workers:
-            worker.kill()  # they ignore SIGTERM
-
-
 def load_batches(
     pairs: Sequence[Pair],
     settings: Settings,
@@ -246,17 +161,24 @@ def load_batches(
     steps: range,
     rank: int = 0,
     world_size: int = 1,
-) -> Stream:
-    """A stream of this rank's share of the Batches of the given steps, in order.
+) -> Generator[Batch, None, None]:
+    """This rank's share of the Batches of the given steps, in order, by --num-workers processes.
 
     It raises UserError for a bad image. Validation, of fewer steps, has one worker at most.
     """
     share = settings.batch_size // world_size
     slots = range(rank * share, (rank + 1) * share)
     workers = min(settings.num_workers, 1) if branch == VALIDATION else settings.num_workers
-    return Stream(partial(read_batch, pairs, settings, branch, slots), steps, workers, True)
+    return map_processes(steps, partial(read_batch, pairs, settings, branch, slots), workers)
 
 
-def load_images(pairs: Sequence[Pair], num_workers: int) -> Stream:
-    """A stream of read_pair of each pair in turn, or of a UserError in the place of a bad one."""
-    return Stream(read_pair, pairs, min(num_workers, len(pairs)), raise_errors=False)
+def load_images(pairs: Sequence[Pair], num_workers: int) -> Generator[Any, None, None]:
+    """read_pair of each pair in turn, or a UserError in the place of a bad one, by processes."""
+    return map_processes(pairs, _read_pair_or_error, min(num_workers, len(pairs)))
+
+
+def _read_pair_or_error(pair: Pair) -> tuple[np.ndarray, np.ndarray | None] | UserError:
+    try:
+        return read_pair(pair)
+    except UserError as error:
+        return error

@@ -54,8 +54,6 @@ def prepare_process(settings: Settings) -> None:
 
 def explain_error(error: MemoryError | RuntimeError) -> str:
     """What a user can mend of an error that may come at any moment; empty for other errors."""
-    if str(error).startswith("DataLoader worker (pid"):  # not what a worker itself has raised
-        return "a process that loads data was killed; was there enough memory?"
     from engine.device import is_out_of_memory  # which takes seconds
 
     if is_out_of_memory(error):

@@ -13,8 +13,6 @@ from itertools import chain
 from pathlib import Path
 from statistics import median
 
-import cv2
-
 from media.inspection import (
     HIGH_MASK_SHARE,
     PixelInspection,
@@ -169,7 +167,6 @@ def _read_file_state(path: Path) -> str:
 
 
 def _inspect_batch(pairs: Sequence[Pair], threshold: int) -> list[Row]:
-    cv2.setNumThreads(0)  # the cores have a process each
     rows = []
     for pair in pairs:
         row = _create_row(pair, threshold)  # first: the row of a file that changes now is stale

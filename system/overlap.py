@@ -19,6 +19,7 @@ from system.progress import warn
 T = TypeVar("T")
 U = TypeVar("U")
 MEMORY_SHARE = 1 / 8  # of the free memory, for items that are finished at the same time
+_work: Callable  # of this process, if it is one of map_processes
 MAX_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
 
 
@@ -64,43 +65,67 @@ def map_threads(
 def map_processes(
     items: Iterable[T], work: Callable[[T], U], processes: int
 ) -> Generator[U, None, None]:
-    """work(item) of each item in order, in that many processes; one is this process itself.
+    """work(item) of each item in order, in that many processes; 0 is this process itself.
 
     Where no processes can be started, as without semaphores, this one works alone after a warning.
 
     Args:
-        work: a function of a module. Items are pickled: batch small ones.
+        work: picklable; a process gets it once. Items are pickled: batch small ones.
 
     Raises:
         UserError: a process was killed.
     """
+    results = _iterate_results(items, work, processes)
+    next(results)  # starts them: forking them later, beside running thread pools, is not safe
+    return results
+
+
+def _iterate_results(
+    items: Iterable[T], work: Callable[[T], U], processes: int
+) -> Generator[Any, None, None]:
     pool = None
     try:
         # An exception between a fork and the end of the start would leave the pool half started.
         with defer_signals():
-            pool = _start_processes(processes) if processes > 1 else None
-        yield from _map_pool(iter(items), work, pool, 2 * processes) if pool else map(work, items)
+            pool = _start_processes(processes, work) if processes else None
+        yield
+        results = _map_pool(iter(items), _call_work, pool, 2 * processes) if pool else None
+        yield from results or map(work, items)
     except BrokenProcessPool:
-        raise UserError(
-            "a process that reads images was killed; was there enough memory?"
-        ) from None
+        raise UserError("a process that loads data was killed; was there enough memory?") from None
     finally:
         if pool:
             _shut_down(pool)
 
 
-def _start_processes(count: int) -> ProcessPoolExecutor | None:
-    """A pool of processes, or None, after a warning, if they cannot be started."""
+def _start_processes(count: int, work: Callable) -> ProcessPoolExecutor | None:
+    """A pool of processes for _call_work, or None, after a warning, if they cannot be started."""
+    others = multiprocessing.active_children()
     try:
-        pool = ProcessPoolExecutor(count, initializer=leave_signals_to_parent)
+        pool = ProcessPoolExecutor(count, initializer=_start_worker, initargs=(work,))
         pool.submit(int)  # starts them
         return pool
     except (OSError, NotImplementedError) as error:
         for process in multiprocessing.active_children():  # those that did start
-            process.kill()
+            if process not in others:
+                process.kill()
         reason = getattr(error, "strerror", None) or error
         warn(f"no processes can be started ({reason}): this one works alone, which takes longer")
         return None
+
+
+def _start_worker(work: Callable) -> None:
+    """Prepare a process for _call_work: to be pickled with every item, work may be too large."""
+    import cv2
+
+    global _work
+    leave_signals_to_parent()
+    cv2.setNumThreads(0)  # the cores have a process each
+    _work = work
+
+
+def _call_work(item: Any) -> Any:
+    return _work(item)
 
 
 def _map_pool(

@@ -248,8 +248,28 @@ def test_a_killed_process_is_one_line():
         list(map_processes(range(3), end, 2))
 
 
-def test_one_process_is_this_one():
-    assert list(map_processes(range(3), slow_square, 1)) == [(n * n, os.getpid()) for n in range(3)]
+def test_no_processes_is_this_one():
+    assert list(map_processes(range(3), slow_square, 0)) == [(n * n, os.getpid()) for n in range(3)]
+
+
+class Work:
+    """Work that counts how often it is pickled."""
+
+    pickled = 0
+
+    def __getstate__(self) -> dict:
+        Work.pickled += 1
+        return {}
+
+    def __call__(self, number: int) -> int:
+        return number
+
+
+def test_processes_start_at_once_and_get_their_work_once():
+    with closing(map_processes(range(9), Work(), 2)) as results:
+        assert len(multiprocessing.active_children()) == 2  # before anything is asked for
+        assert list(results) == list(range(9))
+    assert Work.pickled <= 2  # not with every item: the list of a training run has 60 MB
 
 
 @pytest.mark.parametrize("missing", ["semaphores", "fork"])

@@ -1,7 +1,5 @@
 """Nothing is lost: kills, crashes within a save, changed settings, two runs at once, faults."""
 
-import errno
-import re
 import shlex
 import signal
 import subprocess
@@ -231,28 +229,15 @@ def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
         assert resumed.step >= 0
 
 
-def test_loading_processes_that_cannot_start_are_one_line(pairs):
+def test_loading_processes_that_cannot_start_are_done_without(pairs):
     line = shlex.join(command(*start(pairs, "--num-steps", 1, "--num-workers", 40)))
     done = shell(f"ulimit -n 64; exec timeout -s KILL 200 {line}")
-    assert done.returncode == 2
-    assert not Path("model/latest").exists()
-    assert re.fullmatch(
-        r"main.py: --num-workers: not all of \d+ loading processes can start: Too many open files; "
-        r"expected fewer, or --num-workers 0\n",
-        done.stderr,
-    )
-
-
-def test_without_semaphores_no_process_starts(run, pairs, monkeypatch):
-    def refuse() -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.multiprocessing, "Queue", refuse)
-        status, _, err = run(*start(pairs, "--num-steps", 1, "--num-workers", 2))
-        assert (status, err.count("\n")) == (2, 1)
-        assert "can start: Function not implemented; expected fewer, or --num-workers 0" in err
-        assert run(*start(pairs, "--num-steps", 1, "--num-workers", 0))[0] == 0
+    assert done.returncode == 0
+    assert clock("model/latest") == 0
+    assert set(done.stderr.splitlines()) == {
+        "main.py: no processes can be started (Too many open files): this one works alone, which "
+        "takes longer"
+    }
 
 
 def test_a_fault_in_a_loading_process_is_not_reported_as_its_end(run, pairs, monkeypatch):
