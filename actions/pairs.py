@@ -23,12 +23,13 @@ import cv2
 import numpy as np
 
 from actions.clean import DEFAULT_FRAMES, compute_clean_image, load_video, write_image
+from media.folders import walk_folder
 from media.jobs import VIDEOS
 from media.pictures import read_image
 from rain.frames import Video, read_video
 from report.result_folder import open_result_folder
 from report.visualize import encode_png
-from settings import Settings, UserError
+from settings import Settings, UserError, flag
 from system.files import check_still_there, write_atomically
 from system.overlap import count_threads, map_threads
 from system.progress import Progress, warn
@@ -109,11 +110,8 @@ def list_videos(path: Path) -> list[Path]:
     """A video, or those of a folder, by name. Raises UserError."""
     if path.is_file():
         return [path]
-    videos = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() in VIDEOS and file.is_file() and file.name[0] != "."
-    )
+    _, _, names = next(walk_folder(path))  # the first are those of the folder itself
+    videos = [path / name for name in names if Path(name).suffix.lower() in VIDEOS]
     if not videos:
         raise UserError(f"{path}: holds no videos; expected {', '.join(sorted(VIDEOS))}")
     return videos
@@ -179,9 +177,7 @@ def check_or_write_manifest(path: Path, settings: Settings, scenes: list[Scene])
         raise UserError(f"{path}: damaged; choose another -o") from None
     for name, value in manifest.items():
         if recorded.get(name) != value:
-            difference = (
-                f"with --{name.replace('_', '-')} {recorded.get(name)}, this run has {value}"
-            )
+            difference = f"with {flag(name)} {recorded.get(name)}, this run has {value}"
             if name == "videos":
                 difference = "from other videos, or other clean images beside them"
             raise UserError(f"{path}: the set was made {difference}; choose another -o")

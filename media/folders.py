@@ -50,7 +50,8 @@ def walk_folder(
         for entry in in_order:
             if entry.name.startswith(".") or entry.name in SKIPPED:
                 continue
-            if _is_file(entry):
+            # The second asks for each file, and knows a link to itself.
+            if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
                 files.append(entry.name)
                 continue
             status = entry.stat() if os.path.isdir(entry.path) else None
@@ -66,13 +67,6 @@ def walk_folder(
         warn(
             f"{root}: skipped links that lead nowhere or back, pipes and devices: {first_few(odd)}"
         )
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link to itself
-        return False
 
 
 def describe_skipped(suffixes: Counter[str]) -> str:

@@ -5,6 +5,8 @@ The checks here refuse such files, whatever they are read for.
 """
 
 import contextlib
+import io
+import math
 import os
 import re
 import struct
@@ -38,10 +40,7 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 PIXI_BOX = re.compile(rb"pixi\0{4}([\x01-\x04])(.{4})", re.DOTALL)  # channels, bits of each
 HEADER_BYTES = 1 << 16  # in which a file declares its bit depth
 INFLATE_BYTES = 1 << 20  # unpacked at a time
-# Tags of EXIF and TIFF.
-ORIENTATION, BITS_PER_SAMPLE, HEIGHT, COMPRESSION = 0x0112, 258, 257, 259
-SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR_CONFIGURATION = 277, 278, 284
-STRIP_OFFSETS, STRIP_LENGTHS, TILE_OFFSETS, TILE_LENGTHS = 273, 279, 324, 325
+ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
 RGB = 2  # photometric interpretation; 0 and 1 are grey
 DEFLATE = (8, 32946)
 # Appended to the data of a truncated JPEG, this changes what a decoder makes of it: random bits
@@ -238,18 +237,12 @@ def check_tiff(data: bytes, image: TiffImageFile) -> None:
     Pillow refuses what cannot be unpacked. Checksums are verified here, because libtiff stops when
     it has its pixels.
     """
-    tags = image.tag_v2
-    striped = STRIP_OFFSETS in tags
-    if striped:
-        rows = min(tags.get(ROWS_PER_STRIP, tags[HEIGHT]), tags[HEIGHT])
-        planes = tags.get(SAMPLES_PER_PIXEL, 1) if tags.get(PLANAR_CONFIGURATION) == 2 else 1
-        if len(tags[STRIP_OFFSETS]) < -(-tags[HEIGHT] // rows) * planes:
-            raise ValueError("rows are missing")
+    page: Any = tifffile.TiffFile(io.BytesIO(data)).pages.first
+    if len(page.dataoffsets) < math.prod(page.chunked):
+        raise ValueError("rows are missing")
     image.load()
-    if tags.get(COMPRESSION) in DEFLATE:
-        starts = tags[STRIP_OFFSETS if striped else TILE_OFFSETS]
-        lengths = tags[STRIP_LENGTHS if striped else TILE_LENGTHS]
-        for start, length in zip(starts, lengths, strict=True):
+    if page.compression in DEFLATE:
+        for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
             inflater = zlib.decompressobj()
             part = data[start : start + length]
             while part and not inflater.eof:

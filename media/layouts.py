@@ -132,14 +132,11 @@ def read_folder(
 
 def sole_image(folder: Path) -> str | None:
     """The name of the image in a folder with the name of an image, if it holds nothing else."""
-    if folder.suffix.lower() not in FORMATS:
-        return None
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return None
-    sole = len(names) == 1 and Path(names[0]).suffix.lower() in FORMATS
-    return names[0] if sole and os.path.isfile(folder / names[0]) else None
+    if folder.suffix.lower() in FORMATS and folder.is_dir():
+        image, *others = os.listdir(folder) or [""]
+        if not others and Path(image).suffix.lower() in FORMATS and (folder / image).is_file():
+            return image
+    return None
 
 
 def _list_images(
@@ -149,13 +146,9 @@ def _list_images(
     tree: dict[str, Folder] = {}
     skipped: Counter[str] = Counter()
     for inner, folders, files in walk_folder(Path(path)):
-        images = []
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in FORMATS:
-                images.append(name)
-            else:
-                skipped[suffix] += 1
+        suffixes = {name: os.path.splitext(name)[1].lower() for name in files}
+        images = [name for name in files if suffixes[name] in FORMATS]
+        skipped.update(suffix for suffix in suffixes.values() if suffix not in FORMATS)
         sole = {name: sole_image(Path(path, inner, name)) for name in folders}
         folders[:] = [name for name in folders if sole[name] is None]
         images += [f"{name}/{image}" for name, image in sole.items() if image]
@@ -231,11 +224,11 @@ def _add_pairs(
     """Add what a rule finds below a folder to a pairing. Returns whether it found a pair."""
     rainy_side, clean_side, _ = pairing.name.split(":")
     clean_stem = rule.clean_stem if rainy_side == clean_side else None
-    clean_files: dict[str, dict[str, File]] = {}  # by folder and stem
+    clean_files: dict[tuple[str, str], File] = {}  # by folder and stem
     duplicates: dict[File, File] = {}  # of the same stem
     for folder, stem, file in _iterate_side(tree, parent, clean_side):
         if clean_stem is None or clean_stem.match(stem):
-            first = clean_files.setdefault(folder, {}).setdefault(stem, file)
+            first = clean_files.setdefault((folder, stem), file)
             if first is not file:
                 duplicates[first] = file
     used, pairs, unmatched = set(), [], []
@@ -257,18 +250,15 @@ def _add_pairs(
     if pairs:
         pairing.pairs += pairs
         pairing.rainy_left += unmatched
-        all_clean = (file for files in clean_files.values() for file in files.values())
-        pairing.clean_left += [file for file in all_clean if file not in used]
+        pairing.clean_left += [file for file in clean_files.values() if file not in used]
     return bool(pairs)
 
 
-def _find_clean(clean_files: dict[str, dict[str, File]], folder: str, stem: str) -> File | None:
+def _find_clean(clean_files: dict[tuple[str, str], File], folder: str, stem: str) -> File | None:
     """The clean image of that stem in the folder of that name, or in the nearest above it."""
-    while stem not in clean_files.get(folder, ()):
-        if not folder:
-            return None
+    while folder and (folder, stem) not in clean_files:
         folder = folder.rpartition("/")[0]
-    return clean_files[folder][stem]
+    return clean_files.get((folder, stem))
 
 
 def _require_one_split(path: str, folders: list[str]) -> None:

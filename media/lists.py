@@ -29,7 +29,6 @@ from system.text import first_few, format_count
 
 BLANKS = b" \t"  # between names; other white space, such as U+3000, belongs to a name
 UNLISTABLE = re.compile(r"[\t\n\r\ud800-\udfff]|[ ]$")  # in names that no list can hold
-CHUNK_NAMES = 1 << 16  # whose places are Python's numbers at a time
 NOTICE_LINES = 10_000  # read between two notices
 
 Listings = dict[Path, dict[str, str]]  # of folders: names by their Unicode form NFC
@@ -51,15 +50,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class NameResolver:
-    """From a name to its file: in the folder, if there is one, without `./` or `/` if so told."""
+    """From a name to its file in the folder; of a name without its `./` or `/` if asked for."""
 
-    folder: Path | None = None
+    folder: Path = Path()
     strip_prefix: bool = False
 
     def __call__(self, name: str) -> Path:
         if self.strip_prefix and name.startswith(("./", "/")):
             name = name.removeprefix(".").lstrip("/")
-        return Path(name) if self.folder is None else self.folder / name
+        return self.folder / name
 
 
 @dataclass
@@ -115,10 +114,10 @@ class PairList(Sequence[Pair]):
     def iterate_names(self, indices: np.ndarray | None = None) -> Iterator[bytes]:
         """Every name in turn, as it stands in the list, or those of the indices."""
         spans = self.spans.reshape(-1, 2)
-        spans = spans if indices is None else spans[indices]
-        for first in range(0, len(spans), CHUNK_NAMES):
-            for start, end in spans[first : first + CHUNK_NAMES].tolist():
-                yield self.text[start:end]
+        ends = (spans if indices is None else spans[indices]).reshape(-1)
+        places = iter(ends.data)  # which are Python's numbers one at a time
+        for start, end in zip(places, places, strict=True):
+            yield self.text[start:end]
 
 
 def read_list(
@@ -187,14 +186,11 @@ def _read_text(path: str) -> bytes:
             "Train_Dataset_README.md and Test_Dataset_README.md describe lists"
         ) from None
     encoding = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
-    data = data.removeprefix(codecs.BOM_UTF8)
     try:
-        text = data.decode(encoding)
+        data = data.removeprefix(codecs.BOM_UTF8).decode(encoding).encode()
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start}"
         raise UserError(f"{path}: not {encoding} text ({reason})") from None
-    if encoding != "UTF-8":
-        data = text.encode("utf-8", "surrogatepass")
     # No byte of a longer character is one of these. Nothing else ends a line.
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
@@ -239,7 +235,7 @@ def _pack_names(
 def _find_resolver(pairs: PairList) -> NameResolver:
     """The resolver that finds the first image of a list. Raises UserError."""
     folder = Path(pairs.source).parent
-    resolvers = [NameResolver(base, bare) for bare in (False, True) for base in (None, folder)]
+    resolvers = [NameResolver(base, bare) for bare in (False, True) for base in (Path(), folder)]
     name = next(pairs.iterate_names()).decode()
     for resolver in resolvers:
         if spelling := _find_spelling(resolver, name, {}):

@@ -28,16 +28,12 @@ from system.reading import read_bytes
 # What a suffix stands for: Pillow's name of the format, and how it is saved.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jfif": ("JPEG", {"quality": 95, "subsampling": 0}),
+    **dict.fromkeys((".jpg", ".jpeg", ".jfif"), ("JPEG", {"quality": 95, "subsampling": 0})),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
-    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF", {"compression": "tiff_deflate"})),
     ".bmp": ("BMP", {}),
     ".avif": ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
-    ".heic": ("HEIF", {"quality": 95}),
-    ".heif": ("HEIF", {"quality": 95}),
+    **dict.fromkeys((".heic", ".heif"), ("HEIF", {"quality": 95})),
 }
 # What each format can hold beside pixels, by Pillow's names; TEXT and a keyword for its texts.
 TEXT = "text:"
