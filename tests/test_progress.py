@@ -1,10 +1,17 @@
 """Progress: a bar on a terminal, lines elsewhere, with the values, the rate and the time left."""
 
+import itertools
 import os
 import pty
+import random
+import re
 import sys
+from datetime import timedelta
 
+import pytest
 from conftest import ROOT, finish
+
+from system import progress
 
 LOOP = """
 from system.progress import Progress
@@ -37,7 +44,7 @@ def test_bar():
     assert "8/8" in text
     assert "loss 0.125 lr 0.005" in text
     assert "/s " in text
-    assert "ETA" in text
+    assert "ETA 0:00:00" in text
 
 
 def test_what_is_soon_done_shows_nothing():
@@ -73,3 +80,39 @@ def test_a_line_is_not_printed_into_the_bar():
     assert before.endswith("\r\033[K")  # what stood of the bar is wiped
     assert after.startswith("\r\n")
     assert "3/3" in after
+
+
+# Seconds that each step takes, and how many steps there are in each.
+RANDOM = random.Random(0)
+SHAPES = {
+    "clean: bands of rows, the first with the kernels' compilation": [(90, 60), *[(30, 60)] * 40],
+    "train: warming up, then saving every 25": [
+        (60 if n == 0 else 12 if n < 40 else 8 if n % 25 == 0 else 4, 1) for n in range(1000)
+    ],
+    "test: images of changing size": [
+        (40 + 3 * RANDOM.choice([1, 2, 4]) if n == 0 else 3 * RANDOM.choice([1, 2, 4]), 1)
+        for n in range(300)
+    ],
+    "slower on the way": [(10 + n / 100, 1) for n in range(1000)],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_time_left_is_right_from_a_tenth_of_the_way_on(name, monkeypatch, capsys):
+    steps, clock, first = SHAPES[name], [1000.0], 7
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    total = sum(count for _, count in steps)
+    ends = list(itertools.accumulate(seconds for seconds, _ in steps))
+    with progress.Progress("step", first, first + total, [], every=1) as bar:
+        for (_, count), end in zip(steps, ends, strict=True):
+            clock[0] = 1000 + end
+            bar.advance(count)
+            line = capsys.readouterr().out
+            if end == ends[0]:
+                assert "ETA" not in line
+                continue
+            hours, minutes, rest = map(int, re.search(r"ETA (\d+):(\d+):(\d+)$", line).groups())
+            shown = timedelta(hours=hours, minutes=minutes, seconds=rest).total_seconds()
+            # The last few of items of changing size may all be large, or small.
+            if total / 10 <= bar.done - first <= total * 0.95:
+                assert (ends[-1] - end) / 1.5 <= shown <= (ends[-1] - end) * 1.5, line
