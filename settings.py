@@ -167,6 +167,9 @@ class Settings:
         "train": "side of the tiles for the images of --val-list; 0 means whole images",
     }, low=0, high=65536)
 
+    no_ema: bool = option(False, TEST + DERAIN + WEB + EXPORT,
+        "use the last weights of a checkpoint, not their moving average (see train --ema)")
+
     # Start of training
     init_from: str = option("", TRAIN, "checkpoint file whose weights alone a new run starts from")
     allow_changed_settings: bool = option(False, TRAIN,
@@ -188,11 +191,24 @@ class Settings:
     # map is 0 everywhere within ten steps.
     lr: float = option(5e-4, TRAIN,
         "initial learning rate of Adam", low=0.0, high=10.0, recipe=True)
+    schedule: Literal["step", "cosine"] = option("step", TRAIN,
+        "step: reduce the learning rate at --lr-decay-step; cosine: lower it from the first step "
+        "to the last, to almost 0", recipe=True)
     # The released loop lowers the rate before it takes step 29 999, not after.
-    lr_decay_step: int = option(29999, TRAIN,
-        "first step with the reduced learning rate", low=0, recipe=True)
+    lr_decay_step: str = option("29999", TRAIN,
+        "first step with the reduced learning rate; several, such as 1000,2000, reduce it again",
+        recipe=True)
     lr_decay: float = option(0.1, TRAIN,
         "factor that reduces the learning rate", low=0.0, high=1.0, recipe=True)
+    warmup_steps: int = option(0, TRAIN,
+        "steps over which the learning rate rises to its full value", low=0, recipe=True)
+    grad_clip: float = option(0.0, TRAIN,
+        "largest norm of the gradient, a longer one is scaled down; 0 means no limit",
+        low=0.0, high=1e6, recipe=True)
+    ema: float = option(0.0, TRAIN,
+        "also keep a moving average of the weights, of which this share stays in a step, such as "
+        "0.999; it is what --val-list scores and what derains; 0 means none",
+        low=0.0, high=0.999999, recipe=True)
     seed: int = option(2019, TRAIN,
         "random seed of the initial weights and of the order and crops of images",
         low=0, high=2**63 - 1, recipe=True)
@@ -269,6 +285,11 @@ class Settings:
             raise UserError(f"--tile: {self.tile} is too small; expected 64 pixels or more, or 0")
         if -1 < self.percentile < 0:
             raise UserError(f"--percentile: {self.percentile} is neither -1 nor from 0 to 100")
+        if not all(step.isdecimal() for step in self.lr_decay_step.split(",")):
+            raise UserError(
+                f"--lr-decay-step: {self.lr_decay_step!r}; expected a step, or several such as "
+                "1000,2000"
+            )
         if self.l1_weight == self.ssim_weight == 0:
             raise UserError(
                 "--l1-weight and --ssim-weight are both 0; expected one above 0, as nothing else "

@@ -71,7 +71,7 @@ def export(settings: Settings) -> int:
     if Ranks().is_distributed:
         raise UserError("-a export: runs in one process; start it without torchrun")
     source = checkpoint.checkpoint_path(settings)
-    derainer = Derainer.load(source, torch.device("cpu"))
+    derainer = Derainer.load(source, torch.device("cpu"), ema=not settings.no_ema)
     check_no_overlap([source], [path], "-o")
     require_writable(path.parent)
     net = derainer.net.requires_grad_(False)
@@ -83,6 +83,7 @@ def export(settings: Settings) -> int:
         "checkpoint": str(source),
         "step": str(derainer.step),
         "direction_attention": str(derainer.direction_attention),
+        "moving_average": str(derainer.averaged),
     }
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)

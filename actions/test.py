@@ -178,6 +178,7 @@ def _report_results(
         "step": derainer.step,
         "sha256": derainer.digest,
         "direction_attention": derainer.direction_attention,
+        "moving_average": derainer.averaged,
         **{name: getattr(settings, name) for name in ("self_ensemble", "tile", "precision")},
         "list": settings.test_list,
         "images": len(results),

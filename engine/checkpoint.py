@@ -2,7 +2,8 @@
 
 A file holds `net` (the network's tensors), `clock` (index of the last completed step) and `opt`
 (the optimiser's state), as the published ones do, and beside them `format`, `settings`, `best` (the
-best score so far), `data` (a fingerprint of the training list) and `loss` (its terms).
+best score so far), `data` (a fingerprint of the training list), `loss` (its terms) and, of a run
+with --ema, `ema` (the moving average of `net`).
 Run as a program, it copies a checkpoint without its optimiser, or writes the mean of several:
     python -m engine.checkpoint FROM [FROM ...] TO
 """
@@ -33,7 +34,8 @@ from system.reading import read_bytes
 from system.text import first_few
 
 FORMAT = 1
-WEIGHT_KEYS = ("net", "params_ema", "params", "state_dict")  # under which programs save weights
+# Under which keys programs save weights, and their moving average.
+WEIGHT_KEYS = {"net": ("net", "params", "state_dict"), "ema": ("ema", "params_ema")}
 # What a NumPy number is saved by: it runs no code when it is loaded.
 _scalar = np.float64(0).__reduce__()[0]
 NUMPY_SCALARS: list[Any] = [
@@ -62,10 +64,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, tensors on the CPU, keys of `net` without prefixes of wrappers.
+    """The content of a checkpoint, tensors on the CPU, keys of weights without wrappers' prefixes.
 
     Nothing in the file is executed. A file of the published kind holds only `net`, `clock`, `opt`;
-    one of another program can hold weights alone, which are returned as `net`, without `clock`.
+    one of another program can hold weights alone, which are returned as `net` (and `ema`, if it
+    has their moving average), without `clock`.
     What is returned has `digest` too, the SHA-256 of the file.
 
     Raises:
@@ -84,11 +87,20 @@ def load(path: Path) -> dict[str, Any]:
                 content = torch.load(file, map_location="cpu", weights_only=True)
         if content.get("format", FORMAT) > FORMAT:
             raise UserError(f"{path}: format {content['format']} is newer than this program's")
-        weights = next((content[key] for key in WEIGHT_KEYS if key in content), content)
-        net = {re.sub(r"^((module|_orig_mod)\.)+", "", key): weights[key] for key in weights}
         known = content if "net" in content else {}
         clock = {"clock": int(known["clock"])} if "clock" in known else {}
-        return {**known, **clock, "net": net, "digest": hashlib.sha256(data).hexdigest()}
+        found = {
+            kind: content[key]
+            for kind, keys in WEIGHT_KEYS.items()
+            for key in reversed(keys)  # the first counts
+            if key in content
+        }
+        found.setdefault("net", found.get("ema", content))
+        states = {
+            kind: {re.sub(r"^((module|_orig_mod)\.)+", "", key): weights[key] for key in weights}
+            for kind, weights in found.items()
+        }
+        return {**known, **clock, **states, "digest": hashlib.sha256(data).hexdigest()}
 
 
 @contextmanager
@@ -126,13 +138,16 @@ def has_direction_attention(content: dict[str, Any]) -> bool:
     return bool((content.get("settings") or {}).get("direction_attention", False))
 
 
-def load_weights(net: nn.Module, path: Path, content: dict[str, Any]) -> None:
+def load_weights(net: nn.Module, path: Path, content: dict[str, Any], ema: bool = True) -> None:
     """Load a checkpoint's weights into the network. Raises UserError.
 
     They must have the network's keys and shapes, and be finite in its type, which computes.
+
+    Args:
+        ema: load the moving average of the weights, if the checkpoint has one.
     """
     with translate_load_errors(path):
-        net.load_state_dict(content["net"])
+        net.load_state_dict(content["ema"] if ema and "ema" in content else content["net"])
         for key, tensor in net.state_dict().items():
             if not tensor.isfinite().all():
                 raise ValueError(f"{key} holds values that are not finite")
@@ -140,6 +155,8 @@ def load_weights(net: nn.Module, path: Path, content: dict[str, Any]) -> None:
 
 def average_checkpoints(paths: list[Path]) -> dict[str, Any]:
     """The weights of one checkpoint, or the mean of several; one that is named twice counts twice.
+
+    Of a run with --ema they are the moving average.
 
     The mean of steps of one run, or of runs that began with the same weights, is often better than
     each of them: their errors cancel out (Wortsman et al., Model Soups, ICML 2022).

@@ -61,6 +61,7 @@ class Derainer:
         path, step, digest: the checkpoint file, the step it was saved at, and its SHA-256. Weights
             in training have no file.
         direction_attention: whether the file's weights need the paper's direction attention.
+        averaged: whether the weights are the moving average of a run.
     """
 
     net: SPANet
@@ -73,16 +74,18 @@ class Derainer:
     step: int | str = "unknown"
     digest: str = ""
     direction_attention: bool = False
+    averaged: bool = False
     _tiles_compared: bool = field(default=False, init=False)
     _largest_need: int = field(default=0, init=False)  # bytes, of an image that was derained
     _last_size: tuple[int, int] = field(default=(0, 0), init=False)
     _size_changes: int = field(default=0, init=False)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, **options: Any) -> "Derainer":
+    def load(cls, path: Path, device: torch.device, ema: bool = True, **options: Any) -> "Derainer":
         """Load the weights of a checkpoint file, which says whether they use direction attention.
 
         Args:
+            ema: load the moving average of the weights, if the checkpoint has one.
             options: precision, views, tile, sharing, as for the class itself.
 
         Raises:
@@ -93,14 +96,10 @@ class Derainer:
         # float32 on the CPU whatever the process has set, without drawing from its generator.
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             net = SPANet(attention).float()
-        checkpoint.load_weights(net, path, content)
-        origin = {
-            "path": path,
-            "step": content.get("clock", "unknown"),
-            "digest": content["digest"],
-        }
-        net = net.to(device).eval()
-        return cls(net, device, **origin, direction_attention=attention, **options)
+        checkpoint.load_weights(net, path, content, ema)
+        options |= {"path": path, "step": content.get("clock", "unknown")}
+        options |= {"digest": content["digest"], "direction_attention": attention}
+        return cls(net.to(device).eval(), device, averaged=ema and "ema" in content, **options)
 
     @classmethod
     def from_settings(cls, path: Path, settings: Settings, ranks: Ranks) -> "Derainer":
@@ -109,13 +108,14 @@ class Derainer:
         Raises:
             UserError: see load and prepare_device.
         """
-        options = {"precision": settings.precision, "views": settings.self_ensemble}
-        options |= {"tile": settings.tile, "sharing": ranks.local_size}
+        options: dict[str, Any] = {"precision": settings.precision, "views": settings.self_ensemble}
+        options |= {"tile": settings.tile, "sharing": ranks.local_size, "ema": not settings.no_ema}
         return cls.load(path, prepare_device(settings, ranks), **options)
 
     def describe_weights(self) -> str:
         """Which weights these are, for people."""
-        return f"{self.path}, step {self.step}, SHA-256 {self.digest[:16]}"
+        step = f"step {self.step}" + ", moving average" * self.averaged
+        return f"{self.path}, {step}, SHA-256 {self.digest[:16]}"
 
     @torch.inference_mode()
     def derain(

@@ -150,6 +150,7 @@ def launch_step(
     with translate_step_errors(run, step, batch.files):
         tensors = batch.tensors(run.device, run.settings.mask_threshold)
         metrics = train_one_step(net, run.optimiser, ssim, run.settings, step, tensors)
+        run.update_ema(step)
     return PendingStep(step, batch.files, metrics)
 
 

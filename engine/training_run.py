@@ -1,5 +1,6 @@
 """TrainingRun: what training holds and a checkpoint keeps. The network at work is a Derainer."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from engine import checkpoint
 from engine.derainer import Derainer
 from engine.device import prepare_device
 from engine.events import EventFile
 from engine.ranks import Ranks
-from engine.training_step import TERMS
+from engine.training_step import TERMS, ema_decay
 from model import SPANet
 from settings import Settings, UserError, flag
 
@@ -22,6 +24,7 @@ class TrainingRun:
     """A run in training, the same on every rank: network, optimiser, step, best score, events.
 
     Attributes:
+        net, ema: the network in training, and one with the moving average of its weights, or None.
         step: index of the last completed step, -1 before the first ("clock" in checkpoints).
         best: the best score of --val-list so far ("psnr" of "step"), the step of the last one
             ("scored") and a fingerprint of that list ("list"); or None.
@@ -42,6 +45,7 @@ class TrainingRun:
         torch.backends.cudnn.deterministic = settings.deterministic
         self.net = SPANet(settings.direction_attention, settings.checkpoint_activations)
         self.net.to(self.device)
+        self.ema = copy.deepcopy(self.net).requires_grad_(False) if settings.ema else None
         # All parameters in the network's order, used or not: as in a published checkpoint. The
         # fused kernels of a GPU need no synchronisation.
         fused = self.device.type == "cuda"
@@ -71,11 +75,17 @@ class TrainingRun:
                 return DistributedDataParallel(net)
         return net
 
+    def update_ema(self, step: int) -> None:
+        """Take the weights as this step left them into their moving average, if there is one."""
+        if self.ema:
+            average = get_ema_multi_avg_fn(ema_decay(self.settings, step))
+            average(list(self.ema.parameters()), list(self.net.parameters()), step)
+
     def derainer(self) -> Derainer:
-        """A derainer with the network as it stands."""
+        """A derainer with the network as it stands, or with the moving average of its weights."""
         settings = self.settings
         options = settings.precision, settings.self_ensemble, settings.tile, self.ranks.local_size
-        return Derainer(self.net, self.device, *options)
+        return Derainer(self.ema or self.net, self.device, *options)
 
     def save(self, name: str) -> None:
         """Save the run as it stands, on the first rank. Its events are on the disk by then.
@@ -92,17 +102,23 @@ class TrainingRun:
                 "data": self.data,
                 "loss": list(TERMS),
             }
+            if self.ema:
+                content["ema"] = self.ema.state_dict()
             checkpoint.save(self.path(name), content)
 
-    def load_weights(self, path: Path) -> dict[str, Any]:
-        """Load the weights of a checkpoint alone; returns its content. Raises as resume."""
-        content = checkpoint.load(path)
+    def load_weights(self, path: Path) -> None:
+        """Start from the weights of a checkpoint, as they derain. Raises as resume."""
+        self._load_networks(path, checkpoint.load(path))
+
+    def _load_networks(self, path: Path, content: dict[str, Any], ema: bool = True) -> None:
+        """Load weights into the network, see checkpoint.load_weights, and their moving average."""
         attention = checkpoint.has_direction_attention(content)
         if attention != self.settings.direction_attention:
             option = "--direction-attention" if attention else "--no-direction-attention"
             raise UserError(f"{path}: its direction attention is not this run's; expected {option}")
-        checkpoint.load_weights(self.net, path, content)
-        return content
+        checkpoint.load_weights(self.net, path, content, ema)
+        if self.ema:
+            checkpoint.load_weights(self.ema, path, content)
 
     def resume(self, path: Path) -> None:
         """Load all that training needs to continue after the step of a checkpoint.
@@ -111,7 +127,8 @@ class TrainingRun:
             UserError: the file is bad (see checkpoint.load), is not of this network, or was
                 trained with another recipe or list.
         """
-        content = self.load_weights(path)
+        content = checkpoint.load(path)
+        self._load_networks(path, content, ema=False)
         if "opt" not in content:
             raise UserError(
                 f"{path}: holds only weights, and no optimiser state to resume training from"
@@ -173,8 +190,12 @@ def find_changes(saved: dict[str, Any], settings: Settings) -> list[str]:
     today's default.
     """
     changes = []
+    # The cosine ends with the run.
+    at_length = ["num_steps"] if settings.schedule == "cosine" == saved.get("schedule") else []
     for field in dataclasses.fields(Settings) if saved else ():
         value, former = getattr(settings, field.name), saved.get(field.name, field.default)
-        if field.metadata["recipe"] and former != value:
+        is_recipe = field.metadata["recipe"] or field.name in at_length
+        # As text: older checkpoints hold a number where several are possible by now.
+        if is_recipe and former != value and str(former) != str(value):
             changes.append(f"{flag(field.name)} is {value}, was {former}")
     return changes

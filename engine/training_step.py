@@ -18,7 +18,19 @@ BatchTensors = tuple[Tensor, Tensor, Tensor]  # rainy, clean and label, as compu
 
 def learning_rate(settings: Settings, step: int) -> float:
     """Learning rate of a step: a function of the step alone."""
-    return settings.lr * (settings.lr_decay if step >= settings.lr_decay_step else 1)
+    warmup = settings.warmup_steps
+    if settings.schedule == "cosine":
+        progress = min(1.0, max(0, step - warmup) / max(1, settings.num_steps - warmup))
+        factor = 0.5 + 0.5 * math.cos(math.pi * progress)
+    else:
+        decay_steps = [int(text) for text in settings.lr_decay_step.split(",")]
+        factor = settings.lr_decay ** sum(step >= decay_step for decay_step in decay_steps)
+    return settings.lr * factor * min(1.0, (step + 1) / max(1, warmup))
+
+
+def ema_decay(settings: Settings, step: int) -> float:
+    """Share of the averaged weights that stays in a step: less at first, to leave the start."""
+    return min(settings.ema, (1 + step) / (10 + step))
 
 
 @dataclass
@@ -171,7 +183,7 @@ def train_one_step(
     moments stay as they are. A fused optimiser (on a GPU) skips all later steps, too.
 
     Returns:
-        What process_batch returns, and "grad_norm".
+        What process_batch returns, and "grad_norm", the norm of the gradient before it is clipped.
     """
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(settings, step)
@@ -179,6 +191,8 @@ def train_one_step(
     values = process_batch(net, ssim, settings, tensors)
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     grad_norm = nn.utils.get_total_norm(gradients)
+    if settings.grad_clip:
+        nn.utils.clip_grads_with_norm_(net.parameters(), settings.grad_clip, grad_norm)
     metrics = StepMetrics({**values, "grad_norm": grad_norm.double()})
     if optimiser.defaults.get("fused"):
         # As torch's gradient scaler does it. Once set it stays set: the next step may be launched

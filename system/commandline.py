@@ -151,7 +151,9 @@ def add_option(group: Any, f: Field, action: str) -> None:
     is_shared = not action and f.name != "action"
     suffix = f" [{', '.join(f.metadata['serves'])}]" if is_shared else ""
     spec: dict[str, Any] = {"dest": f.name, "help": format_help(f, action) + suffix}
-    if kind is bool:
+    if f.name.startswith("no_"):
+        spec |= {"action": "store_const", "const": True}
+    elif kind is bool:
         spec["action"] = argparse.BooleanOptionalAction
     elif get_origin(kind) is Literal:
         spec["metavar"] = "|".join(get_args(kind))

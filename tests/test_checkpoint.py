@@ -167,7 +167,7 @@ def test_a_flipped_bit_is_refused():
     """By the zip's own checksums; torch would have loaded other weights."""
     path = saved()
     whole = path.read_bytes()
-    weights = training_run().load_weights(path)["net"]
+    weights = checkpoint.load(path)["net"]
     random, refused = np.random.default_rng(3), 0
     for _ in range(20):
         data = bytearray(whole)
