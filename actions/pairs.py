@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from actions.clean import DEFAULT_FRAMES, compute_clean_image, load_video, write_image
-from media.folders import walk_folder
+from media.folders import split_by_suffix, walk_folder
 from media.jobs import VIDEOS
 from media.pictures import read_image
 from rain.frames import Video, read_video
@@ -111,7 +111,7 @@ def list_videos(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     _, _, names = next(walk_folder(path))  # the first are those of the folder itself
-    videos = [path / name for name in names if Path(name).suffix.lower() in VIDEOS]
+    videos = [path / name for name in split_by_suffix(names, VIDEOS)[0]]
     if not videos:
         raise UserError(f"{path}: holds no videos; expected {', '.join(sorted(VIDEOS))}")
     return videos
@@ -278,8 +278,7 @@ def format_ending(count: int, complete: bool) -> str:
 
 def read_scene(path: Path) -> tuple[list[str], bool]:
     """The lines of a scene's pairs, and whether its video is whole. Raises UserError."""
-    text = read_bytes(path).decode(errors="replace")
-    *lines, ending = text.splitlines(keepends=True) or [""]
+    *lines, ending = read_bytes(path).decode(errors="replace").splitlines(keepends=True) or [""]
     complete = ending == format_ending(len(lines), True)
     if not complete and ending != format_ending(len(lines), False):
         raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")

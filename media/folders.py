@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
 from settings import one_line
@@ -67,6 +67,15 @@ def walk_folder(
         warn(
             f"{root}: skipped links that lead nowhere or back, pipes and devices: {first_few(odd)}"
         )
+
+
+def split_by_suffix(
+    names: Iterable[str], suffixes: Container[str]
+) -> tuple[list[str], Counter[str]]:
+    """The names with one of the suffixes, in lower case, and how many others have which suffix."""
+    by_name = {name: os.path.splitext(name)[1].lower() for name in names}
+    others = Counter(suffix for suffix in by_name.values() if suffix not in suffixes)
+    return [name for name, suffix in by_name.items() if suffix in suffixes], others
 
 
 def describe_skipped(suffixes: Counter[str]) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from media.folders import describe_skipped, walk_folder
+from media.folders import describe_skipped, split_by_suffix, walk_folder
 from media.image_file import is_picture
 from media.pictures import FORMATS
 from media.video_reader import VideoReader
@@ -86,13 +86,11 @@ def _plan_folder(source: Path, target: Path) -> tuple[list[Job], str, list[str]]
     skipped: Counter[str] = Counter()
     errors: list[OSError] = []
     for inner, _, files in walk_folder(source, target, errors.append):
-        for name in (Path(inner, file) for file in files):
-            suffix = name.suffix.lower()
-            if suffix in SUPPORTED:
-                result = target / _result_name(name, suffix in VIDEOS)
-                jobs.append(Job(source / name, result, format_path(name)))
-            else:
-                skipped[suffix] += 1
+        names, others = split_by_suffix(files, SUPPORTED)
+        skipped += others
+        for name in (Path(inner, file) for file in names):
+            result = target / _result_name(name, name.suffix.lower() in VIDEOS)
+            jobs.append(Job(source / name, result, format_path(name)))
     messages = [f"{error.filename}: cannot be read: {error.strerror}" for error in errors]
     if not jobs:
         expected = ", ".join(sorted(SUPPORTED))

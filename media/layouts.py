@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from media.folders import describe_skipped, walk_folder
+from media.folders import describe_skipped, split_by_suffix, walk_folder
 from media.pictures import FORMATS
 from settings import UserError, one_line
 from system.progress import SlowNotice
@@ -146,9 +146,8 @@ def _list_images(
     tree: dict[str, Folder] = {}
     skipped: Counter[str] = Counter()
     for inner, folders, files in walk_folder(Path(path)):
-        suffixes = {name: os.path.splitext(name)[1].lower() for name in files}
-        images = [name for name in files if suffixes[name] in FORMATS]
-        skipped.update(suffix for suffix in suffixes.values() if suffix not in FORMATS)
+        images, others = split_by_suffix(files, FORMATS)
+        skipped += others
         sole = {name: sole_image(Path(path, inner, name)) for name in folders}
         folders[:] = [name for name in folders if sole[name] is None]
         images += [f"{name}/{image}" for name, image in sole.items() if image]

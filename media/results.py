@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from media.folders import walk_folder
+from media.folders import split_by_suffix, walk_folder
 from media.lists import PairList
 from media.pictures import FORMATS
 from settings import UserError, one_line
@@ -100,20 +100,19 @@ def find_methods(path: Path, excluded: Path) -> tuple[list[Method], list[Path]]:
     """
     if not path.is_dir():
         raise UserError(f"-i: {path}: expected a folder of results, or of a folder a method")
-    tree: dict[Path, tuple[list[str], list[str]]] = {}
+    tree: dict[Path, tuple[list[str], list[str], Counter[str]]] = {}  # folders, pictures, others
     full: set[Path] = set()  # the folders that hold pictures, at any depth
     for inner, folders, files in walk_folder(path, excluded):
         if DERAINED in folders:
             folders[:] = [name for name in folders if name not in TEST_FOLDERS]
-        tree[Path(inner)] = folders, files
-        if any(map(_is_picture, files)):
+        tree[Path(inner)] = folders, *split_by_suffix(files, FORMATS)
+        if tree[Path(inner)][1]:
             full |= {Path(inner), *Path(inner).parents}
     if not full:
         raise UserError(f"-i: {path}: holds no pictures; expected {', '.join(sorted(FORMATS))}")
 
     def read_method(name: str, place: Path) -> Method:
-        folders, files = tree[place]
-        pictures = [path / place / file for file in files if _is_picture(file)]
+        folders, pictures, others = tree[place]
         inside = [folder for folder in folders if place / folder in full]
         places = ["pictures"] * bool(pictures) + [f"{folder}/" for folder in inside]
         if len(places) > 1:
@@ -123,19 +122,14 @@ def find_methods(path: Path, excluded: Path) -> tuple[list[Method], list[Path]]:
             )
         if inside:
             return read_method(name, place / inside[0])
-        others = Counter(Path(file).suffix.lower() for file in files if not _is_picture(file))
-        return Method(one_line(name), pictures, others)
+        return Method(one_line(name), [path / place / file for file in pictures], others)
 
-    folders, files = tree[Path()]
+    folders, pictures, _ = tree[Path()]
     names = [name for name in folders if Path(name) in full]
-    if any(map(_is_picture, files)) or names == [DERAINED]:
+    if pictures or names == [DERAINED]:
         return [read_method(path.resolve().name, Path())], []
     empty = [path / name for name in folders if Path(name) not in full]
     return [read_method(name, Path(name)) for name in names], empty
-
-
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in FORMATS
 
 
 class Reading(NamedTuple):
