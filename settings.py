@@ -102,8 +102,13 @@ class Settings:
     # fmt: off
     # What to do
     action: str = option(MISSING, EVERY, "action to run, one of those named below")
+    config: str = option("", EVERY,
+        "TOML file of options, such as the settings.toml of a run; the command line overrides it")
+    run: str = option("", NETWORK,
+        "name of the run: its files are in model/RUN, logdir/RUN and results/RUN")
     model: str = option("latest", NETWORK, {
-        "": "checkpoint to use: a name in --model-dir, or a path",
+        "": "checkpoint to use: a name in --model-dir, or a path; if not given: with --run 'best', "
+            "if it exists, and for derain and web the only one, if 'latest' does not exist",
         "train": "checkpoint to resume from, if it exists: a name in --model-dir, or a path",
     })
 
@@ -295,6 +300,8 @@ class Settings:
                 "--l1-weight and --ssim-weight are both 0; expected one above 0, as nothing else "
                 "trains the clean image"
             )
+        if "\0" in self.run or os.path.basename(self.run) != self.run or self.run[:1] == ".":
+            raise UserError(f"--run: {self.run!r} is not a name; expected one without slashes")
         if "\0" in self.model or os.path.basename(self.model) in ("", ".", ".."):
             raise UserError(f"--model: {self.model!r} is not the name or path of a checkpoint")
 

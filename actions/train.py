@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,14 @@ import numpy as np
 from dataset import load_images
 from engine.checkpoint import checkpoint_path
 from engine.device import describe_device
+from engine.events import EVENTS as EVENT_FILE
 from engine.ranks import Ranks
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, run_steps
 from engine.training_run import TrainingRun
 from media import inspection
 from media.lists import Pair, fingerprint, read_list
 from settings import Settings, UserError
+from system.config import FILE, VERSION, describe_code, write_config
 from system.files import check_no_overlap, exclusive, remove_unfinished, require_writable
 from system.progress import SLOW_SECONDS, Progress, warn
 from system.text import first_few
@@ -53,6 +55,7 @@ def train(settings: Settings) -> int:
                 source = checkpoint_path(settings)
                 say(f"nothing to do: {source} holds step {run.step}, --num-steps ends at {last}")
                 return 0
+            _write_settings(run)
             with _open_events(run, is_new):
                 device = f"{describe_device(run.device, ranks)}, {settings.precision}"
                 steps = f"steps {first} to {last}, {last + 1 - first} left"
@@ -149,7 +152,7 @@ def _lock_model_dir(run: TrainingRun) -> Iterator[None]:
     settings, folder = run.settings, Path(run.settings.model_dir)
     require_writable(folder)
     inputs = [Path(settings.train_list), Path(settings.val_list), _init_path(run)]
-    outputs = [folder / LATEST, folder / BEST, *folder.glob("step_*")]
+    outputs = [folder / LATEST, folder / BEST, folder / FILE, *folder.glob("step_*")]
     check_no_overlap(inputs, outputs, "--model-dir")
     with exclusive(folder):
         remove_unfinished([folder])
@@ -168,7 +171,8 @@ def _load_start(run: TrainingRun) -> bool:
     from_other = start.resolve() != latest.resolve()
     if settings.init_from and from_other:
         raise UserError(
-            f"--init-from and -m {settings.model} both say where to start; expected one of them"
+            f"--init-from and -m {settings.model} both say where to start; expected no -m, for a "
+            f"new run from these weights, or no --init-from, to go on with {settings.model}"
         )
     # The first rank decides: it may have saved one by the time that another one looks.
     has_latest = run.ranks.all_gather(latest.exists())[0]
@@ -177,7 +181,7 @@ def _load_start(run: TrainingRun) -> bool:
         if has_latest:
             raise UserError(
                 f"{latest} is there and would be overwritten by a run from {settings.model}; "
-                "move it away, or give another --model-dir"
+                "move it away, or give another --run or --model-dir"
             )
     elif has_latest:
         run.resume(latest)
@@ -190,10 +194,25 @@ def _load_start(run: TrainingRun) -> bool:
     return not has_latest
 
 
+def _write_settings(run: TrainingRun) -> None:
+    """Write the settings beside the checkpoints, and what else decides what the run computes."""
+    if run.ranks.first:
+        file, digest = run.init
+        record = {"version": VERSION, "code": describe_code(), "train-list": run.data}
+        record |= {"val-list": run.val_data, "init-from": digest}
+        write_config(run.path(FILE), replace(run.settings, init_from=file), record)
+
+
 @contextmanager
 def _open_events(run: TrainingRun, is_new: bool) -> Iterator[None]:
     """Begin the run's event files; remove them if it ends with an error before its first step."""
     settings, start = run.settings, run.step
+    folder = Path(settings.log_dir) / EVENTS
+    if run.ranks.first and is_new and any(folder.glob(f"{EVENT_FILE}*")):
+        warn(
+            f"warning: {folder} holds the events of another run, and TensorBoard shows both as one "
+            "curve; --run NAME keeps runs apart"
+        )
     try:
         run.open_events(EVENTS, VAL_EVENTS)
         if run.ranks.first:

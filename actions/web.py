@@ -34,7 +34,7 @@ from media.pictures import (
 from media.video_reader import VideoReader
 from report.visualize import encode_png, heat_map
 from settings import Settings, UserError, one_line
-from system.files import write_atomically
+from system.files import list_checkpoints, write_atomically
 
 try:
     import gradio as gr
@@ -114,8 +114,7 @@ class WebDerainer:
 
     def list_checkpoints(self) -> list[str]:
         """The checkpoints to choose from: the one of -m, and the files of the model folder."""
-        folder = Path(self.settings.model_dir)
-        names = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
+        names = list_checkpoints(Path(self.settings.model_dir))
         return list(dict.fromkeys([self.settings.model, *names]))
 
     def load(self, model: str, views: int) -> Derainer:

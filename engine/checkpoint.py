@@ -2,8 +2,8 @@
 
 A file holds `net` (the network's tensors), `clock` (index of the last completed step) and `opt`
 (the optimiser's state), as the published ones do, and beside them `format`, `settings`, `best` (the
-best score so far), `data` (a fingerprint of the training list), `loss` (its terms) and, of a run
-with --ema, `ema` (the moving average of `net`).
+best score so far), `data` (a fingerprint of the training list), `init` (the weights it began with),
+`loss` (its terms) and, of a run with --ema, `ema` (the moving average of `net`).
 Run as a program, it copies a checkpoint without its optimiser, or writes the mean of several:
     python -m engine.checkpoint FROM [FROM ...] TO
 """

@@ -29,6 +29,7 @@ class TrainingRun:
         best: the best score of --val-list so far ("psnr" of "step"), the step of the last one
             ("scored") and a fingerprint of that list ("list"); or None.
         data, val_data: fingerprints of the training list and of --val-list.
+        init: the file of --init-from that the run began with, and its SHA-256; empty if none.
         events: the event files by name, on the first rank; see open_events.
 
     Raises:
@@ -53,6 +54,7 @@ class TrainingRun:
         self.step = -1
         self.best: dict[str, Any] | None = None
         self.data = self.val_data = ""
+        self.init = "", ""
         self.events: dict[str, EventFile] = {}
 
     @property
@@ -100,6 +102,7 @@ class TrainingRun:
                 "settings": dataclasses.asdict(self.settings),
                 "best": self.best,
                 "data": self.data,
+                "init": self.init,
                 "loss": list(TERMS),
             }
             if self.ema:
@@ -108,7 +111,9 @@ class TrainingRun:
 
     def load_weights(self, path: Path) -> None:
         """Start from the weights of a checkpoint, as they derain. Raises as resume."""
-        self._load_networks(path, checkpoint.load(path))
+        content = checkpoint.load(path)
+        self._load_networks(path, content)
+        self.init = str(path), content["digest"]
 
     def _load_networks(self, path: Path, content: dict[str, Any], ema: bool = True) -> None:
         """Load weights into the network, see checkpoint.load_weights, and their moving average."""
@@ -143,13 +148,15 @@ class TrainingRun:
         listed = "; ".join(changes)
         if changes and not self.settings.allow_changed_settings:
             raise UserError(
-                f"{path}: was trained with other settings: {listed}; expected the same, or "
-                "--allow-changed-settings"
+                f"{path}: was trained with other settings: {listed}; expected the same, --run NAME "
+                "for a new run, or --allow-changed-settings to go on with this one"
             )
         if changes:
             self.ranks.say(f"{path}: going on with changes: {listed}")
         with checkpoint.translate_load_errors(path):
             best, self.step = content.get("best"), content["clock"]
+            file, digest = content.get("init", self.init)
+            self.init = str(file), str(digest)
             kinds = {"psnr": float, "step": int, "scored": int, "list": str}
             self.best = best and {key: kind(best[key]) for key, kind in kinds.items()}
             self._load_moments(content["opt"])

@@ -4,11 +4,15 @@ Only modules of Python itself are imported here, so that help comes at once.
 """
 
 import argparse
+import os
 import sys
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from settings import ACTIONS, Settings, UserError, flag, nearest
+from system.config import VERSION, describe_code, read_config
+from system.files import list_checkpoints
 
 DESCRIPTION = (
     "SPANet: a network that removes rain from pictures and videos; train it, test it, use it."
@@ -20,11 +24,14 @@ more:
   README.md                     installation, data sets, results, troubleshooting"""
 LIST_HINT = "; -h lists the options"
 ACTION_HINT = "`python main.py -a ACTION -h` shows the options of one action, with an example."
+FOLDERS = ("model_dir", "log_dir", "result_dir")  # in which a named run has its own
 SHORT_FLAGS = {"action": "-a", "model": "-m", "input": "-i", "output": "-o"}
 
 
 def parse(argv: list[str] | None = None) -> Settings:
-    """Settings of a command line (default: the process's own). -h prints help and exits.
+    """Settings of a command line (default: the process's own) and of the file that it names.
+
+    -h prints help and exits, and so does --version.
 
     Raises:
         UserError: an unknown option, with the nearest right one; an option that does not serve the
@@ -43,7 +50,12 @@ def parse(argv: list[str] | None = None) -> Settings:
             raise UserError(f"unknown option {name}{hint}")
     values, extra = parser.parse_known_args(argv)
     given = {name: value for name, value in vars(values).items() if value is not None}
-    action = given.get("action")
+    if given.pop("version"):
+        code = describe_code()
+        print(f"SPANet {VERSION}" + f", code {code}" * bool(code))
+        sys.exit(0)
+    config = read_config(given["config"]) if "config" in given else {}
+    action = given.get("action", config.get("action"))
     if action is not None:
         Settings(action)  # raises where there is no such action
     if given.pop("help"):
@@ -59,7 +71,32 @@ def parse(argv: list[str] | None = None) -> Settings:
         if f.name in given and action not in serves:
             names, others = "/".join(option_names(f)), ", ".join(serves)
             raise UserError(f"{names}: is an option of -a {others}; this is -a {action}")
-    return Settings(**given)
+    return Settings(**resolve_options(action, given, config))
+
+
+def resolve_options(action: str, given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """All options of an action that are not at their defaults.
+
+    Args:
+        given: options of the command line, which count more than those of config.
+        config: options of a file, which may be of several actions.
+    """
+    defaults = {f.name: f.default for f in fields(Settings) if action in f.metadata["serves"]}
+    ignored = set(FOLDERS) if "run" in given else set()  # those of the run in the file
+    if config.get("action") != action:
+        ignored.add("model")  # where another action starts from
+    known = defaults.keys() - ignored
+    values = {name: value for name, value in config.items() if name in known} | given
+    run = values.get("run", "")
+    for name in defaults.keys() & set(FOLDERS) if run else ():
+        values.setdefault(name, os.path.join(str(defaults[name]), run))
+    if "model" in defaults and action != "train":
+        names = list_checkpoints(Path(values.get("model_dir", defaults["model_dir"])))
+        if run and "best" in names:
+            values.setdefault("model", "best")
+        elif action in ("derain", "web") and len(names) == 1:
+            values.setdefault("model", names[0])
+    return values
 
 
 def short_help() -> str:
@@ -129,6 +166,7 @@ def build_parser(action: str | None) -> Parser:
     )
     common = parser.add_argument_group("options")
     common.add_argument("-h", "--help", action="store_true", help="show help and exit")
+    common.add_argument("--version", action="store_true", help="show the version and exit")
     if action:
         groups = {action: parser.add_argument_group(f"options of -a {action}")}
     else:

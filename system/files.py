@@ -78,6 +78,12 @@ def format_path(path: str | Path) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
+def list_checkpoints(folder: Path) -> list[str]:
+    """The names of the checkpoints in a folder, which also holds the settings of their run."""
+    files = (path for path in folder.glob("[!.]*") if path.suffix != ".toml")
+    return sorted(path.name for path in files if path.is_file())
+
+
 def require_writable(folder: Path) -> None:
     """Create folder if it is missing, and try to write a file in it. Raises UserError."""
     try:

@@ -69,7 +69,7 @@ def test_round_trip_restores_weights_clock_and_optimiser():
 def test_content_is_what_the_readme_says():
     content = torch.load(saved(), weights_only=True)
     assert set(content) == {
-        "net", "clock", "opt", "format", "settings", "best", "data", "loss"
+        "net", "clock", "opt", "format", "settings", "best", "data", "init", "loss"
     }  # fmt: skip
     assert content["settings"]["batch_size"] == 16
     assert content["clock"] == 7

@@ -228,6 +228,8 @@ def test_every_option_is_taken_by_the_actions_it_serves():
     values = {"--self-ensemble": "2", "--tile": "64", "--device": "cpu", "--precision": "bf16"}
     values |= {"--crop": "native", "--schedule": "cosine", "--ema": "0.9"}
     values["--side-by-side"] = "rainy-left"
+    values["--config"] = "empty.toml"
+    Path("empty.toml").touch()
     for f in dataclasses.fields(Settings)[1:]:
         words = [flag(f)] if isinstance(f.default, bool) else [flag(f), values.get(flag(f), "1")]
         for action in ACTIONS:

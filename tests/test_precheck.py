@@ -104,11 +104,11 @@ def test_a_veil_and_swapped_pairs_and_shrunk_rain_are_warned_of(run, pairs):
     assert "--mask-threshold N (now 0)" in mask
     assert shrunk.startswith("main.py: warning: 1 of 1 images are larger than the patch of 16")
     assert "up to 2.50 times" in shrunk
-    words = ("--model-dir", "b", "--mask-threshold", 10, "--crop", "native")
+    words = ("--run", "b", "--mask-threshold", 10, "--crop", "native")
     assert run(*train("veil.txt", *words))[::2] == (0, "")
     line = f"{first.clean} {first.rainy}\n"
     Path("swapped.txt").write_text(line * 4 + f"{first.rainy} {first.clean}\n")
-    status, _, err = run(*train("swapped.txt", "--model-dir", "c"))
+    status, _, err = run(*train("swapped.txt", "--run", "c"))
     assert status == 0
     names = ", ".join(f"swapped.txt:{n}" for n in (1, 2, 3))
     assert (

@@ -120,7 +120,8 @@ def test_a_changed_recipe_is_refused_and_can_be_allowed(run, pairs):
     assert status == 2
     assert err == (
         "main.py: model/latest: was trained with other settings: --lr is 0.001, was 0.0005; "
-        "--seed is 3, was 2019; expected the same, or --allow-changed-settings\n"
+        "--seed is 3, was 2019; expected the same, --run NAME for a new run, or "
+        "--allow-changed-settings to go on with this one\n"
     )
     assert Path("model/latest").read_bytes() == before
     words = ["--num-steps", 2, "--lr", 0.001, "--seed", 3, "--allow-changed-settings"]
@@ -185,7 +186,10 @@ def test_init_from_takes_the_weights_alone(run, pairs):
     status, _, err = run(*start(pairs, "--init-from", "nowhere", "--model-dir", "new"))
     assert status == 2
     assert "nowhere: no such checkpoint" in err
-    assert "expected one of them" in run(*base, "-m", "other")[2]
+    told = (
+        "expected no -m, for a new run from these weights, or no --init-from, to go on with other"
+    )
+    assert told in run(*base, "-m", "other")[2]
 
 
 def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(pairs):

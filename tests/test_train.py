@@ -107,7 +107,7 @@ def test_every_cadence(run, pairs):
         *("--checkpoint-every", 5, "--log-every", 4, "--lr-decay-step", 6),
     )
     assert (status, err) == (0, "")
-    assert sorted(os.listdir("model")) == ["latest", "step_5"]
+    assert sorted(os.listdir("model")) == ["latest", "settings.toml", "step_5"]
     assert (clock("model/latest"), clock("model/step_5")) == (8, 5)
     training, validation = events("logdir/train_derain"), events("logdir/val_derain")
     watched = {"mask/mean", "mask/std", "optim/lr", "optim/grad_norm"}

@@ -1,0 +1,151 @@
+"""Named runs, and settings in a file: what a run writes of itself repeats it to the last bit."""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_train import SMALL, weights
+
+from engine import checkpoint
+from settings import Settings, UserError
+from system.commandline import parse
+from system.config import FILE, VERSION, describe_code, read_config, write_config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def test_a_named_run_has_folders_of_its_own(run, pairs):
+    train = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 2]
+    test = ["-a", "test", "--test-list", pairs, "--device", "cpu", "--num-workers", 0]
+    for name, more in (("a", []), ("b", ["--lr", 0.001])):
+        assert run(*train, "--run", name, *more)[::2] == (0, "")
+        status, out, err = run(*test, "--run", name)
+        assert (status, err) == (0, "")
+        assert f"model/{name}/latest, step 1, on " in out
+        assert Path(f"results/{name}/index.html").is_file()
+        assert {path.name for path in Path("logdir", name).iterdir()} == {
+            "train_derain", "val_derain", "test_derain",
+        }  # fmt: skip
+    status, out, err = run("-a", "score", "-i", "results", "--test-list", pairs, "-o", "scores")
+    assert (status, err) == (0, "")
+    assert re.findall("^[ab]  ", out, re.M) == ["a  ", "b  "]
+    Path("model/a/latest").rename("model/a/best")
+    assert "model/a/best, step 1, on " in run(*test, "--run", "a")[1]
+    assert not Path("model/latest").exists()
+    export = parse(["-a", "export", "-o", "x.onnx", "--run", "b", "--model-dir", "model/a"])
+    assert (export.model_dir, export.model) == ("model/a", "best")  # folders have the last word
+
+
+def test_which_checkpoint_is_taken_where_none_is_named(run):
+    def model(action: str) -> str:
+        return parse(["-a", action]).model
+
+    checkpoint.save(Path("model/mine"), {})
+    Path("model/a_run").mkdir()
+    Path("model", FILE).touch()
+    assert [model(action) for action in ("derain", "web", "test", "export", "train")] == [
+        "mine", "mine", "latest", "latest", "latest",
+    ]  # fmt: skip
+    checkpoint.save(Path("model/other"), {})
+    assert model("derain") == "latest"
+    Path("x.png").write_bytes((ROOT / "demo.png").read_bytes())
+    status, _, err = run("-a", "derain", "-i", "x.png", "-o", "y.png")
+    assert status == 2
+    assert "model/latest: no such checkpoint; model holds a_run, mine, other" in err
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".a", "a\0"])
+def test_a_run_has_a_plain_name(name):
+    with pytest.raises(UserError, match=r"^--run: .* is not a name; expected one without slashes$"):
+        Settings("train", run=name)
+
+
+def test_a_new_run_beside_the_events_of_another_is_warned_of(run, pairs):
+    train = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 1]
+    assert run(*train)[::2] == (0, "")
+    assert run(*train, "--num-steps", 2)[::2] == (0, "")  # it goes on
+    status, _, err = run(*train, "--model-dir", "other")
+    assert status == 0
+    assert err.startswith("main.py: warning: logdir/train_derain holds the events of another run")
+    assert "--run NAME keeps runs apart" in err
+
+
+def test_the_settings_of_a_run_repeat_it_to_the_bit(run, pairs):
+    train = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps"]
+    run(*train, 1, "--model-dir", "start")
+    more = ["--init-from", "start/latest", "--seed", 7, "--lr", 0.01, "--flip", "--run", "a"]
+    assert run(*train, 2, *more)[::2] == (0, "")
+    del more[:2]
+    assert run(*train, 3, *more)[::2] == (0, "")  # resumed as docs/train.md says
+    content = tomllib.loads(Path("model/a", FILE).read_text())
+    assert content["init-from"] == "start/latest"
+    state = checkpoint.load(Path("model/a/latest"))
+    digest = checkpoint.load(Path("start/latest"))["digest"]
+    assert content["record"] == {
+        "version": VERSION, "code": describe_code(), "train-list": state["data"], "val-list": "",
+        "init-from": digest,
+    }  # fmt: skip
+    assert run("--config", f"model/a/{FILE}", "--run", "b")[::2] == (0, "")
+    assert all(map(torch.equal, weights("model/a/latest"), weights("model/b/latest")))
+    first, second = (read_config(f"model/{name}/{FILE}") for name in "ab")
+    differing = {key for key in first if first[key] != second[key]}
+    assert differing == {"run", "model_dir", "log_dir"}
+
+
+def test_every_setting_survives_the_file():
+    odd = Settings("train", train_list='a "b"\\\n\x7fé😀', lr=1e-5, seed=2**63 - 1, flip=True)
+    write_config(Path("odd.toml"), odd, {"code": "x"})
+    assert parse(["--config", "odd.toml"]) == dataclasses.replace(odd, config="odd.toml")
+
+
+def test_the_command_line_counts_more_than_the_file():
+    text = "lr = 1\ntrain-list = 'a'\nmodel = 'm'\nrun = 'a'\nlog-dir = 'logs'\ntile = 64\n"
+    Path("own.toml").write_text(text)
+    words = ["-a", "train", "--config", "own.toml"]
+    settings = parse([*words, "--train-list", "b"])
+    assert (settings.lr, settings.train_list, settings.log_dir) == (1, "b", "logs")
+    assert parse([*words, "--run", "b"]).log_dir == "logdir/b"
+    assert parse([*words, "--run", "b", "--log-dir", "c"]).log_dir == "c"
+    clean = parse(
+        ["-a", "clean", "--config", "own.toml"]
+    )  # to which none of these options is known
+    assert clean == Settings("clean", config="own.toml")
+    Path("own.toml").write_text("action = 'train'\nmodel = 'm'\ntile = 64\n")
+    test = parse(["-a", "test", "--config", "own.toml"])
+    assert (test.tile, test.model) == (64, "latest")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr = ", "own.toml: is not TOML: Invalid value (at "),
+        ("lr = '1'", "own.toml: --lr: expected float, got '1'"),
+        ("lr = 11", "own.toml: --lr: 11 is out of range"),
+        ("learning-rate = 1", "own.toml: unknown option learning-rate"),
+        ("batch_size = 1", "own.toml: unknown option batch_size; did you mean batch-size?"),
+        ("action = 'tset'", "own.toml: --action: 'tset' is not one of "),
+        ("\udcff", "own.toml: is not TOML: 'utf-8' codec can't decode"),
+        (None, "own.toml: cannot be read: No such file or directory"),
+    ],
+)
+def test_a_bad_file_of_settings_is_one_line(run, text, message):
+    if text is not None:
+        Path("own.toml").write_bytes(text.encode(errors="surrogateescape"))
+    status, out, err = run("-a", "train", "--config", "own.toml")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"main.py: {message}")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"SPANet {VERSION}")
+    assert f"## {VERSION}\n" in (ROOT / "CHANGELOG.md").read_text()
