@@ -236,7 +236,7 @@ def memory(options: argparse.Namespace) -> list[dict]:
         rainy, _, _ = images((height, width), device)
         start = begin(device)
         with torch.inference_mode():
-            tiles.derain_tiled(net, rainy, tile=1024 if kind == "tiled" else 0)
+            tiles.derain_batch(net, rainy, tile=1024 if kind == "tiled" else 0)
     else:
         stepper(kind, 16, options)()
         run = stepper(kind, 256, options)

@@ -153,7 +153,7 @@ class Derainer:
         try:
             batch = self._to_batch(image)
             with attention.register_forward_hook(show_progress), self._precision_context():
-                mask, clean = tiles.derain_tiled(self.net, batch, self.views, self.tile)
+                mask, clean = tiles.derain_batch(self.net, batch, self.views, self.tile)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -22,7 +22,7 @@ from system.interrupt import defer_signals
 from system.overlap import map_threads, prefetch
 
 FrameGroup = tuple[list[av.VideoFrame], np.ndarray | None]  # and the image of this rank
-DerainedGroup = tuple[list[av.VideoFrame], list[np.ndarray]]  # frames and their derained images
+DerainedGroup = list[tuple[av.VideoFrame, np.ndarray]]  # frames and their derained images
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def derain_video(
         nonlocal writer
         writer = VideoWriter(target, reader)
 
-    list(ranks.map_over_ranks(1, open_writer))  # by the first; all learn if it cannot be written
     try:
+        list(ranks.map_over_ranks(1, open_writer))  # by the first; all learn if it cannot
         for line in (*reader.notes, *writer.notes) if writer else ():
             on_warning(line)
         middle = _derain_frames(derainer, ranks, reader, writer, on_frame)
@@ -153,28 +153,27 @@ def _derain_frames(
             middle = image, output  # which stays on the device until it is shown
         return output.uint8_image
 
-    def derain_groups() -> Iterator[av.Packet | DerainedGroup]:
+    def derain_group(item: av.Packet | FrameGroup) -> av.Packet | DerainedGroup:
         nonlocal derained_count
-        for item in groups:
-            if isinstance(item, av.Packet):
-                yield item
-                continue
-            frames, own_image = item
-            yield frames, list(ranks.map_over_ranks(len(frames), partial(derain_own, own_image)))
-            derained_count += len(frames)
+        if isinstance(item, av.Packet):
+            return item
+        frames, own_image = item
+        images = list(ranks.map_over_ranks(len(frames), partial(derain_own, own_image)))
+        derained_count += len(frames)
+        return list(zip(frames, images, strict=True))
 
     def write(item: av.Packet | DerainedGroup) -> int:
         if isinstance(item, av.Packet):
             if writer:
                 writer.write_packet(item)
             return 0
-        for frame, image in zip(*item, strict=True):
+        for frame, image in item:
             if writer:
                 writer.write_frame(image, frame)
-        return len(item[0])
+        return len(item)
 
     groups = prefetch(_group_frames(reader, ranks))
-    with closing(groups), closing(map_threads(derain_groups(), write, threads=1)) as counts:
+    with closing(groups), closing(map_threads(map(derain_group, groups), write, 1)) as counts:
         for count in counts:
             written_count += count
             if count:

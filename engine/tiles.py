@@ -18,14 +18,14 @@ CACHED_BYTES_PER_PIXEL, MAX_CACHED_BYTES = 1100, 2**30
 
 
 def estimate_memory(height: int, width: int, tile: int = 0) -> int:
-    """Bytes that `derain_tiled` takes for an image in float32, about."""
+    """Bytes that `derain_batch` takes for an image in float32, about."""
     pixels = height * width
     tile_pixels = min(height, tile) * min(width, tile) if tile else pixels
     cached = min(CACHED_BYTES_PER_PIXEL * tile_pixels, MAX_CACHED_BYTES)
     return BYTES_PER_TILE_PIXEL * tile_pixels + cached + BYTES_PER_IMAGE_PIXEL * pixels
 
 
-def derain_tiled(
+def derain_batch(
     net: Network, image: Tensor, views: int = 1, tile: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Derain images of any size.
@@ -59,9 +59,9 @@ def derain_tiled(
 def tile_psnr(net: Network, image: Tensor, tile: int, views: int = 1) -> float:
     """PSNR (dB) of images derained in tiles against the same whole, both clipped to 0..1.
 
-    Its arguments are those of `derain_tiled`.
+    Its arguments are those of `derain_batch`.
     """
-    whole, tiled = (derain_tiled(net, image, views, side)[1].clamp_(0, 1) for side in (0, tile))
+    whole, tiled = (derain_batch(net, image, views, side)[1].clamp_(0, 1) for side in (0, tile))
     error = tiled.sub_(whole).square_().mean().item()
     return -10 * math.log10(error) if error else math.inf
 

@@ -233,7 +233,11 @@ class VideoReader:
             self._integrity.counts["deinterlaced"] += item.interlaced_frame
             filtering.append(item)
             try:
-                graph = graph or build_deinterlacer(item)
+                if graph is None:
+                    graph, size = Graph(), (item.width, item.height)
+                    source = graph.add_buffer(None, *size, item.format, time_base=item.time_base)
+                    filter = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+                    graph.link_nodes(source, filter, graph.add("buffersink")).configure()
                 graph.push(item)
                 frames = pull_frames(graph, filtering)
             except (av.error.FFmpegError, ValueError):
@@ -253,33 +257,27 @@ class VideoReader:
         # Packets from `begin` to `end`, in seconds, belong to the frames so far; later ones wait.
         begin: float | Fraction = -math.inf
         end: float | Fraction = -math.inf if self.start or self.frames else math.inf
-        waiting: list[av.Packet] = []
+        waiting: list[tuple[Fraction, av.Packet]] = []
         for item in items:
             seconds = presentation_time(item)
             if isinstance(item, av.Packet):
-                if begin <= seconds < end:
+                waiting.append((seconds, item))
+            elif self._stop_time is None:  # one packet may bring several frames
+                count += 1
+                if self.start and count <= self.start + 1:
+                    begin = seconds
+                if count > self.start:
+                    if self.start and count == self.start + 1:
+                        shift, self.start_time = seconds, float(seconds)
+                    duration = (item.duration or 0) * (item.time_base or 1) or 1 / self.rate
+                    end = seconds + duration if self.frames else math.inf
+                    if count == self.start + self.frames:
+                        self._stop_time = end + INTERLEAVING
                     yield shift_timestamps(item, shift)
-                elif self._stop_time is None and seconds >= end:
-                    waiting.append(item)
-                continue
-            if self._stop_time is not None:
-                continue  # one packet may bring several frames
-            count += 1
-            if self.start and count <= self.start + 1:
-                begin = seconds
-            if count > self.start:
-                if self.start and count == self.start + 1:
-                    shift, self.start_time = seconds, float(seconds)
-                duration = (item.duration or 0) * (item.time_base or 1) or 1 / self.rate
-                end = seconds + duration if self.frames else math.inf
-                if count == self.start + self.frames:
-                    self._stop_time = end + INTERLEAVING
-                yield shift_timestamps(item, shift)
-            times = [(packet, presentation_time(packet)) for packet in waiting]
-            yield from (shift_timestamps(each, shift) for each, at in times if begin <= at < end)
-            waiting = [each for each, at in times if at >= max(begin, end)]
+            yield from (shift_timestamps(each, shift) for at, each in waiting if begin <= at < end)
+            waiting = [(at, each) for at, each in waiting if at >= max(begin, end)]
         if self._stop_time is None:
-            yield from (shift_timestamps(packet, shift) for packet in waiting)
+            yield from (shift_timestamps(each, shift) for _, each in waiting)
 
 
 def repair_timestamp(pts: int | None, last: int | None, following: int | None, step: int) -> int:
@@ -313,19 +311,6 @@ def shift_timestamps(item: Item, shift: Fraction) -> Item:
         if item.pts is not None:
             item.pts -= ticks
     return item
-
-
-def build_deinterlacer(frame: av.VideoFrame) -> Graph:
-    """FFmpeg's filter bwdif for frames like this one."""
-    graph = Graph()
-    graph.link_nodes(
-        graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-        ),
-        graph.add("bwdif", "mode=send_frame:deint=interlaced"),
-        graph.add("buffersink"),
-    ).configure()
-    return graph
 
 
 def pull_frames(graph: Graph, filtering: deque[av.VideoFrame]) -> list[av.VideoFrame]:

@@ -34,7 +34,7 @@ def test_views_are_turned_back_and_averaged(views, size):
     for part, expected in enumerate(lopsided(x)):
         single = [lopsided(x.flip(d))[part].flip(d) for d in dims]
         expected = sum(single) / views
-        found = tiles.derain_tiled(lopsided, x, views)[part]
+        found = tiles.derain_batch(lopsided, x, views)[part]
         assert torch.allclose(found, expected, atol=1e-6)
         if size[1] > 1 and views > 1:
             assert not torch.allclose(found, single[0], atol=1e-3)
@@ -43,7 +43,7 @@ def test_views_are_turned_back_and_averaged(views, size):
 def test_views_of_what_does_not_look_around_change_nothing():
     x = torch.rand(1, 3, 5, 8)
     for views in (1, 2, 4):
-        mask, clean = tiles.derain_tiled(pointwise, x, views)
+        mask, clean = tiles.derain_batch(pointwise, x, views)
         assert torch.allclose(mask, pointwise(x)[0], atol=1e-6)
         assert torch.allclose(clean, pointwise(x)[1], atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_tiles_cover_every_pixel_once(size, tile):
         largest.append(max(image.shape[2:]))
         return pointwise(image)
 
-    for found, expected in zip(tiles.derain_tiled(net, x, 1, tile), pointwise(x), strict=True):
+    for found, expected in zip(tiles.derain_batch(net, x, 1, tile), pointwise(x), strict=True):
         assert torch.allclose(found, expected, atol=1e-5)
     assert max(largest) <= tile
 
@@ -69,7 +69,7 @@ def test_tiles_of_the_network_are_close_to_the_whole():
     image = photograph("coffee")[40:200, 100:320]
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        whole, tiled = (tiles.derain_tiled(net, x, 1, tile)[1].clamp(0, 1) for tile in (0, 128))
+        whole, tiled = (tiles.derain_batch(net, x, 1, tile)[1].clamp(0, 1) for tile in (0, 128))
         psnr = -10 * math.log10((tiled - whole).square().mean().item())
         assert psnr > 45
         assert tiles.tile_psnr(net, x, 128) == pytest.approx(psnr, abs=0.1)
@@ -85,7 +85,7 @@ def test_memory_is_reckoned_about_right():
         "net = SPANet()\n"
         "with torch.inference_mode():\n"
         "    net(torch.rand(1, 3, 16, 16)); before = machine.peak_memory()\n"
-        "    tiles.derain_tiled(net, torch.rand(1, 3, 448, 512))\n"
+        "    tiles.derain_batch(net, torch.rand(1, 3, 448, 512))\n"
         "print(machine.peak_memory() - before)"
     )
     done = subprocess.run(
@@ -103,7 +103,7 @@ def test_tiles_and_views_of_a_derainer():
     output = derainer.derain(image)
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        expected_mask, expected = tiles.derain_tiled(derainer.net, x, 2, 64)
+        expected_mask, expected = tiles.derain_batch(derainer.net, x, 2, 64)
     assert np.allclose(output.float_image, expected[0].permute(1, 2, 0).clamp(0, 1), atol=1e-6)
     assert np.allclose(output.mask, expected_mask[0, 0], atol=1e-6)
     deep = derainer.derain(image.astype(np.uint16) * 257)
