@@ -23,6 +23,7 @@ OTHER_VIDEOS = {
 }  # fmt: skip
 VIDEOS = set(ENCODERS) | OTHER_VIDEOS  # the latter are written as Matroska
 SUPPORTED = VIDEOS | set(FORMATS)
+SUPPORTED_TEXT = ", ".join(sorted(SUPPORTED))
 # What makes a name that of a file: a letter, and one to four more letters or digits, after the last
 # dot. `results-1.5` and `rain.d` are names of folders.
 FILE_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,4}")
@@ -93,11 +94,9 @@ def _plan_folder(source: Path, target: Path) -> tuple[list[Job], str, list[str]]
             jobs.append(Job(source / name, result, format_path(name)))
     messages = [f"{error.filename}: cannot be read: {error.strerror}" for error in errors]
     if not jobs:
-        expected = ", ".join(sorted(SUPPORTED))
-        nothing = (
-            f"{source}: none of its {skipped.total()} files is a picture or a video; expected "
-        )
-        raise UserError(messages[0] if messages else nothing + expected)
+        none = f"none of its {skipped.total()} files is a picture or a video"
+        reason = f"{source}: {none}; expected {SUPPORTED_TEXT}"
+        raise UserError(messages[0] if messages else reason)
     return jobs, describe_skipped(skipped) if skipped else "", messages
 
 
@@ -108,8 +107,9 @@ def _plan_file(source: Path, target: Path, is_file: bool) -> Job:
     suffix = source.suffix.lower()
     is_video = not is_picture(source) and suffix not in FORMATS
     if is_video and suffix not in VIDEOS and not _holds_video(source):
-        expected = f"expected one of {', '.join(sorted(SUPPORTED))}"
-        raise UserError(f"-i: {source}: neither picture nor video; {expected}")
+        raise UserError(
+            f"-i: {source}: neither picture nor video; expected one of {SUPPORTED_TEXT}"
+        )
     writable = ENCODERS if is_video else FORMATS
     if not is_file:
         target = target / _result_name(Path(source.name), is_video)

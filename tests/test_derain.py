@@ -57,7 +57,7 @@ def test_a_single_picture_shows_progress_where_it_takes_long(
     cv2.imwrite("a.png", rainy)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     counts = [f"{n}/{parts} parts" for n in range(1, parts + 1)]
-    assert [line.split("  ")[0] for line in out.splitlines() if " parts " in line] == counts
+    assert [line.split("  ")[0] for line in out.splitlines() if " parts" in line] == counts
     monkeypatch.setattr(derain, "PROGRESS_SECONDS", 1000.0)
     _, out, _ = run(*DERAIN, "-i", "a.png", "-o", "b.png", *options)
     assert "parts" not in out
