@@ -14,7 +14,7 @@ import os
 import sys
 import types
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any, Literal
@@ -27,11 +27,7 @@ NAMES = {path.stem for path in ROOT.glob("*.py")} | {
 
 
 def _import(
-    name: str,
-    globals: Mapping[str, object] | None = None,
-    locals: Mapping[str, object] | None = None,
-    fromlist: Sequence[str] | None = (),
-    level: int = 0,
+    name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
 ) -> types.ModuleType:
     """What an import statement within our modules calls: __import__, with our names as ours."""
     top = name.partition(".")[0]
@@ -78,6 +74,7 @@ import torch
 UserError = _load("settings").UserError
 Derainer = _load("engine.derainer").Derainer
 SPANet = _load("model").SPANet
+measure = _load("report.metrics").measure  # the third entry point
 
 dependencies = ["torch", "numpy", "numba"]
 
@@ -103,27 +100,6 @@ def spanet(weights: str | Path | None = None, direction_attention: bool = False)
         with torch.device("cpu"):
             return SPANet(direction_attention).float()
     return Derainer.load(_find_checkpoint(weights), torch.device("cpu")).net.train()
-
-
-def measure(
-    output: Image,
-    clean: Image,
-    *,
-    order: Literal["RGB", "BGR"],
-    protocols: Sequence[str] | None = None,
-) -> dict[str, float]:
-    """PSNR (dB) and SSIM of output against clean: {"released_psnr": ..., "rgb_ssim": ..., ...}.
-
-    Args:
-        output, clean: (H,W,3) uint8 in 0..255, or float in 0..1.
-        order: of the channels of both.
-        protocols: of report/metrics.py; None: all.
-
-    Raises:
-        TypeError, ValueError: see report/metrics.py.
-    """
-    metrics = _load("report.metrics")
-    return metrics.measure(output, clean, order=order, protocols=protocols or metrics.PROTOCOLS)
 
 
 def derainer(

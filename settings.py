@@ -9,6 +9,7 @@ released code or the published checkpoint shows where the paper says nothing.
 
 import difflib
 import os
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,6 +21,18 @@ def one_line(text: str, longest: int = 300) -> str:
     if len(line) <= longest:
         return line
     return f"{line[: longest * 2 // 3 - 5]} ... {line[-longest // 3 :]}"
+
+
+def format_count(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where it is not 1: "1 file", "3 files"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_few(names: Iterable[object], limit: int = 5) -> str:
+    """The first names, and how many more there are: "a, b, and 7 more"."""
+    texts = list(map(str, names))
+    more = [f"and {len(texts) - limit} more"] if len(texts) > limit else []
+    return ", ".join(texts[:limit] + more)
 
 
 class UserError(Exception):

@@ -22,13 +22,17 @@ from media.inspection import (
 )
 from media.lists import Pair, format_pair, read_list, read_pair, write_list
 from report.tables import escape_csv_formula
-from settings import Settings, UserError
+from settings import Settings, UserError, first_few
 from system import machine
-from system.files import check_no_overlap, exclusive, require_writable, write_atomically
+from system.files import (
+    check_no_overlap,
+    exclusive,
+    open_regular,
+    require_writable,
+    write_atomically,
+)
 from system.overlap import map_processes
 from system.progress import Progress, warn
-from system.reading import open_regular
-from system.text import first_few
 
 TABLE = "check.csv"
 BATCH_PAIRS = 8  # that a process receives at a time

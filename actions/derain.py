@@ -32,15 +32,14 @@ from media.pictures import (
 )
 from media.video_reader import VideoReader
 from media.video_writer import VideoWriteError
-from report import copies, page
+from report import page
 from report.result_folder import open_result_folder
 from report.tables import DERAINED, RAINY, Result
-from settings import Settings, UserError, one_line
+from settings import Settings, UserError, first_few, one_line
 from system.files import check_still_there, write_atomically
 from system.interrupt import defer_signals
 from system.overlap import count_threads, map_threads, prefetch
 from system.progress import Progress, warn
-from system.text import first_few
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -250,7 +249,7 @@ class _Run:
         job, rainy, derained = self.jobs[number], output.rainy, output.derained
         if self.folder:
             previews = {RAINY: to_preview(rainy), DERAINED: to_preview(derained)}
-            copies.write_copies(self.folder, number, previews, output.mask)
+            page.write_copies(self.folder, number, previews, output.mask)
         files = {RAINY: job.source, DERAINED: job.target}
         result = Result.from_images(number, job.name, files, rainy, derained, output.mask)
         result.seconds, result.frames, result.begin = output.seconds, output.frames, begin

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from media.lists import format_pair, read_list, write_list
-from settings import Settings, UserError, one_line
-from system.text import format_count
+from settings import Settings, UserError, format_count, one_line
 
 
 def lists(settings: Settings) -> int:

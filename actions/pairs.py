@@ -30,10 +30,9 @@ from rain.frames import Video, read_video
 from report.result_folder import open_result_folder
 from report.visualize import encode_png
 from settings import Settings, UserError, flag
-from system.files import check_still_there, write_atomically
+from system.files import check_still_there, open_regular, read_bytes, write_atomically
 from system.overlap import count_threads, map_threads
 from system.progress import Progress, warn
-from system.reading import open_regular, read_bytes
 
 SAMPLED_PAIRS = 64  # that the advice on training is computed from
 NOISE_SHARE = 0.6  # of differing pixels above which the mask label says little about rain

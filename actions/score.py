@@ -18,16 +18,14 @@ from media.lists import Pair, PairList, read_list, read_pair
 from media.pictures import read_image
 from media.results import Match, Method, find_methods, match_results, result_names
 from report import page, tables
-from report.copies import write_copies
 from report.metrics import MEASURE_BYTES_PER_PIXEL, measure
 from report.result_folder import open_result_folder, read_head
 from report.tables import CLEAN, RAINY, Result
-from settings import Settings, UserError
+from settings import Settings, UserError, first_few, format_count
 from system import machine
 from system.files import format_path
 from system.overlap import map_processes
 from system.progress import Progress, warn
-from system.text import first_few, format_count
 
 OUTPUTS = ("metrics.csv", "summary.json", "table.md", "table.tex")
 
@@ -189,7 +187,7 @@ def score_pair(
         copy = copies[kinds.get(name, name)] = np.zeros_like(truth)
         part = image[: result.height, : result.width]
         copy[: part.shape[0], : part.shape[1]] = part
-    write_copies(folder, task.index, copies)
+    page.write_copies(folder, task.index, copies)
     return result, errors
 
 
@@ -213,14 +211,13 @@ def _report_results(
         print("the means are over different pictures: they cannot be compared")
     tables.write_tables(folder, means, listed)
     seconds = time.monotonic() - start
-    scores = {mean.method: (len(mean.indices), tables.json_scores(mean.scores)) for mean in means}
     summary = {
         "results": settings.input,
         "list": settings.test_list,
         "images_listed": listed,
         "crop_to_common": settings.crop_to_common,
         "seconds": round(seconds, 3),
-        "methods": {name: {"images": n, "means": own} for name, (n, own) in scores.items()},
+        "methods": {m.method: {"images": len(m.indices), "means": m.scores} for m in means},
     }
     tables.write_json(folder / OUTPUTS[1], summary)
     sides = [page.Side(RAINY, RAINY, scored=True)] if means[0].method == RAINY else []

@@ -27,7 +27,6 @@ from media.inspection import inspect_headers
 from media.lists import Pair, read_list
 from media.results import result_names
 from report import page, tables
-from report.copies import write_copies
 from report.metrics import MEASURES, measure
 from report.result_folder import open_result_folder
 from report.tables import CLEAN, DERAINED, RAINY, Result
@@ -157,7 +156,7 @@ def _write_result(folder: Path, name: str, pair: Pair, derained: DerainedPair) -
     pictures = images[DERAINED], heat, strip([*images.values(), heat])
     for path, picture in zip(_picture_paths(folder, name), pictures, strict=True):
         write_atomically(path, encode_png(picture, str(path)))
-    write_copies(folder, derained.index, images, mask)
+    page.write_copies(folder, derained.index, images, mask)
     result = Result.from_images(derained.index, name, files, images[RAINY], images[DERAINED], mask)
     result.seconds, result.note = derained.seconds, derained.note
     if CLEAN in images:
@@ -186,7 +185,7 @@ def _report_results(
         "device": str(derainer.device),
         "torch": torch.__version__,
         "seconds": round(seconds, 3),
-        "means": tables.json_scores(tables.flatten_means(means)),
+        "means": tables.flatten_means(means),
     }
     tables.write_json(folder / SUMMARY, summary)
     title = f"SPANet: {Path(settings.test_list).name}, derained by {checkpoint_path(settings).name}"

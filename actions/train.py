@@ -17,11 +17,10 @@ from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, 
 from engine.training_run import TrainingRun
 from media import inspection
 from media.lists import Pair, fingerprint, read_list
-from settings import Settings, UserError
+from report.result_folder import open_result_folder
+from settings import Settings, UserError, first_few
 from system.config import FILE, VERSION, describe_code, write_config
-from system.files import check_no_overlap, exclusive, remove_unfinished, require_writable
 from system.progress import SLOW_SECONDS, Progress, warn
-from system.text import first_few
 
 HEADERS, PIXELS = 1000, 64  # pairs whose headers are checked before the first step, and pixels
 
@@ -39,16 +38,19 @@ def train(settings: Settings) -> int:
         say = ranks.say
         _check_batch(settings, ranks.world_size)
         options = say, settings.layout, settings.side_by_side
-        pairs = val_pairs = read_list(settings.train_list, True, *options)
-        has_val_list = settings.val_list not in ("", settings.train_list)
-        if has_val_list:
-            val_pairs = read_list(settings.val_list, True, *options)
+        train_list, val_list = settings.train_list, settings.val_list or settings.train_list
+        names = dict.fromkeys((train_list, val_list))  # each once
+        lists = {name: read_list(name, True, *options) for name in names}
+        pairs, val_pairs = lists[train_list], lists[val_list]
         run.data = fingerprint(pairs)
         run.val_data = fingerprint(val_pairs) if settings.val_list else ""
-        sizes = check_headers(settings.train_list, pairs, settings.seed, ranks)
-        if has_val_list:
-            check_headers(settings.val_list, val_pairs, settings.seed, ranks)
-        with _lock_model_dir(run):
+        sizes = {name: check_headers(name, lists[name], settings.seed, ranks) for name in lists}
+        folder = Path(settings.model_dir)
+        inputs = [Path(settings.train_list), Path(settings.val_list), _init_path(run)]
+        outputs = [folder / LATEST, folder / BEST, folder / FILE, *folder.glob("step_*")]
+        with open_result_folder(
+            folder, "--model-dir", inputs=inputs, outputs=outputs, page=False, first=ranks.first
+        ):
             is_new = _load_start(run)
             first, last = run.step + 1, settings.num_steps - 1
             if first > last:
@@ -61,7 +63,7 @@ def train(settings: Settings) -> int:
                 steps = f"steps {first} to {last}, {last + 1 - first} left"
                 say(f"training on {device}: {len(pairs)} pairs, {steps}")
                 if ranks.first:
-                    report_data(settings, pairs, sizes)
+                    report_data(settings, pairs, sizes[train_list])
                 number = run_steps(run, pairs, val_pairs, first, last)
         reason = f" ({signal.Signals(number).name})" if number else ""
         count = f"{run.step + 1} of {settings.num_steps} steps are done"
@@ -143,22 +145,6 @@ def _check_batch(settings: Settings, world_size: int) -> None:
         )
 
 
-@contextmanager
-def _lock_model_dir(run: TrainingRun) -> Iterator[None]:
-    """Be the only run that trains in the model folder, and remove what a killed one left there."""
-    if not run.ranks.first:
-        yield
-        return
-    settings, folder = run.settings, Path(run.settings.model_dir)
-    require_writable(folder)
-    inputs = [Path(settings.train_list), Path(settings.val_list), _init_path(run)]
-    outputs = [folder / LATEST, folder / BEST, folder / FILE, *folder.glob("step_*")]
-    check_no_overlap(inputs, outputs, "--model-dir")
-    with exclusive(folder):
-        remove_unfinished([folder])
-        yield
-
-
 def _init_path(run: TrainingRun) -> Path:
     """The file of --init-from: its path, or a name in the model folder, as -m takes it."""
     path = Path(run.settings.init_from)
@@ -176,15 +162,13 @@ def _load_start(run: TrainingRun) -> bool:
         )
     # The first rank decides: it may have saved one by the time that another one looks.
     has_latest = run.ranks.all_gather(latest.exists())[0]
-    if from_other:
+    if from_other or has_latest:
         run.resume(start)
-        if has_latest:
+        if from_other and has_latest:
             raise UserError(
                 f"{latest} is there and would be overwritten by a run from {settings.model}; "
                 "move it away, or give another --run or --model-dir"
             )
-    elif has_latest:
-        run.resume(latest)
         if settings.init_from:
             run.ranks.say(f"{latest} is there: going on from it, not from {settings.init_from}")
     elif settings.init_from:

@@ -27,11 +27,9 @@ import torch
 from torch import nn
 
 from model import SPANet
-from settings import Settings, UserError
-from system.files import write_atomically
+from settings import Settings, UserError, first_few
+from system.files import read_bytes, write_atomically
 from system.program import report_errors, run_program
-from system.reading import read_bytes
-from system.text import first_few
 
 FORMAT = 1
 # Under which keys programs save weights, and their moving average.

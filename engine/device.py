@@ -4,9 +4,8 @@ import torch
 
 from engine.ranks import Ranks
 from irnn_cuda import irnn, require_cupy
-from settings import Settings, UserError
+from settings import Settings, UserError, format_count
 from system import machine
-from system.text import format_count
 
 INSTALL_ADVICE = "`pip install -r requirements-cuda.txt` installs what it needs"
 # What torch on a CPU, and torch and CuPy on a GPU, say when memory runs out.

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
-from settings import one_line
+from settings import first_few, format_count, one_line
 from system.progress import warn
-from system.text import first_few, format_count
 
 PAGE_FILES = "index_files"  # the folder of the pictures of a page, beside results
 # Folders that are not entered; __MACOSX, in archives, has the names of images, and none in it.

@@ -23,9 +23,8 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from settings import UserError
-from system.reading import open_regular
-from system.text import format_count
+from settings import UserError, format_count
+from system.files import open_regular
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # this program reports errors
 # Warnings about odd metadata do not concern the user.

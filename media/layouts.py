@@ -16,9 +16,8 @@ from unicodedata import normalize
 
 from media.folders import describe_skipped, split_by_suffix, walk_folder
 from media.pictures import FORMATS
-from settings import UserError, one_line
+from settings import UserError, first_few, format_count, one_line
 from system.progress import SlowNotice
-from system.text import first_few, format_count
 
 RAINY = {"rain", "rainy", "rainy_image", "input", "inputs", "lq"}
 CLEAN = {"norain", "clean", "target", "targets", "gt", "ground_truth", "groundtruth", "hq"}

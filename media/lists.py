@@ -21,11 +21,9 @@ import numpy as np
 
 from media.layouts import read_folder, sole_image
 from media.pictures import read_image
-from settings import UserError
-from system.files import format_path, write_atomically
+from settings import UserError, first_few, format_count
+from system.files import format_path, read_bytes, write_atomically
 from system.progress import SlowNotice
-from system.reading import read_bytes
-from system.text import first_few, format_count
 
 BLANKS = b" \t"  # between names; other white space, such as U+3000, belongs to a name
 UNLISTABLE = re.compile(r"[\t\n\r\ud800-\udfff]|[ ]$")  # in names that no list can hold

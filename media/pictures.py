@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from media import image_file
 from settings import UserError
 from system import machine
-from system.reading import read_bytes
+from system.files import read_bytes
 
 # What a suffix stands for: Pillow's name of the format, and how it is saved.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -16,9 +16,8 @@ from typing import NamedTuple
 from media.folders import split_by_suffix, walk_folder
 from media.lists import PairList
 from media.pictures import FORMATS
-from settings import UserError, one_line
+from settings import UserError, first_few, one_line
 from system.files import format_path
-from system.text import first_few
 
 DERAINED = "derained"  # the folder of the results of a test, within its result folder
 Keys = dict[str, set[int]]  # the places of pairs by what is in the names of their results
@@ -100,36 +99,33 @@ def find_methods(path: Path, excluded: Path) -> tuple[list[Method], list[Path]]:
     """
     if not path.is_dir():
         raise UserError(f"-i: {path}: expected a folder of results, or of a folder a method")
-    tree: dict[Path, tuple[list[str], list[str], Counter[str]]] = {}  # folders, pictures, others
-    full: set[Path] = set()  # the folders that hold pictures, at any depth
-    for inner, folders, files in walk_folder(path, excluded):
+    top_folders: list[str] = []
+    found: dict[Path, tuple[list[Path], Counter[str]]] = {}  # by the folders that hold pictures
+    for inner, folders, names in walk_folder(path, excluded):
         if DERAINED in folders:
             folders[:] = [name for name in folders if name not in TEST_FOLDERS]
-        tree[Path(inner)] = folders, *split_by_suffix(files, FORMATS)
-        if tree[Path(inner)][1]:
-            full |= {Path(inner), *Path(inner).parents}
-    if not full:
+        top_folders = top_folders if inner else list(folders)
+        pictures, others = split_by_suffix(names, FORMATS)
+        if pictures:
+            found[Path(inner)] = [path / inner / name for name in pictures], others
+    if not found:
         raise UserError(f"-i: {path}: holds no pictures; expected {', '.join(sorted(FORMATS))}")
 
     def read_method(name: str, place: Path) -> Method:
-        folders, pictures, others = tree[place]
-        inside = [folder for folder in folders if place / folder in full]
-        places = ["pictures"] * bool(pictures) + [f"{folder}/" for folder in inside]
-        if len(places) > 1:
+        holders = [folder for folder in found if folder.is_relative_to(place)]
+        if len(holders) > 1:
+            places = first_few(f"{format_path(folder.relative_to(place))}/" for folder in holders)
             raise UserError(
                 f"-i: {format_path(path / place)}: holds pictures in several places "
-                f"({first_few(places)}); expected one, or a folder for each method"
+                f"({places}); expected one, or a folder for each method"
             )
-        if inside:
-            return read_method(name, place / inside[0])
-        return Method(one_line(name), [path / place / file for file in pictures], others)
+        return Method(one_line(name), *found[holders[0]])
 
-    folders, pictures, _ = tree[Path()]
-    names = [name for name in folders if Path(name) in full]
-    if pictures or names == [DERAINED]:
+    methods = dict.fromkeys(folder.parts[0] for folder in found if folder.parts)
+    if Path() in found or list(methods) == [DERAINED]:
         return [read_method(path.resolve().name, Path())], []
-    empty = [path / name for name in folders if Path(name) not in full]
-    return [read_method(name, Path(name)) for name in names], empty
+    empty = [path / name for name in top_folders if name not in methods]
+    return [read_method(name, Path(name)) for name in methods], empty
 
 
 class Reading(NamedTuple):

@@ -10,9 +10,8 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
-from settings import UserError
-from system.reading import open_regular
-from system.text import format_count
+from settings import UserError, format_count
+from system.files import open_regular
 
 # FFmpeg's formats whose files name others to play, wherever those lie, or reach for the network;
 # and text, which it would draw.

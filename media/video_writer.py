@@ -17,9 +17,8 @@ from av.video.stream import VideoStream
 
 from media.video_container import COPIED_TYPES, describe_stream, ffmpeg_address
 from media.video_reader import ACCURATE, VideoReader
-from settings import UserError
+from settings import UserError, format_count
 from system.files import create_temp_beside
-from system.text import format_count
 
 # Encoder and its options by the suffix of the file to write: good enough to be looked at closely.
 # By default x264 lets its choices depend on how fast the frames come; with a lookahead of one

@@ -13,7 +13,7 @@ y_round   as y, with the luminance rounded to whole numbers: the scripts of MPRN
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import cv2
@@ -21,9 +21,15 @@ import numpy as np
 
 from media.pictures import to_uint8
 
-PROTOCOLS = ("released", "rgb", "y", "y_down", "y_round")
+PROTOCOLS = {  # by name, what tables say of them
+    "released": "RGB, as in the published results of SPANet",
+    "rgb": "RGB",
+    "y": "luminance",
+    "y_down": "luminance, SSIM of large images averaged down",
+    "y_round": "rounded luminance",
+}
 DATA_RANGES = {"released": 2, "rgb": 1}  # of SSIM on the colours
-MEASURES = ("psnr", "ssim")
+MEASURES = {"psnr": 2, "ssim": 4}  # with the digits of tables
 MAX_OVERSHOOT = 0.02  # of an output beyond 0..1, in the mean: more is another range
 GAUSSIAN_OPTIONS = {
     "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255
@@ -38,7 +44,7 @@ def measure(
     clean: np.ndarray,
     *,
     order: Literal["RGB", "BGR"],
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Collection[str] = tuple(PROTOCOLS),
 ) -> dict[str, float]:
     """PSNR (dB) and SSIM of output against clean, by the protocols.
 

@@ -1,35 +1,44 @@
 """The page of a result folder: index.html, which opens from disk and asks the network for nothing.
 
 Its template is page.html, into which go the data, page.css, page.js (zoom, pointer and keys),
-page_pictures.js (the picture in view) and page_lists.js (scores, thumbnails, tables). Its pictures
-are those of copies.py.
+page_pictures.js (the picture in view) and page_lists.js (scores, thumbnails, tables).
+
+Its pictures are in index_files/: copies that it can draw, and thumbnails. A copy is a script that
+passes the image to the page: a page on disk may neither read nor save what it draws from an image
+file. It is exact up to VIEW pixels a side, and smaller above.
 """
 
+import base64
 import html
-import json
 import math
 import os
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from report.copies import VIEW
-from report.metrics import PROTOCOLS
-from report.result_folder import PAGE
-from report.tables import CLEAN, DERAINED, RAINY, Mean, Result, json_numbers
-from settings import Settings
-from system.files import write_atomically
-from system.text import format_count
+import cv2
+import numpy as np
 
+from media.folders import PAGE_FILES
+from report.metrics import PROTOCOLS
+from report.tables import CLEAN, DERAINED, RAINY, Mean, Result, encode_json
+from settings import Settings, format_count
+from system.files import write_atomically
+
+PAGE = "index.html"
 SCRIPTS = ("page.js", "page_pictures.js", "page_lists.js")
 MODULES = ("torch", "numpy", "numba", "cv2", "skimage")  # whose versions the page shows
 COLUMNS = {"attention": 4, "change": 2, "seconds": 2, "frames": 0}  # digits, without clean images
+VIEW, THUMBNAIL = 1280, 160  # pixels of the longer side at most
+COPY_NAME = re.compile(r"\d{6,}-(rainy|derained|before|after|clean|mask|thumb|\d+)\.(js|jpg)")
+MASK_COLOUR = (147, 20, 255)  # BGR
+JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
 
 
 @dataclass(frozen=True)
@@ -79,19 +88,19 @@ def write_page(
         "columns": [] if means else [{"label": n, "digits": d} for n, d in COLUMNS.items()],
         "view": VIEW,
         "means": [
-            {"side": m.method, "images": len(m.indices), "values": json_numbers(m.scores.values())}
+            {"side": m.method, "images": len(m.indices), "values": list(m.scores.values())}
             for m in means
         ],
         "rows": [_page_row(folder, result, sides, bool(means)) for result in results],
         "run": run,
         "settings": [(name, str(value)) for name, value in asdict(settings).items()],
     }
-    text = json.dumps(data, allow_nan=False, ensure_ascii=False)
     parts = {
         "{{STYLE}}": _read_part("page.css"),
         "{{SCRIPT}}": "".join(map(_read_part, SCRIPTS)),
         "{{TITLE}}": html.escape(title),
-        "{{DATA}}": text.replace("<", "\\u003c"),  # within a script nothing else could end it
+        # Within a script nothing else could end it.
+        "{{DATA}}": encode_json(data).replace("<", "\\u003c"),
     }
     page = re.sub(r"\{\{[A-Z]+\}\}", lambda match: parts[match[0]], _read_part("page.html"))
     write_atomically(folder / PAGE, page.encode())
@@ -108,8 +117,8 @@ def _page_row(folder: Path, result: Result, sides: Sequence[Side], scored: bool)
         "has": [n for n, side in enumerate(sides) if scores[n] or not side.scored],
         "mask": not math.isnan(result.attention),
         "files": {kind: _link(folder, path) for kind, path in files.items()},
-        "scores": [json_numbers(values.values()) if values else None for values in scores],
-        "values": [] if scored else json_numbers(getattr(result, name) for name in COLUMNS),
+        "scores": [list(values.values()) if values else None for values in scores],
+        "values": [] if scored else [getattr(result, name) for name in COLUMNS],
     }
 
 
@@ -137,3 +146,51 @@ def describe_run(source: tuple[str, str], device: str, seconds: float) -> list[t
 
 def _read_part(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def find_copies(folder: Path) -> list[Path]:
+    """The pictures of an earlier page in a folder; nothing else."""
+    return [p for p in (folder / PAGE_FILES).glob("[0-9]*-*") if COPY_NAME.fullmatch(p.name)]
+
+
+def write_copies(
+    folder: Path, index: int, images: Mapping[str, np.ndarray], mask: np.ndarray | None = None
+) -> None:
+    """Write the copies of picture `index`, and a thumbnail of its first image.
+
+    Args:
+        images: (H,W,3) uint8 BGR, by the kinds of their sides.
+        mask: (H,W) float in 0..1.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    lossless = "clean" in images  # an error map would show the losses of a JPEG
+    for kind, image in images.items():
+        exact = lossless or max(image.shape[:2]) <= VIEW
+        _write_copy(folder, index, kind, _shrink(image, VIEW), exact)
+    if mask is not None:
+        alpha = np.rint(_shrink(np.nan_to_num(mask).clip(0, 1), VIEW) * 255).astype(np.uint8)
+        colour = np.full((*alpha.shape, 3), MASK_COLOUR, np.uint8)
+        _write_copy(folder, index, "mask", np.dstack([colour, alpha]), exact=True)
+    _, jpeg = cv2.imencode(".jpg", _shrink(next(iter(images.values())), THUMBNAIL), JPEG_OPTIONS)
+    thumbnail = folder / PAGE_FILES / f"{index:06d}-thumb.jpg"
+    write_atomically(thumbnail, jpeg.tobytes(), durable=False)
+
+
+def _write_copy(folder: Path, index: int, kind: str, image: np.ndarray, exact: bool) -> None:
+    suffix, options = (".png", []) if exact else (".jpg", JPEG_OPTIONS)
+    _, data = cv2.imencode(suffix, image, options)
+    key, media_type = f"{index:06d}-{kind}", "image/png" if exact else "image/jpeg"
+    base64_text = base64.b64encode(data.tobytes()).decode()
+    script = f'copy("{key}", "data:{media_type};base64,{base64_text}");\n'
+    write_atomically(folder / PAGE_FILES / f"{key}.js", script.encode(), durable=False)
+
+
+def _shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """An image whose longer side has at most that many pixels."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

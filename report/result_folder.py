@@ -4,12 +4,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from report.copies import find_copies
+from report.page import PAGE, find_copies
 from settings import UserError
-from system.files import check_no_overlap, exclusive, remove_unfinished, require_writable
-from system.reading import open_regular
+from system.files import (
+    check_no_overlap,
+    exclusive,
+    open_regular,
+    remove_unfinished,
+    require_writable,
+)
 
-PAGE = "index.html"
 MARK = b'<meta name="generator" content="SPANet">'  # identifies a page of this program
 
 

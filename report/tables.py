@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,22 +15,13 @@ import cv2
 import numpy as np
 
 from report.metrics import MEASURES, PROTOCOLS
-from settings import UserError, one_line
-from system.files import format_path, write_atomically
-from system.text import format_count
+from settings import format_count, one_line
+from system.files import format_path, translate_write_errors, write_atomically
 
 RAINY, DERAINED, CLEAN = "rainy", "derained", "clean"  # names of images
-METRICS = [f"{protocol}_{measure}" for protocol in PROTOCOLS for measure in MEASURES]
+SCORE_NAMES = [f"{protocol}_{measure}" for protocol in PROTOCOLS for measure in MEASURES]
 PREFIXES = {"output": DERAINED, "rainy": RAINY}  # of the scores in a wide table
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of cells that spreadsheets compute
-DIGITS = {"psnr": 2, "ssim": 4}
-PROTOCOL_TEXTS = {
-    "released": "RGB, as in the published results of SPANet",
-    "rgb": "RGB",
-    "y": "luminance",
-    "y_down": "luminance, SSIM of large images averaged down",
-    "y_round": "rounded luminance",
-}
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -45,8 +36,8 @@ class Result:
         index: the number of its copies on the page; its place in the list.
         width, height: pixels.
         files: by the names of its images: rainy, clean, and derained or a method's.
-        scores: by the names of its images, a number for each of METRICS. PSNR of equal images is
-            inf; SSIM of images smaller than its window is nan.
+        scores: by the names of its images, a number for each of SCORE_NAMES. PSNR of equal images
+            is inf; SSIM of images smaller than its window is nan.
         compared: (width, height) that was scored, by the names of its images; if not all of it.
         attention, deviation: mean and standard deviation of the attention map, which is in 0..1.
         change: mean difference between rainy and derained image, in grey levels of 255.
@@ -105,10 +96,12 @@ def compute_means(results: Sequence[Result], methods: Sequence[str]) -> list[Mea
     """The means of those methods that have a result, in their order."""
     means = []
     for method in methods:
-        scores = {r.index: r.scores[method] for r in results if method in r.scores}
-        if scores:
-            columns = {m: [one[m] for one in scores.values()] for m in METRICS}
-            means.append(Mean(method, frozenset(scores), {m: _mean(columns[m]) for m in METRICS}))
+        scored = [result for result in results if method in result.scores]
+        if scored:
+            scores = {
+                m: _mean([result.scores[method][m] for result in scored]) for m in SCORE_NAMES
+            }
+            means.append(Mean(method, frozenset(result.index for result in scored), scores))
     return means
 
 
@@ -134,9 +127,9 @@ def count_pictures(means: Sequence[Mean], listed: int) -> str:
 def flatten_scores(scores: Mapping[str, dict[str, float]]) -> dict[str, float]:
     """Scores by the columns of a wide table, `output_released_psnr` and so on."""
     return {
-        f"{prefix}_{metric}": scores[image][metric]
+        f"{prefix}_{name}": scores[image][name]
         for prefix, image in PREFIXES.items()
-        for metric in METRICS
+        for name in SCORE_NAMES
     }
 
 
@@ -183,14 +176,14 @@ class CsvFile:
             for column, value in row.items()
             if value == value  # not nan
         }
-        try:
-            with self.path.open(self.mode, newline="", encoding="utf-8", errors="replace") as file:
-                writer = csv.DictWriter(file, list(row))
-                if self.mode == "w":
-                    writer.writeheader()
-                writer.writerow(cells)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+        with (
+            translate_write_errors(self.path),
+            self.path.open(self.mode, newline="", encoding="utf-8", errors="replace") as file,
+        ):
+            writer = csv.DictWriter(file, list(row))
+            if self.mode == "w":
+                writer.writeheader()
+            writer.writerow(cells)
         self.mode = "a"
 
 
@@ -199,20 +192,15 @@ def escape_csv_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def json_numbers(values: Iterable[float]) -> list[float | str]:
-    """Numbers for JSON, which has neither infinity nor NaN: those are texts."""
-    return [value if math.isfinite(value) else str(value) for value in values]
-
-
-def json_scores(scores: Mapping[str, float]) -> dict[str, float | str]:
-    """Scores for JSON, by their names."""
-    return dict(zip(scores, json_numbers(scores.values()), strict=True))
+def encode_json(content: dict[str, object], indent: int | None = None) -> str:
+    """A dict as JSON, which has neither infinity nor NaN: those are texts, "inf" and "nan"."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda name: str(float(name)))
+    return json.dumps(finite, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
     """Write a JSON file. Raises UserError."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode(errors="replace"))
+    write_atomically(path, (encode_json(content, 2) + "\n").encode(errors="replace"))
 
 
 # Tables of a paper
@@ -234,7 +222,7 @@ def write_tables(folder: Path, means: list[Mean], listed: int) -> None:
 
 def _format_markdown(protocol: str, means: list[Mean], listed: int) -> str:
     headings, *rows = _format_cells(protocol, means, "**{}**")
-    title = f"PSNR (dB) and SSIM in the `{protocol}` protocol ({PROTOCOL_TEXTS[protocol]})"
+    title = f"PSNR (dB) and SSIM in the `{protocol}` protocol ({PROTOCOLS[protocol]})"
     lines = [f"{title}, {count_pictures(means, listed)}.", ""]
     lines += ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for method, *cells in rows:
@@ -245,7 +233,7 @@ def _format_markdown(protocol: str, means: list[Mean], listed: int) -> str:
 
 def _format_latex(protocol: str, means: list[Mean], listed: int) -> str:
     headings, *rows = _format_cells(protocol, means, "\\textbf{{{}}}")
-    name = f"\\texttt{{{protocol.translate(LATEX)}}} protocol ({PROTOCOL_TEXTS[protocol]})"
+    name = f"\\texttt{{{protocol.translate(LATEX)}}} protocol ({PROTOCOLS[protocol]})"
     lines = [
         r"\begin{table}",
         r"  \centering",
@@ -276,9 +264,9 @@ def _format_cells(protocol: str, means: list[Mean], bold: str) -> Iterator[tuple
     columns = [["Method", *(mean.method for mean in means)]]
     if not share_pictures(means):
         columns.append(["Images", *(str(len(mean.indices)) for mean in means)])
-    for measure in MEASURES:
+    for measure, digits in MEASURES.items():
         values = [mean.scores[f"{protocol}_{measure}"] for mean in means]
-        texts = ["-" if math.isnan(v) else f"{v:.{DIGITS[measure]}f}" for v in values]
+        texts = ["-" if math.isnan(v) else f"{v:.{digits}f}" for v in values]
         best = max((text for text in texts if text != "-"), key=float, default="")
         cells = (bold.format(text) if text == best else text for text in texts)
         columns.append([measure.upper(), *cells])

@@ -39,15 +39,6 @@ def parse(argv: list[str] | None = None) -> Settings:
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(None)
-    known = [name for option in parser._actions for name in option.option_strings]
-    # Checked before argparse, which would report a missing value of -a first.
-    for word in argv:
-        name = word.split("=", 1)[0]
-        if name.startswith("--") and name != "--" and name not in known:
-            hint = nearest(name, known) or LIST_HINT
-            if name in ("--local-rank", "--local_rank"):  # of python -m torch.distributed.launch
-                hint = "; expected torchrun to start the ranks"
-            raise UserError(f"unknown option {name}{hint}")
     values, extra = parser.parse_known_args(argv)
     given = {name: value for name, value in vars(values).items() if value is not None}
     if given.pop("version"):
@@ -62,8 +53,14 @@ def parse(argv: list[str] | None = None) -> Settings:
         build_parser(action).print_help()
         sys.exit(0)
     if extra:
-        hint = f"; did you mean -a {extra[0]}?" if extra[0] in ACTIONS else nearest(extra[0], known)
-        raise UserError(f"unknown argument {extra[0]!r}{hint or LIST_HINT}")
+        name = extra[0].partition("=")[0]
+        hint = nearest(name, list(parser._option_string_actions)) or LIST_HINT
+        if name in ACTIONS:
+            hint = f"; did you mean -a {name}?"
+        elif name in ("--local-rank", "--local_rank"):  # of python -m torch.distributed.launch
+            hint = "; expected torchrun to start the ranks"
+        what = f"option {name}" if name.startswith("--") else f"argument {extra[0]!r}"
+        raise UserError(f"unknown {what}{hint}")
     if action is None:
         raise UserError(f"-a/--action: expected one of {', '.join(ACTIONS)}")
     for f in fields(Settings):

@@ -1,26 +1,101 @@
-"""Files that are whole or not there, whatever happens while they are written.
+"""Files: only regular ones are read, and what is written is whole or not there, whatever happens.
 
-Needs Python alone: `make weights` runs before anything is installed.
+A pipe would keep its reader waiting for ever, and a device may have no end. Needs Python alone:
+`make weights` runs before anything is installed.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
 import platform
 import re
 import secrets
+import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from settings import UserError
-from system.reading import open_regular
-from system.text import first_few
+from settings import UserError, first_few
 
 TEMP_PREFIX = ".writing-"  # of unfinished files
 WRITER = re.compile(r"-([0-9a-f]{8})\.([0-9]+)-[0-9a-f]{16}")  # machine and process, in their names
+NOT_REGULAR = "not a regular file"
+WRITER_SECONDS = 2.0  # in which somebody must begin to write to a pipe
+POLL_SECONDS = 0.01
+PIPE_BYTES = 1 << 16  # read at a time
+NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a pipe waits for its other end
+
+
+def open_regular(path: str | Path, mode: str = "rb", encoding: str | None = None) -> IO:
+    """Open a file as `open` does.
+
+    Raises:
+        OSError: as `open` does, or path is a pipe, a device or a socket; strerror says so.
+    """
+    return open(path, mode, encoding=encoding, opener=_open_without_waiting)
+
+
+def read_bytes(path: str | Path, allow_pipe: bool = False) -> bytes:
+    """All of a file, or what comes through a pipe. Raises OSError, see open_regular."""
+    if allow_pipe and Path(path).is_fifo():
+        return _read_pipe(str(path))
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _read_pipe(path: str) -> bytes:
+    """What comes through a pipe until its writers close it.
+
+    Raises:
+        OSError: there is no writer, or this is one of several ranks, each of which would get a
+            part.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise OSError(errno.EINVAL, "a pipe, which several ranks cannot share", path)
+    handle, data, start = os.open(path, os.O_RDONLY | NONBLOCK), bytearray(), time.monotonic()
+    try:
+        while True:
+            part = None
+            with contextlib.suppress(BlockingIOError):  # a writer is there, and has no more yet
+                part = os.read(handle, PIPE_BYTES)
+            if part:
+                data += part
+                continue
+            if part is not None and (data or time.monotonic() - start > WRITER_SECONDS):
+                break
+            time.sleep(POLL_SECONDS)
+    finally:
+        os.close(handle)
+    if not data:
+        raise OSError(errno.EINVAL, "a pipe that nobody writes to", path)
+    return bytes(data)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    try:
+        handle = os.open(path, flags | NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a pipe that nobody reads
+            raise OSError(errno.EINVAL, NOT_REGULAR, path) from None
+        raise
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` itself refuses folders
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, NOT_REGULAR, path)
+
+
+@contextlib.contextmanager
+def translate_write_errors(path: Path) -> Iterator[None]:
+    """Raise an OSError as a UserError that names path: not each OSError names a file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
@@ -34,15 +109,14 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     """
     temporary = None
     try:
-        temporary = create_temp_beside(path)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        with translate_write_errors(path):
+            temporary = create_temp_beside(path)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
@@ -86,12 +160,9 @@ def list_checkpoints(folder: Path) -> list[str]:
 
 def require_writable(folder: Path) -> None:
     """Create folder if it is missing, and try to write a file in it. Raises UserError."""
-    try:
+    with translate_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def check_no_overlap(read: Iterable[Path], written: Iterable[Path], option: str) -> None:
@@ -176,11 +247,9 @@ def lock_file(path: Path, taken: str) -> IO:
     Raises:
         UserError: another process holds the lock, or the file cannot be created.
     """
-    try:
+    with translate_write_errors(path):
         file = open_regular(path, "a+b")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    import portalocker  # the rest of this file needs Python alone
+    import portalocker  # as above
     from portalocker import portalocker as lockers
 
     # The default is flock, which the processes that load data would inherit, and they can outlive
@@ -205,10 +274,12 @@ def _warn_of_no_locks(reason: str) -> None:
 
 def remove_unfinished(folders: Iterable[Path]) -> None:
     """Remove what processes that are known to be dead left unfinished in these folders."""
+    import psutil  # the rest of this file needs Python alone
+
     for folder in folders:
         for temporary in folder.glob(f"{TEMP_PREFIX}*"):
             writer = WRITER.search(temporary.name)
-            if writer and writer[1] == digest_host() and not is_alive(int(writer[2])):
+            if writer and writer[1] == digest_host() and not psutil.pid_exists(int(writer[2])):
                 with contextlib.suppress(OSError):
                     temporary.unlink()
 
@@ -219,14 +290,3 @@ def digest_host() -> str:
     namespace = Path("/proc/self/ns/pid")
     number = namespace.stat().st_ino if namespace.exists() else 0
     return hashlib.sha256(f"{platform.node()} {number}".encode()).hexdigest()[:8]
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine may be running."""
-    if os.name == "nt":  # where os.kill would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True

@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from settings import UserError
-from system.files import require_writable, write_atomically
+from system.files import read_bytes, require_writable, write_atomically
 from system.program import report_errors, run_program
-from system.reading import read_bytes
 
 URL = "https://github.com/stevewongv/SPANet/raw/master/model/latest"
 SIZE = 3_450_077

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from report import page
-from report.copies import write_copies
-from report.tables import DERAINED, METRICS, RAINY, Result, compute_means
+from report.page import write_copies
+from report.tables import DERAINED, RAINY, SCORE_NAMES, Result, compute_means
 from settings import Settings
 
 COLOURS = ((0, 0, 200), (0, 200, 0), (200, 0, 0))  # BGR, of rainy, derained and clean
@@ -84,9 +84,9 @@ def write_test_page(folder: Path, count: int, name: str = "image <b>{}</b>") -> 
         for image, psnr in ((RAINY, 25), (DERAINED, 30)):
             values = [
                 psnr + rng.normal(0, 2) if metric.endswith("psnr") else rng.uniform(0.8, 1)
-                for metric in METRICS
+                for metric in SCORE_NAMES
             ]
-            result.scores[image] = dict(zip(METRICS, values, strict=True))
+            result.scores[image] = dict(zip(SCORE_NAMES, values, strict=True))
         results.append(result)
     results[1].scores[DERAINED]["released_psnr"] = float("inf")
     results[2].scores[DERAINED]["released_psnr"] = float("nan")

@@ -192,7 +192,7 @@ def test_candidates_and_their_sheet(run, rain_video):
         ("-i rain.mkv", "-o: '': expected the name of a PNG file"),
         ("-i none.mkv -o clean.png", "none.mkv: cannot be read: No such file or directory"),
         ("-i . -o clean.png", ".: cannot be read: Is a directory"),
-        ("-i rain.mkv -o rain.mkv/clean.png", "rain.mkv: cannot be written to"),
+        ("-i rain.mkv -o rain.mkv/clean.png", "rain.mkv: cannot be written"),
         ("-i rain.mkv -o c.png --candidates 5,x", "--candidates: '5,x': expected numbers"),
         ("-i rain.mkv -o c.png --percentile 101", "--percentile: 101.0 is out of range"),
         ("-i rain.mkv -o c.png --percentile -0.5", "--percentile: -0.5 is neither -1 nor"),

@@ -307,7 +307,7 @@ def test_result_folder_that_is_a_file(run, pairs):
     )
     Path("results").write_text("in the way")
     status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
-    assert (status, err) == (2, "main.py: results: cannot be written to: File exists\n")
+    assert (status, err) == (2, "main.py: results: cannot be written: File exists\n")
 
 
 def test_ctrl_c_while_testing_is_no_traceback(run, monkeypatch, pairs):

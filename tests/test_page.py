@@ -8,8 +8,8 @@ import pytest
 from pages import COLOURS, Watched, write_test_page
 
 from report import page
-from report.copies import VIEW, find_copies, write_copies
-from report.tables import METRICS, RAINY, Result, compute_means
+from report.page import VIEW, find_copies, write_copies
+from report.tables import RAINY, SCORE_NAMES, Result, compute_means
 from settings import Settings
 
 SIZE = 60, 80
@@ -173,7 +173,7 @@ def test_stepping_fast_ends_at_the_picture_that_is_named(browser, tmp_path):
 def test_no_result_has_no_error_map(browser, tmp_path):
     images = {kind: np.full((30, 40, 3), 200, np.uint8) for kind in ("rainy", "clean")}
     write_copies(tmp_path, 0, images)
-    results = [Result(0, "a", {}, 40, 30, scores={RAINY: dict.fromkeys(METRICS, 1.0)})]
+    results = [Result(0, "a", {}, 40, 30, scores={RAINY: dict.fromkeys(SCORE_NAMES, 1.0)})]
     means = compute_means(results, [RAINY])
     page.write_page(tmp_path, "One", results, [], Settings("test"), page.SCORED_SIDES, means)
     seen = Watched(browser, tmp_path / "index.html")

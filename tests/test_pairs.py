@@ -309,7 +309,7 @@ def test_a_name_may_be_no_text(videos):
         ("-i nowhere -o set", "nowhere: No such file or directory"),
         ("-i empty -o set", "empty: holds no videos; expected .264, .265, "),
         ("-i broken -o set", "broken/a.mp4: not a video that can be read"),
-        ("-i videos -o videos/alley.mkv", "videos/alley.mkv: cannot be written to"),
+        ("-i videos -o videos/alley.mkv", "videos/alley.mkv: cannot be written"),
         ("-i wrong/v.mkv -o set", "wrong/v.png: 3x2 pixels, its video has 90x70"),
     ],
 )

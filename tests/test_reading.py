@@ -20,8 +20,7 @@ from engine import checkpoint
 from media.lists import read_list
 from media.pictures import read_image, read_picture
 from settings import UserError, one_line
-from system.files import lock_file
-from system.reading import open_regular, read_bytes
+from system.files import lock_file, open_regular, read_bytes
 
 PIPE = Path("pipe")
 
@@ -171,10 +170,7 @@ def test_a_name_with_escapes_does_not_reach_the_terminal():
 
 
 # They read what the program or the system holds, or what another reader has just read.
-FREE = {
-    "irnn_cuda/cuda.py", "report/page.py", "system/machine.py",
-    "system/reading.py",
-}  # fmt: skip
+FREE = {"irnn_cuda/cuda.py", "report/page.py", "system/machine.py", "system/files.py"}
 OTHERS = {"av", "os", "Image"}  # whose `open` opens no file by its name, or one that was looked at
 
 

@@ -228,13 +228,13 @@ def test_one_method_is_its_folder(monkeypatch):
     [
         (
             ["r/1.png", "r/A/1.png"],
-            "-i: r: holds pictures in several places (pictures, A/); expected",
+            "-i: r: holds pictures in several places (./, A/); expected",
         ),
         (
             ["r/A/x/1.png", "r/A/y/1.png"],
             "-i: r/A: holds pictures in several places (x/, y/); expected",
         ),
-        (["r/A/1.png", "r/A/h/2.png"], "-i: r/A: holds pictures in several places (pictures, h/)"),
+        (["r/A/1.png", "r/A/h/2.png"], "-i: r/A: holds pictures in several places (./, h/)"),
         (["r/A/derained/1.png", "r/A/more/1.png"], "several places (derained/, more/)"),
         (["r/A/notes.txt"], "-i: r: holds no pictures; expected .avif"),
         (["r"], "-i: r: expected a folder of results"),

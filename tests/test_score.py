@@ -16,7 +16,7 @@ import actions.score as score_action
 from media.lists import read_list
 from report import metrics
 from report.metrics import PROTOCOLS, measure
-from report.tables import METRICS, Mean, write_tables
+from report.tables import SCORE_NAMES, Mean, write_tables
 from settings import Settings
 
 SIZES = [(24, 31), (40, 32), (12, 18), (33, 33)]
@@ -58,7 +58,7 @@ def test_two_methods(run, pairs):
     assert (status, err) == (0, "")
     found = rows()
     assert list(found[0]) == [
-        "method", "name", "result", "truth", "width", "height", *METRICS
+        "method", "name", "result", "truth", "width", "height", *SCORE_NAMES
     ]  # fmt: skip
     assert [row["method"] for row in found] == ["rainy", "bad", "good one_1"] * 4
     assert [row["name"] for row in found[::3]] == [f"pair{place}" for place in range(4)]
@@ -73,7 +73,7 @@ def test_two_methods(run, pairs):
     for method, facts in told.items():
         own = [row for row in found if row["method"] == method]
         assert facts["images"] == 4
-        for name in METRICS:
+        for name in SCORE_NAMES:
             mean = np.mean([float(row[name]) for row in own if row[name]])
             assert facts["means"][name] == pytest.approx(mean)
     markdown, latex = Path("out/table.md").read_text(), Path("out/table.tex").read_text()
@@ -185,7 +185,7 @@ def test_results_of_a_test_agree_with_it_but_for_8_bits(run, model, pairs):
         tested = {row["name"]: row for row in csv.DictReader(file)}
     for row in rows():
         side = "rainy" if row["method"] == "rainy" else "output"
-        for name in METRICS:
+        for name in SCORE_NAMES:
             found, expected = row[name], tested[row["name"]][f"{side}_{name}"]
             if side == "rainy" or name.startswith("y"):
                 assert found == expected  # luminance is that of 8 bits
@@ -300,7 +300,7 @@ def test_memory_decides_how_many_are_scored_at_once(monkeypatch, pairs):
 
 
 def test_tables_hold_any_name_and_any_figure(tmp_path):
-    scores = dict.fromkeys(METRICS, 30.0)
+    scores = dict.fromkeys(SCORE_NAMES, 30.0)
     places = frozenset([0, 1])
     means = [
         Mean("a_b & 50% #1 {x} ~^\\", places, scores),

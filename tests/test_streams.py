@@ -10,7 +10,7 @@ import cv2
 import pytest
 from conftest import command, finish, started, write_pairs
 
-from report.tables import METRICS
+from report.tables import SCORE_NAMES
 
 
 def test_a_reader_that_leaves_does_not_end_the_run(model, tmp_path):
@@ -23,7 +23,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(model, tmp_path):
         assert process.wait(120) == 0
     rows = list(csv.DictReader(Path("results/metrics.csv").read_text().splitlines()))
     assert len(rows) == 6
-    scores = [f"{image}_{metric}" for image in ("output", "rainy") for metric in METRICS]
+    scores = [f"{image}_{metric}" for image in ("output", "rainy") for metric in SCORE_NAMES]
     assert list(rows[0]) == ["name", "rainy", "clean", "width", "height", *scores]
     assert json.loads(Path("results/summary.json").read_text())["images"] == 6
     assert Path("results/index.html").is_file()

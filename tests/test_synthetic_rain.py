@@ -279,7 +279,7 @@ def test_the_sets_are_lists_of_pairs(capsys):
          "not '-1'"),
         ("test", "the following arguments are required: -o/--output"),
         ("train -o ", "-o/--output: expected a folder for pictures, not ''"),
-        ("test -o taken", "taken/clean: cannot be written to: File exists"),
+        ("test -o taken", "taken/clean: cannot be written: File exists"),
         ("test -o demo -n 9", "unrecognized arguments: -n 9"),
         ("test -o file", "-o/--output: expected a folder for pictures, not 'file'"),
         ("dry -o .", "-o/--output: expected a folder for pictures, not '.'"),

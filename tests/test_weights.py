@@ -161,7 +161,7 @@ def test_a_file_in_the_way_is_kept(server):
     TARGET.rmdir()
     TARGET.parent.rmdir()
     TARGET.parent.write_text("")
-    with pytest.raises(UserError, match="model: cannot be written to: File exists"):
+    with pytest.raises(UserError, match="model: cannot be written: File exists"):
         fetch(f"{server.address}/good")
 
 
