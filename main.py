@@ -11,6 +11,8 @@ from system.commandline import parse, short_help
 from system.compiled import limit_pool, use_threads
 from system.program import report_errors, run_program
 
+REQUIREMENTS = {"export": "requirements-onnx.txt", "web": "requirements-web.txt"}
+
 machine.share_cores()
 
 
@@ -33,6 +35,11 @@ def run(settings: Settings) -> int:
     try:
         module = import_module(f"actions.{settings.action}")
         return getattr(module, settings.action)(settings)
+    except ImportError as error:
+        file = REQUIREMENTS.get(settings.action, "requirements.txt")
+        raise UserError(
+            f"-a {settings.action}: {error}; expected `pip install -r {file}`"
+        ) from None
     except (MemoryError, RuntimeError) as error:
         message = explain_error(error)
         if message:

@@ -9,7 +9,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx.inliner
+import onnx.parser
+import onnxruntime
 import torch
+from onnxscript.values import Op, Opset
 from torch import nn
 
 from engine import checkpoint
@@ -18,17 +22,6 @@ from engine.ranks import Ranks
 from irnn_cuda.reference import DIRECTIONS
 from settings import Settings, UserError
 from system.files import check_no_overlap, require_writable, write_atomically
-
-try:
-    import onnx.inliner
-    import onnx.parser
-    import onnxruntime
-    from onnxscript.values import Op, Opset
-except ImportError as error:
-    raise UserError(
-        f"-a export: needs the package {error.name}; "
-        "expected `pip install -r requirements-onnx.txt`"
-    ) from None
 
 OPSET = 20
 INPUT, OUTPUTS = "rainy", ("mask", "clean")

@@ -17,7 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+from starlette.middleware import Middleware
+
 from actions.derain import DEMO, DEMO_WARNING
+from actions.web_server import Guard, MainThread, check_address, is_unexpected
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
 from engine.deraining import Derained, derain_picture, derain_video
@@ -35,16 +39,6 @@ from media.video_reader import VideoReader
 from report.visualize import encode_png, heat_map
 from settings import Settings, UserError, one_line
 from system.files import list_checkpoints, write_atomically
-
-try:
-    import gradio as gr
-    from starlette.middleware import Middleware
-
-    from actions.web_server import Guard, MainThread, check_address, is_unexpected
-except ImportError as error:
-    raise UserError(
-        f"-a web: needs Gradio ({error}); expected `pip install -r requirements-web.txt`"
-    ) from None
 
 OnProgress = Callable[[int, int, str], object]  # called with what is done, of how many, of what
 ORPHAN_SECONDS = 86400  # after which an upload that no tab owns is removed
