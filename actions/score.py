@@ -70,6 +70,7 @@ def score(settings: Settings) -> int:
         _report_match(method, matches[method.name], pairs)
     if not any(match.files for match in matches.values()):
         raise UserError(f"-i: {settings.input}: none of its pictures is of {settings.test_list}")
+    kinds = {method: str(number) for number, method in enumerate(matches, 1)}
     tasks = []
     for index, (name, pair) in enumerate(zip(names, pairs, strict=True)):
         files = {method: m.files[index] for method, m in matches.items() if index in m.files}
@@ -80,8 +81,8 @@ def score(settings: Settings) -> int:
             if path.exists():
                 raise UserError(f"{path}: is not of -a score; expected another -o")
     with open_result_folder(folder, "-o", inputs=inputs, outputs=[], stale=reversed(OUTPUTS)):
-        scored, is_whole = _score_tasks(settings, folder, list(matches), tasks)
-        _report_results(settings, folder, list(matches), len(pairs), scored, start)
+        scored, is_whole = _score_tasks(settings, folder, kinds, tasks)
+        _report_results(settings, folder, kinds, len(pairs), scored, start)
     complete = is_whole and not empty and all(match.complete for match in matches.values())
     return 0 if complete else 2
 
@@ -105,10 +106,9 @@ def _report_match(method: Method, match: Match, pairs: PairList) -> None:
 
 
 def _score_tasks(
-    settings: Settings, folder: Path, methods: list[str], tasks: list[Task]
+    settings: Settings, folder: Path, kinds: dict[str, str], tasks: list[Task]
 ) -> tuple[list[Result], bool]:
     """The results of the tasks that could be scored, and whether all of them could be."""
-    kinds = {method: str(number) for number, method in enumerate(methods, 1)}
     work = partial(score_pair, folder=folder, kinds=kinds, crop=settings.crop_to_common)
     table, results, is_whole = tables.CsvFile(folder / OUTPUTS[0]), [], True
     finished = map_processes(tasks, work, _count_processes(settings, tasks))
@@ -192,14 +192,14 @@ def score_pair(
 
 
 def _report_results(
-    settings: Settings, folder: Path, methods: list[str], listed: int, results: list[Result],
+    settings: Settings, folder: Path, kinds: dict[str, str], listed: int, results: list[Result],
     start: float,
 ) -> None:  # fmt: skip
     """Write means, tables and page, and print the means. Raises UserError."""
-    means = tables.compute_means(results, [RAINY, *methods])
+    means = tables.compute_means(results, [RAINY, *kinds])
     if all(mean.method == RAINY for mean in means):
         raise UserError(f"-i: {settings.input}: none of its pictures could be scored")
-    for method in methods:
+    for method in kinds:
         files = [result.files[method] for result in results if method in result.scores]
         jpegs = sum(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
         cropped = sum(method in result.compared for result in results)
@@ -220,10 +220,8 @@ def _report_results(
         "methods": {m.method: {"images": len(m.indices), "means": m.scores} for m in means},
     }
     tables.write_json(folder / OUTPUTS[1], summary)
-    sides = [page.Side(RAINY, RAINY, scored=True)] if means[0].method == RAINY else []
-    sides += [page.Side(name, str(n), scored=True) for n, name in enumerate(methods, 1)]
-    sides.append(page.Side(CLEAN, CLEAN))
-    title = f"{', '.join(methods)} on {Path(settings.test_list).name}"
+    sides = ({RAINY: RAINY} if means[0].method == RAINY else {}) | kinds | {CLEAN: CLEAN}
+    title = f"{', '.join(kinds)} on {Path(settings.test_list).name}"
     title += f": {len(results)} of {listed} images" * (len(results) < listed)
     source = ("source", "scored results; no network was run")
     run = page.describe_run(source, f"{machine.count_cores()} cores", seconds)

@@ -191,7 +191,7 @@ def _report_results(
     title = f"SPANet: {Path(settings.test_list).name}, derained by {checkpoint_path(settings).name}"
     title += f": {len(results)} of {listed} images" * (len(results) < listed)
     run = page.describe_run(("model", derainer.describe_weights()), device, seconds)
-    sides = page.SCORED_SIDES if scored else page.PLAIN_SIDES
+    sides = page.TEST_SIDES if scored else page.PLAIN_SIDES
     links = [METRICS_CSV] * scored + [SUMMARY]
     page.write_page(folder, title, results, run, settings, sides, means, links)
     print(f"results in {folder}: {', '.join([DERAINED, 'mask', 'compare', *links])}")

@@ -17,7 +17,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -39,52 +39,41 @@ VIEW, THUMBNAIL = 1280, 160  # pixels of the longer side at most
 COPY_NAME = re.compile(r"\d{6,}-(rainy|derained|before|after|clean|mask|thumb|\d+)\.(js|jpg)")
 MASK_COLOUR = (147, 20, 255)  # BGR
 JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
-
-
-@dataclass(frozen=True)
-class Side:
-    """An image that the page can compare with another of the same picture.
-
-    Attributes:
-        name: rainy, derained or clean, or a method's.
-        kind: in the names of its copies: rainy, derained or clean, or a method's number.
-        scored: whether it is compared with the clean image; a picture may then lack it.
-    """
-
-    name: str
-    kind: str
-    scored: bool = False
-
-
-PLAIN_SIDES = [Side(RAINY, RAINY), Side(DERAINED, DERAINED)]
-SCORED_SIDES = [Side(RAINY, RAINY, True), Side(DERAINED, DERAINED, True), Side(CLEAN, CLEAN)]
+# The images of a picture that the page can compare: by their names, what the names of their copies
+# end with. That of a method, whose name may hold anything, is a number.
+PLAIN_SIDES = {RAINY: RAINY, DERAINED: DERAINED}
+TEST_SIDES = PLAIN_SIDES | {CLEAN: CLEAN}
 
 
 def write_page(
     folder: Path, title: str, results: Sequence[Result], run: list[tuple[str, str]],
-    settings: Settings, sides: Sequence[Side] = PLAIN_SIDES, means: Sequence[Mean] = (),
+    settings: Settings, sides: Mapping[str, str] = PLAIN_SIDES, means: Sequence[Mean] = (),
     links: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Write index.html.
 
     Args:
         run: names and values of what was run.
-        means: of the scored sides; none if there are no clean images.
+        sides: see PLAIN_SIDES.
+        means: of the sides, except clean; none if there are no clean images.
         links: names of files in the folder.
 
     Raises:
         UserError: it cannot be written.
     """
-    lead = f"{format_count(len(results), 'picture')}: {', '.join(side.name for side in sides)}."
+    lead = f"{format_count(len(results), 'picture')}: {', '.join(sides)}."
     if not means:
         lead += " Attention is the mean of the attention map; change is the mean difference in"
         lead += " grey levels."
     data = {
         "lead": lead,
         "links": list(links),
-        "sides": [asdict(side) for side in sides],
+        "sides": [
+            {"name": name, "kind": kind, "scored": bool(means) and name != CLEAN}
+            for name, kind in sides.items()
+        ],
         "protocols": list(PROTOCOLS) if means else [],
-        "gains": sides[0].name == RAINY,
+        "gains": RAINY in sides,
         "columns": [] if means else [{"label": n, "digits": d} for n, d in COLUMNS.items()],
         "view": VIEW,
         "means": [
@@ -106,19 +95,19 @@ def write_page(
     write_atomically(folder / PAGE, page.encode())
 
 
-def _page_row(folder: Path, result: Result, sides: Sequence[Side], scored: bool) -> dict:
+def _page_row(folder: Path, result: Result, sides: Mapping[str, str], has_scores: bool) -> dict:
     longer = max(result.width, result.height)
-    files = {side.kind: result.files[side.name] for side in sides if side.name in result.files}
-    scores = [result.scores.get(side.name) for side in sides]
+    files = {sides[name]: result.files[name] for name in sides if name in result.files}
+    scores = [result.scores.get(name) for name in sides]
     return {
         **{name: getattr(result, name) for name in ("index", "name", "width", "height", "begin")},
         "reduced": longer > VIEW,
         "copy": min(longer, VIEW),
-        "has": [n for n, side in enumerate(sides) if scores[n] or not side.scored],
+        "has": [n for n, name in enumerate(sides) if scores[n] or not has_scores or name == CLEAN],
         "mask": not math.isnan(result.attention),
         "files": {kind: _link(folder, path) for kind, path in files.items()},
         "scores": [list(values.values()) if values else None for values in scores],
-        "values": [] if scored else [getattr(result, name) for name in COLUMNS],
+        "values": [] if has_scores else [getattr(result, name) for name in COLUMNS],
     }
 
 
@@ -159,7 +148,7 @@ def write_copies(
     """Write the copies of picture `index`, and a thumbnail of its first image.
 
     Args:
-        images: (H,W,3) uint8 BGR, by the kinds of their sides.
+        images: (H,W,3) uint8 BGR, by what the names of their copies end with.
         mask: (H,W) float in 0..1.
 
     Raises:

@@ -94,6 +94,6 @@ def write_test_page(folder: Path, count: int, name: str = "image <b>{}</b>") -> 
     run = [("model", "model/x </script><script>alert(1)</script>")]
     settings = Settings("test", device="cpu")
     page.write_page(
-        folder, "A test & more", results, run, settings, page.SCORED_SIDES, means, ["metrics.csv"]
+        folder, "A test & more", results, run, settings, page.TEST_SIDES, means, ["metrics.csv"]
     )
     return folder / "index.html"

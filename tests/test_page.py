@@ -31,7 +31,7 @@ def drawn(
     for kind, image in images.items():
         cv2.imwrite(str(folder / f"{kind}.png"), image)
         results[0].files[kind] = folder / f"{kind}.png"
-    sides = [page.Side(kind, kind) for kind in kinds]
+    sides = {kind: kind for kind in kinds}
     page.write_page(folder, "Noise", results, [], Settings("test"), sides)
     return images
 
@@ -160,7 +160,7 @@ def test_stepping_fast_ends_at_the_picture_that_is_named(browser, tmp_path):
     for index in range(20):
         write_copies(tmp_path, index, {kind: image + 10 * index for kind, image in flat.items()})
         results.append(Result(index, str(index), {}, 40, 30))
-    sides = [page.Side(kind, kind) for kind in KINDS]
+    sides = {kind: kind for kind in KINDS}
     page.write_page(tmp_path, "Grey", results, [], Settings("test"), sides)
     seen = Watched(browser, tmp_path / "index.html")
     for _ in range(17):
@@ -175,7 +175,7 @@ def test_no_result_has_no_error_map(browser, tmp_path):
     write_copies(tmp_path, 0, images)
     results = [Result(0, "a", {}, 40, 30, scores={RAINY: dict.fromkeys(SCORE_NAMES, 1.0)})]
     means = compute_means(results, [RAINY])
-    page.write_page(tmp_path, "One", results, [], Settings("test"), page.SCORED_SIDES, means)
+    page.write_page(tmp_path, "One", results, [], Settings("test"), page.TEST_SIDES, means)
     seen = Watched(browser, tmp_path / "index.html")
     seen.press("e")
     assert seen.page.locator("#label1").inner_text() == "derained: no result"
