@@ -110,7 +110,7 @@ def _score_tasks(
 ) -> tuple[list[Result], bool]:
     """The results of the tasks that could be scored, and whether all of them could be."""
     work = partial(score_pair, folder=folder, kinds=kinds, crop=settings.crop_to_common)
-    table, results, is_whole = tables.CsvFile(folder / OUTPUTS[0]), [], True
+    results, is_whole = [], True
     finished = map_processes(tasks, work, _count_processes(settings, tasks))
     with closing(finished), Progress("picture", 0, len(tasks), []) as progress:
         for result, errors in finished:
@@ -119,7 +119,7 @@ def _score_tasks(
             is_whole = is_whole and not errors
             if result:
                 for row in tables.long_rows(result):
-                    table.write_row(row)
+                    tables.append_row(folder / OUTPUTS[0], row)
                 results.append(result)
             progress.advance(1)
     return results, is_whole

@@ -116,7 +116,6 @@ def _derain_list(
         ranks.say(f"{settings.test_list} has no clean images: pictures only, no metrics")
     results: list[Result] = []
     finished = derain_pairs(derainer, ranks, pairs, settings.num_workers, finish)
-    table = tables.CsvFile(folder / METRICS_CSV)
     log = EventFile(Path(settings.log_dir) / EVENTS) if scored and ranks.first else None
     with (
         closing(finished),
@@ -132,7 +131,7 @@ def _derain_list(
             if result.note and ranks.first and not any(earlier.note for earlier in results):
                 progress.say(result.note)
             if log:
-                table.write_row(tables.wide_row(result))
+                tables.append_row(folder / METRICS_CSV, tables.wide_row(result))
                 scores = tables.flatten_scores(result.scores)
                 log.scalars({f"image/{name}": value for name, value in scores.items()}, index)
             results.append(result)

@@ -97,7 +97,6 @@ def write_page(
 
 def _page_row(folder: Path, result: Result, sides: Mapping[str, str], has_scores: bool) -> dict:
     longer = max(result.width, result.height)
-    files = {sides[name]: result.files[name] for name in sides if name in result.files}
     scores = [result.scores.get(name) for name in sides]
     return {
         **{name: getattr(result, name) for name in ("index", "name", "width", "height", "begin")},
@@ -105,7 +104,7 @@ def _page_row(folder: Path, result: Result, sides: Mapping[str, str], has_scores
         "copy": min(longer, VIEW),
         "has": [n for n, name in enumerate(sides) if scores[n] or not has_scores or name == CLEAN],
         "mask": not math.isnan(result.attention),
-        "files": {kind: _link(folder, path) for kind, path in files.items()},
+        "files": {sides[n]: _link(folder, path) for n, path in result.files.items() if n in sides},
         "scores": [list(values.values()) if values else None for values in scores],
         "values": [] if has_scores else [getattr(result, name) for name in COLUMNS],
     }

@@ -160,31 +160,25 @@ def long_rows(result: Result) -> list[dict[str, str | float]]:
     return rows
 
 
-class CsvFile:
-    """A CSV file, written row by row so that an interrupted run keeps what it measured.
+def append_row(path: Path, row: Mapping[str, str | float]) -> None:
+    """Append the values of the columns to a CSV file; nan leaves a cell empty. Raises UserError.
 
-    The first row creates it: a table without any is no result.
+    The first row creates the file: a table without any is no result. Each is written at once, so
+    that an interrupted run keeps what it measured.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.mode = path, "w"
-
-    def write_row(self, row: Mapping[str, str | float]) -> None:
-        """Write the values of the columns; nan leaves a cell empty. Raises UserError."""
-        cells = {
-            column: escape_csv_formula(value) if isinstance(value, str) else value
-            for column, value in row.items()
-            if value == value  # not nan
-        }
-        with (
-            translate_write_errors(self.path),
-            self.path.open(self.mode, newline="", encoding="utf-8", errors="replace") as file,
-        ):
-            writer = csv.DictWriter(file, list(row))
-            if self.mode == "w":
-                writer.writeheader()
-            writer.writerow(cells)
-        self.mode = "a"
+    cells = {
+        column: escape_csv_formula(value) if isinstance(value, str) else value
+        for column, value in row.items()
+        if value == value  # not nan
+    }
+    with (
+        translate_write_errors(path),
+        path.open("a", newline="", encoding="utf-8", errors="replace") as file,
+    ):
+        writer = csv.DictWriter(file, list(row))
+        if not file.tell():
+            writer.writeheader()
+        writer.writerow(cells)
 
 
 def escape_csv_formula(text: str) -> str:

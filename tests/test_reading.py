@@ -192,9 +192,7 @@ def _reads(node: ast.AST) -> bool:
         return isinstance(called, ast.Attribute) and name in ("read_bytes", "read_text")
     owner = getattr(getattr(called, "value", None), "id", "")
     words = [str(word.value) for word in node.args if isinstance(word, ast.Constant)]
-    # A table is written with the mode that its writer was given.
-    words += ["w" for word in node.args if isinstance(word, ast.Attribute) and word.attr == "mode"]
-    writes = any(set("wx") & set(word) for word in words)
+    writes = any(word == "a" or set("wx") & set(word) for word in words)
     return owner not in OTHERS and not writes
 
 
