@@ -50,9 +50,9 @@ def run(settings: Settings) -> int:
 def prepare_process(settings: Settings) -> None:
     """Set up memory and threads. This must come before torch, or Numba, is imported."""
     if settings.action in ("test", "derain", "web"):
-        machine.prepare_inference()
+        machine.keep_blocks(machine.INFERENCE_BLOCKS)
     elif settings.action == "train" and settings.checkpoint_activations:
-        machine.prepare_lean_training()
+        machine.keep_blocks(machine.LEAN_TRAINING_BLOCKS)
     elif settings.action in ("clean", "pairs"):
         threads = settings.num_threads or machine.count_cores()
         limit_pool(threads)

@@ -19,9 +19,9 @@ from system import machine
 # As main.py does; of the large pages the baseline has the good too.
 machine.share_cores()
 if "forward" in " ".join(sys.argv):
-    machine.prepare_inference()
+    machine.keep_blocks(machine.INFERENCE_BLOCKS)
 elif "recomputed" in sys.argv:
-    machine.prepare_lean_training()
+    machine.keep_blocks(machine.LEAN_TRAINING_BLOCKS)
 
 import cv2
 import numpy as np

@@ -28,8 +28,8 @@ FOLDERS = ("model_dir", "log_dir", "result_dir")  # in which a named run has its
 SHORT_FLAGS = {"action": "-a", "model": "-m", "input": "-i", "output": "-o"}
 
 
-def parse(argv: list[str] | None = None) -> Settings:
-    """Settings of a command line (default: the process's own) and of the file that it names.
+def parse(argv: list[str]) -> Settings:
+    """Settings of a command line and of the file that it names.
 
     -h prints help and exits, and so does --version.
 
@@ -37,7 +37,6 @@ def parse(argv: list[str] | None = None) -> Settings:
         UserError: an unknown option, with the nearest right one; an option that does not serve the
             action; a bad value.
     """
-    argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(None)
     values, extra = parser.parse_known_args(argv)
     given = {name: value for name, value in vars(values).items() if value is not None}

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from settings import Settings, UserError, flag, nearest
-from system.files import write_atomically
-from system.reading import read_bytes
+from system.files import read_bytes, write_atomically
 
 VERSION = "1.0"  # see CHANGELOG.md
 FILE = "settings.toml"  # in the folder of the checkpoints

@@ -13,6 +13,10 @@ import re
 from pathlib import Path
 
 SPIN_COUNT = "20000"  # turns of an idle thread: well under a millisecond; libgomp's take several
+INFERENCE_BLOCKS = 1 << 28  # bytes of the largest block that is kept, for the next feature map
+# Training frees its feature maps in another order than it allocates them. The holes between those
+# that remain can be as large as all that activation checkpointing keeps.
+LEAN_TRAINING_BLOCKS = 1 << 22
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 # What looking up a function of glibc raises on other systems; TypeError is that of Windows.
 _NO_GLIBC_ERRORS = (OSError, AttributeError, TypeError)
@@ -75,28 +79,14 @@ def share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
-def prepare_inference() -> None:
-    """Keep freed memory for the next feature map. Call it before torch is imported.
+def keep_blocks(size: int) -> None:
+    """Keep freed blocks of up to `size` bytes in the process, if the C library is glibc.
 
     By default glibc returns each large block to the kernel, which then clears every page of the
-    next one: up to half the time of a forward pass. Large pages make the rest cheap.
+    next one: up to half the time of a forward pass. Large pages make the rest cheap; for them, call
+    this before torch is imported.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    keep_blocks(1 << 28)
-
-
-def prepare_lean_training() -> None:
-    """Return freed memory at once, in large pages. Call it before torch is imported.
-
-    Training frees its feature maps in another order than it allocates them. The holes between those
-    that remain can be as large as all that activation checkpointing keeps.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    keep_blocks(1 << 22)
-
-
-def keep_blocks(size: int) -> None:
-    """Keep freed blocks of up to `size` bytes in the process, if the C library is glibc."""
     with contextlib.suppress(*_NO_GLIBC_ERRORS):
         set_option = ctypes.CDLL(None).mallopt
         if set_option(_MMAP_THRESHOLD, size):

@@ -58,7 +58,7 @@ def test_blocks_are_kept_or_returned():
     program = """
 import sys
 from system import machine
-getattr(machine, sys.argv[1])()
+machine.keep_blocks(getattr(machine, sys.argv[1]))
 import ctypes, re
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
@@ -73,8 +73,8 @@ print(int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1]) >
         command = [sys.executable, "-c", program, name]
         return int(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
 
-    assert megabytes("prepare_inference") > 64
-    assert megabytes("prepare_lean_training") < 64
+    assert megabytes("INFERENCE_BLOCKS") > 64
+    assert megabytes("LEAN_TRAINING_BLOCKS") < 64
 
 
 def test_the_pool_of_compiled_code_has_no_more_threads_than_torch():

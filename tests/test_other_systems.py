@@ -71,7 +71,7 @@ def test_help_test_and_derain_without_what_linux_has():
 MACHINE = """
 from system import machine
 print(machine.count_cores(), machine.free_memory(), machine.peak_memory(), machine.processor_name())
-machine.prepare_inference()
+machine.keep_blocks(machine.INFERENCE_BLOCKS)
 machine.trim_memory()
 """
 

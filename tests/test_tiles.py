@@ -80,7 +80,7 @@ def test_tiles_of_the_network_are_close_to_the_whole():
 def test_memory_is_reckoned_about_right():
     """Against the peak of a process of its own; glibc keeps more or less of what is freed."""
     program = (
-        "from system import machine; machine.prepare_inference()\n"
+        "from system import machine; machine.keep_blocks(machine.INFERENCE_BLOCKS)\n"
         "import torch; from engine import tiles; from model import SPANet\n"
         "net = SPANet()\n"
         "with torch.inference_mode():\n"
