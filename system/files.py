@@ -107,18 +107,16 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     Raises:
         UserError: the file cannot be written; path is as it was, and nothing unfinished is left.
     """
-    temporary = None
-    try:
-        with translate_write_errors(path):
-            temporary = create_temp_beside(path)
+    with translate_write_errors(path):
+        temporary = create_temp_beside(path)
+        try:
             with open(temporary, "wb") as file:
                 file.write(data)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
             os.replace(temporary, path)
-    finally:
-        if temporary:
+        finally:
             temporary.unlink(missing_ok=True)
     if durable:
         with contextlib.suppress(OSError):  # as on Windows, where a folder cannot be opened
@@ -139,12 +137,11 @@ def create_temp_beside(path: Path, suffix: str = "") -> Path:
         OSError: it cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        # The whole of a long name could be too long with what is added to it.
-        writer = f"{digest_host()}.{os.getpid()}"
-        name = f"{TEMP_PREFIX}{path.name[:40]}-{writer}-{secrets.token_hex(8)}{suffix}"
-        with contextlib.suppress(FileExistsError), open(path.with_name(name), "xb"):
-            return path.with_name(name)
+    # The whole of a long name could be too long with what is added to it.
+    writer = f"{digest_host()}.{os.getpid()}-{secrets.token_hex(8)}"
+    temporary = path.with_name(f"{TEMP_PREFIX}{path.name[:40]}-{writer}{suffix}")
+    temporary.touch(exist_ok=False)
+    return temporary
 
 
 def format_path(path: str | Path) -> str:
