@@ -171,12 +171,13 @@ def append_row(path: Path, row: Mapping[str, str | float]) -> None:
         for column, value in row.items()
         if value == value  # not nan
     }
+    is_new = not path.exists()
     with (
         translate_write_errors(path),
         path.open("a", newline="", encoding="utf-8", errors="replace") as file,
     ):
         writer = csv.DictWriter(file, list(row))
-        if not file.tell():
+        if is_new:
             writer.writeheader()
         writer.writerow(cells)
 
