@@ -20,20 +20,18 @@ from media.video_reader import ACCURATE, VideoReader
 from settings import UserError, format_count
 from system.files import create_temp_beside
 
-# Encoder and its options by the suffix of the file to write: good enough to be looked at closely.
-# By default x264 lets its choices depend on how fast the frames come; with a lookahead of one
-# thread, the same frames make the same file.
+# Encoder, its options and what it can hold, by the suffix of the file to write: good enough to be
+# looked at closely. By default x264 lets its choices depend on how fast the frames come; with a
+# lookahead of one thread, the same frames make the same file.
 X264_PARAMS = "lookahead-threads=1:sync-lookahead=0"
-X264 = ("libx264", {"crf": "14", "preset": "medium", "x264-params": X264_PARAMS})
-VP9 = ("libvpx-vp9", {"crf": "15", "b": "0", "row-mt": "1", "cpu-used": "4"})
+X264_OPTIONS = {"crf": "14", "preset": "medium", "x264-params": X264_PARAMS}
+VP9_OPTIONS = {"crf": "15", "b": "0", "row-mt": "1", "cpu-used": "4"}
+X264 = ("libx264", X264_OPTIONS, "sides of at most 16384 pixels and usual rates")
+VP9 = ("libvpx-vp9", VP9_OPTIONS, "sides of at most 65535 pixels and usual rates")
+FFV1: tuple[str, dict[str, str], str] = ("ffv1", {}, "sides of at least 2 pixels")
 ENCODERS = {".mp4": X264, ".m4v": X264, ".mov": X264, ".mkv": X264, ".webm": VP9}
 CONTAINERS = {".mkv": "matroska", ".m4v": "mp4"}  # if the suffix is not FFmpeg's name
 MP4_FORMATS = ("mp4", "mov")
-LIMITS = {
-    "libx264": "sides of at most 16384 pixels and usual rates",
-    "libvpx-vp9": "sides of at most 65535 pixels and usual rates",
-    "ffv1": "sides of at least 2 pixels",
-}
 LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarith", "magicyuv"}
 RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
 # Older PyAV does not convert to the last.
@@ -134,7 +132,7 @@ class VideoWriter:
     def _add_video_stream(self, container: OutputContainer, suffix: str) -> VideoStream:
         """Add the stream of the derained frames, as files of this suffix hold them."""
         source, first = self.source, self.source.first
-        encoder, options = self._choose_encoder(suffix)
+        encoder, options, _ = self._choose_encoder(suffix)
         stream = container.add_stream(encoder, rate=source.rate, options=options)
         assert isinstance(stream, VideoStream)
         stream.metadata.update(self._filter_metadata(source.stream.metadata))
@@ -152,9 +150,9 @@ class VideoWriter:
             context.sample_aspect_ratio = 1 / aspect if source.orientation.transposed else aspect
         return stream
 
-    def _choose_encoder(self, suffix: str) -> tuple[str, dict[str, str]]:
+    def _choose_encoder(self, suffix: str) -> tuple[str, dict[str, str], str]:
         if self.source.stream.codec_context.name in LOSSLESS and suffix.lower() == ".mkv":
-            return "ffv1", {}
+            return FFV1
         return ENCODERS[suffix.lower()]
 
     def _container_options(self, container: str) -> dict[str, str]:
@@ -167,11 +165,11 @@ class VideoWriter:
         source, suffix = self.source, self.path.suffix
         if self._fits(suffix):
             return
-        encoder, _ = self._choose_encoder(suffix)
+        encoder, _, limit = self._choose_encoder(suffix)
         expected = " or ".join(filter(self._fits, ENCODERS)) or "another size or rate"
         raise UserError(
             f"{self.path}: cannot be written: {suffix} holds no {source.width}x{source.height} "
-            f"pixels at {float(source.rate):g} frames/s ({encoder}: {LIMITS[encoder]}); expected "
+            f"pixels at {float(source.rate):g} frames/s ({encoder}: {limit}); expected "
             f"{expected}"
         )
 
