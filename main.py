@@ -1,5 +1,6 @@
 """SPANet's command line: python main.py -a ACTION [options]; -h lists the actions and options."""
 
+import gc
 import os
 import sys
 import traceback
@@ -32,9 +33,16 @@ def run(settings: Settings) -> int:
     cost.
     """
     prepare_process(settings)
+    name = f"actions.{settings.action}"
     try:
-        module = import_module(f"actions.{settings.action}")
-        return getattr(module, settings.action)(settings)
+        if name not in sys.modules:
+            gc.disable()  # it would search what is imported for garbage, over and over
+            try:
+                import_module(name)
+                gc.freeze()
+            finally:
+                gc.enable()
+        return getattr(sys.modules[name], settings.action)(settings)
     except ImportError as error:
         file = REQUIREMENTS.get(settings.action, "requirements.txt")
         raise UserError(

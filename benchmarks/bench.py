@@ -5,8 +5,9 @@ The plain port is naive.py; on a GPU the IRNN is held against the published sche
 (or a copy of memory): `share` is a fraction of the machine's own rate in it. The products counted
 are those of the convolutions, three times a forward pass for a step. In the group onnx, which is
 for a CPU alone, ONNX Runtime takes the baseline's place; tiles holds blended tiles against the
-whole image, by the weights of --weights. Memory is the peak over the start, in a process for each
-case. cases.py does the work of the groups.
+whole image, by the weights of --weights. The group start holds the CPU time of whole programs that
+derain one picture against that of `import torch`. Memory is the peak over the start, in a process
+for each case. cases.py does the work of the groups.
 """
 
 import argparse
@@ -23,7 +24,7 @@ machine.share_cores()
 
 import torch
 
-GROUPS = ("forward", "step", "irnn", "loss", "data", "onnx")
+GROUPS = ("forward", "step", "irnn", "loss", "data", "onnx", "start")
 MEMORY = [
     ("forward256x256", "ours"),
     ("forward256x256", "baseline"),

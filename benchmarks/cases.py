@@ -7,8 +7,11 @@ the machine's arithmetic (or of its rate of copying) that ours reaches. `memory`
 
 import argparse
 import json
+import resource
+import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,7 +147,7 @@ def onnx(options: argparse.Namespace) -> list[dict]:
     net = network("ours", options).eval().requires_grad_(False)
     choices = onnxruntime.SessionOptions()
     choices.intra_op_num_threads = torch.get_num_threads()
-    runtime = onnxruntime.InferenceSession(export.converted(net).SerializeToString(), choices)
+    runtime = onnxruntime.InferenceSession(export.convert_network(net).SerializeToString(), choices)
     found = []
     for side in (256, 512):
         rainy, _, _ = images((side, side), "cpu")
@@ -221,6 +224,32 @@ def data(options: argparse.Namespace) -> list[dict]:
     return [{"case": "read and augment a pair, one core", **taken}]
 
 
+def start(options: argparse.Namespace) -> list[dict]:
+    """CPU time of a program that derains one photograph; the baseline only imports torch."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    found = []
+    for height, width in ((256, 256), (384, 512)):
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = f"{folder}/rainy.png", f"{folder}/derained.png"
+            cv2.imwrite(source, cv2.resize(backgrounds.photograph("coffee"), (width, height)))
+            ours = [sys.executable, ROOT / "main.py", "-a", "derain", "-i", source, "-o", target]
+            weights = Path(options.weights).resolve()
+            ours += ["-m", weights.name, "--model-dir", weights.parent, "--device", options.device]
+            baseline = [sys.executable, "-c", "import torch"]
+            calls = {
+                kind: partial(subprocess.run, words, check=True, capture_output=True)
+                for kind, words in (("ours", ours), ("baseline", baseline))
+            }
+            taken = alternate(calls, options.seconds, "cpu", clock=used)
+        case = f"CPU time: {width}x{height} from the start (import torch)"
+        found.append({"case": case, **taken})
+    return found
+
+
 def memory(options: argparse.Namespace) -> list[dict]:
     """Peak of one call over the start, in MiB; the libraries are loaded before it."""
     case, kind, device = options.case, options.kind, options.device
@@ -259,7 +288,7 @@ def peak(device: str) -> float:
 
 def main() -> int:
     groups = {"forward": forward, "step": step, "onnx": onnx, "tiles": blended, "loss": loss,
-              "data": data}  # fmt: skip
+              "data": data, "start": start}  # fmt: skip
     parser = argparse.ArgumentParser(description="A group of the cases of bench.py.")
     parser.add_argument("group", choices=[*groups, "irnn", "memory"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -15,11 +15,16 @@ SIDE = 2048  # of the matrices whose product is the measure of arithmetic
 
 
 def alternate(
-    calls: dict[str, Call], seconds: float, device: str, before: dict[str, Call] | None = None
+    calls: dict[str, Call],
+    seconds: float,
+    device: str,
+    before: dict[str, Call] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each call, by turns: at least five of each, for about that long.
 
-    before holds what is done ahead of each call of that name, outside its time.
+    before holds what is done ahead of each call of that name, outside its time, which is that of
+    the clock.
     """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     before = before or {}
@@ -29,11 +34,11 @@ def alternate(
         for name, call in calls.items():
             before.get(name, wait)()
             wait()
-            start = time.perf_counter()
+            start = clock()
             call()
             wait()
             if end is not None:  # the first turn compiles and warms up
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(clock() - start)
         end = end or time.perf_counter() + seconds
     return {name: statistics.median(times) for name, times in taken.items()}
 

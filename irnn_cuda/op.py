@@ -7,8 +7,10 @@ Both directions are custom operators, so torch.compile, torch.export and opcheck
 """
 
 import functools
+import sys
 import types
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,11 +55,10 @@ def _empty(like: Tensor, channels: int) -> Tensor:
 _NAMESPACE = "spanet" if __package__ == "irnn_cuda" else str(__package__).replace(".", "_")
 
 
-@library.custom_op(f"{_NAMESPACE}::irnn", mutates_args=())
-def _irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = _empty(x, 4 * x.shape[1])
     if x.device.type == "cpu" and x.dtype in COARSE:
-        return y.copy_(_irnn(x.float(), weight.float(), bias.float()))
+        return y.copy_(_forward(x.float(), weight.float(), bias.float()))
     kernels = _kernels(x)
     if kernels is None:
         return y.copy_(irnn_reference(x, weight, bias))
@@ -65,13 +66,11 @@ def _irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-@_irnn.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _empty(x, 4 * x.shape[1])
 
 
-@library.custom_op(f"{_NAMESPACE}::irnn_backward", mutates_args=())
-def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if (grad.shape, grad.dtype, grad.device) != (y.shape, y.dtype, y.device):
         raise ValueError(
             f"irnn_backward: grad is {tuple(grad.shape)} {grad.dtype} on {grad.device}, "
@@ -79,8 +78,8 @@ def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Ten
         )
     grad_x = _empty(y, weight.shape[1])
     if y.device.type == "cpu" and y.dtype in COARSE:
-        values, *sums = _irnn_backward(grad.float(), y.float(), weight.float())
-        return grad_x.copy_(values), *(total.to(weight.dtype) for total in sums)
+        values, total_w, total_b = _backward(grad.float(), y.float(), weight.float())
+        return grad_x.copy_(values), total_w.to(weight.dtype), total_b.to(weight.dtype)
     kernels = _kernels(y)
     if kernels is None:
         values, grad_weight, grad_bias = irnn_backward_reference(grad, y, weight)
@@ -88,8 +87,7 @@ def _irnn_backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     return grad_x, *kernels.backward(grad, y, weight, grad_x)
 
 
-@_irnn_backward.register_fake
-def _(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sums = weight.new_empty(weight.shape), weight.new_empty(weight.shape)
     return _empty(y, weight.shape[1]), *sums
 
@@ -104,7 +102,34 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _irnn_backward(grad, y, weight)
 
 
-_irnn.register_autograd(_differentiate, setup_context=_setup_context)
+def _define(
+    name: str, kernel: Callable, fake: Callable, differentiate: Any = None, **options: Callable
+) -> Callable:
+    """Define an operator of which `kernel` computes the values, and `fake` only the layout.
+
+    It is what library.custom_op defines. That one imports torch._dynamo at the first call, which
+    takes as long as torch. But nothing is traced before something else has imported it.
+    """
+    untraced = None
+
+    def compute(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        nonlocal untraced
+        if "torch._dynamo" not in sys.modules:
+            return kernel(*tensors)
+        untraced = untraced or torch.compiler.disable(kernel)  # which calls Numba or CuPy
+        return untraced(*tensors)
+
+    full_name = f"{_NAMESPACE}::{name}"
+    schema = library.infer_schema(kernel, mutates_args=())
+    library.define(full_name, schema, tags=torch.Tag.pt2_compliant_tag)
+    library.impl(full_name, "default", compute)
+    library.register_fake(full_name, fake)
+    library.register_autograd(full_name, differentiate, **options)
+    return getattr(getattr(torch.ops, _NAMESPACE), name).default
+
+
+_irnn = _define("irnn", _forward, _forward_fake, _differentiate, setup_context=_setup_context)
+_irnn_backward = _define("irnn_backward", _backward, _backward_fake)
 
 
 def irnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -110,6 +110,40 @@ def test_compile_without_graph_breaks():
     assert_same(results(compiled, *arguments), plain, torch.float32)
 
 
+def test_kernels_are_never_traced():
+    x, weight, bias, _ = (tensor.detach() for tensor in inputs((1, 4, 5, 6), torch.float32))
+    graphs = []
+
+    class Broken:
+        """What torch.compile leaves to Python, with all that is called within."""
+
+        def __enter__(self):
+            torch._dynamo.graph_break()
+
+        def __exit__(self, *_):
+            torch._dynamo.graph_break()
+
+    def function():
+        with Broken():
+            try:
+                raise ValueError
+            except ValueError:
+                torch._dynamo.graph_break()
+                y = op._irnn(x, weight, bias)
+        return y
+
+    compiled = torch.compile(function, backend=lambda graph, _: graphs.append(graph) or graph)
+    assert torch.equal(compiled(), irnn(x, weight, bias))
+    assert not any("new_empty" in str(graph.graph) for graph in graphs)
+
+
+def test_a_second_derivative_is_refused():
+    x, weight, bias, _ = inputs((1, 2, 3, 4), torch.float32)
+    (first,) = torch.autograd.grad(irnn(x, weight, bias).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        first.sum().backward()
+
+
 def test_export_keeps_the_operator():
     class Module(torch.nn.Module):
         def forward(self, x, weight, bias):
@@ -188,14 +222,15 @@ print([str(warning.message) for warning in caught if "Numba" in str(warning.mess
     assert done.stdout.count("Numba cannot be loaded") == 1
 
 
-def test_numba_leaves_the_number_of_torch_threads_alone():
+def test_the_first_call_in_a_process():
+    """It leaves torch's threads alone, and does not import torch.compile, which takes seconds."""
     program = (
-        "import numba, torch; from irnn_cuda import irnn; torch.set_num_threads(1)\n"
+        "import sys, numba, torch; from irnn_cuda import irnn; torch.set_num_threads(1)\n"
         "irnn(torch.rand(1, 2, 3, 4), torch.rand(4, 2), torch.rand(4, 2))\n"
-        "print(torch.get_num_threads())\n"
+        "print(torch.get_num_threads(), 'torch._dynamo' in sys.modules)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "2"}
     environment.pop("OMP_NUM_THREADS", None)
     words = [sys.executable, "-c", program]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "1\n", done.stderr
+    assert done.stdout == "1 False\n", done.stderr
