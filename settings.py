@@ -159,6 +159,8 @@ class Settings:
     fix: str = option("", CHECK, "also write a list of the usable pairs to this file")
     host: str = option("127.0.0.1", WEB, "address to listen on; 0.0.0.0 lets other machines in")
     port: int = option(0, WEB, "port to listen on; 0: the first free one", low=0, high=65535)
+    root_path: str = option("", WEB,
+        "address of the page if a proxy serves it, as https://example.org/rain")
     max_upload: int = option(1024, WEB, "largest file that is taken, in MiB", low=1, high=2**20)
 
     # Machine

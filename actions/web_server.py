@@ -1,36 +1,36 @@
 """The server behind the page of `-a web`: where it listens, and which requests it refuses."""
 
-import json
 import logging
 import re
 import shutil
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import copy_context
-from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from settings import Settings, UserError
 
-FOREIGN_FILE = re.compile(r'"path": "https?://')  # Gradio would fetch it
+PORT = re.compile(r":\d*$")  # at the end of a host
+ADDRESS = re.compile(r"[\d.]+|\[[\da-f:.]+\]")  # of a machine, which needs no name
 
 
 def check_address(settings: Settings) -> str:
     """--host as it stands in an address of the web: IPv6 in brackets.
 
     Raises:
-        UserError: it cannot be listened on. Gradio would try a hundred ports before it says so.
+        UserError: it cannot be listened on, or --root-path is no address. Gradio would try a
+            hundred ports before it says so.
     """
+    if settings.root_path and not re.match("https?://.", settings.root_path):
+        raise UserError(f"--root-path {settings.root_path}: expected https://HOST/PATH")
     host = settings.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -58,13 +58,16 @@ class Guard:
     Args:
         host: what check_address returns.
         folder: where Gradio writes an upload, as a file, until it is complete.
+        public: the address of the page if a proxy serves it, or nothing.
     """
 
-    def __init__(self, app: ASGIApp, host: str, folder: Path) -> None:
+    def __init__(self, app: ASGIApp, host: str, folder: Path, public: str) -> None:
         self.app, self.folder = app, folder
-        self.hosts = {host.lower(), "localhost", "127.0.0.1", "[::1]"}
-        self.takes_any_address = host in ("0.0.0.0", "[::]")
-        if self.takes_any_address:
+        self.public_host = urlsplit(public).netloc.lower()
+        names = [host.lower(), re.sub(PORT, "", self.public_host)]
+        self.hosts = {"localhost", "127.0.0.1", "[::1]", *filter(None, names)}
+        self.is_open = host in ("0.0.0.0", "[::]")
+        if self.is_open:
             self.hosts |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
         self._upload_count = 0  # of those in progress
 
@@ -82,12 +85,9 @@ class Guard:
             await send(message)
 
         fault = self._find_fault(scope)
-        is_upload = scope["path"].rstrip("/").endswith("/upload")
-        if not fault and scope["method"] == "POST" and not is_upload:
-            receive, fault = await check_body(scope, receive)
         if fault:
             await PlainTextResponse(fault, 403)(scope, receive, send_unframed)
-        elif is_upload:
+        elif scope["path"].rstrip("/").endswith("/upload"):
             await self._take_upload(scope, receive, send_unframed)
         else:
             await self.app(scope, receive, send_unframed)
@@ -96,10 +96,11 @@ class Guard:
         """Why a request is refused, or nothing."""
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
-        name = re.sub(r":\d*$", "", host)
-        if name not in self.hosts and not (self.takes_any_address and is_address(name)):
+        name = re.sub(PORT, "", host)
+        if name not in self.hosts and not (self.is_open and ADDRESS.fullmatch(name)):
             return f"this server does not listen on {name}"
-        if headers.get("origin", f"http://{host}").lower().partition("://")[2] != host:
+        origin = headers.get("origin", f"http://{host}").lower().partition("://")[2]
+        if origin not in (host, self.public_host) or not origin:
             return "requests of other sites are refused"
         if "://" in scope["path"] or "/proxy=" in scope["path"]:
             return "files of other servers are not fetched"
@@ -132,31 +133,6 @@ class Guard:
                         path.unlink()
 
 
-def is_address(name: str) -> bool:
-    """Whether a host is named by its address, which needs no server of names."""
-    try:
-        return bool(ip_address(name.strip("[]")))
-    except ValueError:
-        return False
-
-
-async def check_body(scope: Scope, receive: Receive) -> tuple[Receive, str]:
-    """The body of a request, to be received anew, and why it is refused, or nothing."""
-    body = await Request(scope, receive).body()
-    messages = iter([{"type": "http.request", "body": body}])
-
-    async def receive_again() -> Message:
-        return next(messages, None) or await receive()
-
-    try:
-        text = json.dumps(json.loads(body))
-    except ValueError:
-        text = ""  # which Gradio refuses
-    return receive_again, "files of other servers are not fetched" if FOREIGN_FILE.search(
-        text
-    ) else ""
-
-
 class MainThread:
     """Runs jobs of other threads in the main thread, as `derain` does.
 
@@ -167,11 +143,11 @@ class MainThread:
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Future, Callable[[], Any]]] = SimpleQueue()
 
-    def run(self, job: Callable[[], Any]) -> Any:
-        """Have a job run, from any other thread, and wait for its result."""
+    def submit(self, job: Callable[[], Any]) -> Future:
+        """Have a job run, from any other thread."""
         future: Future = Future()
-        self._jobs.put((future, partial(copy_context().run, job)))
-        return future.result()
+        self._jobs.put((future, job))
+        return future
 
     def run_jobs(self) -> NoReturn:
         """Run one job after the other, until a signal raises KeyboardInterrupt."""
@@ -182,5 +158,5 @@ class MainThread:
             except Exception as error:
                 future.set_exception(error)
             except BaseException:
-                future.set_exception(UserError("the program was ended"))  # or its thread waits
+                future.set_result(None)  # or its thread waits
                 raise

@@ -28,6 +28,7 @@ import numpy as np
 from media.folders import PAGE_FILES
 from report.metrics import PROTOCOLS
 from report.tables import CLEAN, DERAINED, RAINY, Mean, Result, encode_json
+from report.visualize import MASK_COLOUR
 from settings import Settings, format_count
 from system.files import write_atomically
 
@@ -37,7 +38,6 @@ MODULES = ("torch", "numpy", "numba", "cv2", "skimage")  # whose versions the pa
 COLUMNS = {"attention": 4, "change": 2, "seconds": 2, "frames": 0}  # digits, without clean images
 VIEW, THUMBNAIL = 1280, 160  # pixels of the longer side at most
 COPY_NAME = re.compile(r"\d{6,}-(rainy|derained|before|after|clean|mask|thumb|\d+)\.(js|jpg)")
-MASK_COLOUR = (147, 20, 255)  # BGR
 JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
 # The images of a picture that the page can compare: by their names, what the names of their copies
 # end with. That of a method, whose name may hold anything, is a number.

@@ -5,6 +5,7 @@ import numpy as np
 
 from settings import UserError
 
+MASK_COLOUR = (147, 20, 255)  # BGR
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -12,6 +13,12 @@ def heat_map(mask: np.ndarray) -> np.ndarray:
     """(H,W) float in 0..1 as (H,W,3) uint8 BGR: blue where 0, red where 1."""
     grey = np.rint(np.clip(np.nan_to_num(mask), 0, 1) * 255).astype(np.uint8)
     return cv2.applyColorMap(grey, cv2.COLORMAP_JET)
+
+
+def overlay_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An image, (H,W,3) uint8 BGR, under a mask, (H,W) float in 0..1, as the page shows it."""
+    alpha = 0.65 * np.nan_to_num(mask).clip(0, 1)[..., None]  # as in page.css
+    return np.rint(image * (1 - alpha) + np.array(MASK_COLOUR) * alpha).astype(np.uint8)
 
 
 def strip(images: list[np.ndarray], gap: int = 4) -> np.ndarray:

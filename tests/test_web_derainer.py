@@ -6,7 +6,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
 import cv2
 import pytest
@@ -19,7 +18,7 @@ from settings import Settings, UserError
 
 pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
 
-from actions.web import WebDerainer
+from actions.web_derainer import Entry, WebDerainer
 from actions.web_server import MainThread, is_unexpected
 
 
@@ -34,9 +33,9 @@ def test_a_picture_too_large_is_refused_as_derain_refuses_it(web_derainer, run, 
     monkeypatch.setattr(derainer, "free_memory", lambda *_: 2**20)
     status, _, err = run("-a", "derain", "-i", "large.png", "-o", "x.png", *DEVICE)
     assert status == 2
-    with pytest.raises(UserError) as caught:
-        web_derainer.derain(Path("large.png"), Path("out"), "latest", 1, lambda *_: None)
-    assert f"main.py: {caught.value}\n" == err
+    entry = Entry(Path("large.png"), Path("out"))
+    web_derainer.derain(entry, "latest", 1)
+    assert (entry.state, f"main.py: {entry.text}\n") == ("failed", err)
     assert "48x36 pixels need about" in err
 
 
@@ -49,11 +48,20 @@ def test_only_checkpoints_of_the_folder_are_taken(web_derainer):
 def test_progress_is_reported_to_its_end(web_derainer, rainy):
     cv2.imwrite("a.png", rainy)
     write_rain(Path("a.mkv"), 5)
-    for name, unit, first, count in (("a.png", "parts", 0, 8), ("a.mkv", "frames", 1, 5)):
-        on_progress = Mock()
-        web_derainer.derain(Path(name), Path("out"), "latest", 2, on_progress)
-        reports = [call.args for call in on_progress.call_args_list]
-        assert reports == [(done, count, unit) for done in range(first, count + 1)]
+    for name, first, count in (("a.png", 0, 8), ("a.mkv", 1, 5)):
+        entry, shares = Entry(Path(name), Path("out")), []
+        note = partial(lambda entry, shares: not shares.append(entry.share), entry, shares)
+        web_derainer.derain(entry, "latest", 2, note)
+        assert [*shares[1:], entry.share] == [done / count for done in range(first, count + 1)]
+        assert entry.state == "derained"
+
+
+def test_the_remaining_time_follows_from_what_is_done(monkeypatch):
+    entry = Entry(Path("a.png"), Path("out"), "deraining", share=0.25, start=100.0)
+    monkeypatch.setattr("time.monotonic", lambda: 110.0)
+    assert entry.remaining == "30 s"
+    entry.state = "derained"
+    assert entry.remaining == ""
 
 
 def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
@@ -63,15 +71,15 @@ def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
     main_thread = MainThread()
     with ThreadPoolExecutor(1) as pool:
         done, failed, ended = (
-            pool.submit(main_thread.run, job) for job in (lambda: 3, lambda: 1 / 0, cut)
+            pool.submit(lambda job: main_thread.submit(job).result(), job)
+            for job in (lambda: 3, lambda: 1 / 0, cut)
         )
         with pytest.raises(KeyboardInterrupt):
             main_thread.run_jobs()
         assert done.result(10) == 3
         with pytest.raises(ZeroDivisionError):
             failed.result(10)
-        with pytest.raises(UserError, match="ended"):
-            ended.result(10)
+        assert ended.result(10) is None
 
 
 def test_the_log_is_silent_of_files_that_went_alone(tmp_path, caplog):

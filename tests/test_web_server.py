@@ -1,22 +1,34 @@
 """Which requests the server of `-a web` refuses, and what it leaves of uploads, through HTTP."""
 
-import json
+import contextlib
+import http.client
+import os
+import shutil
+import signal
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import cv2
 import httpx
 import pytest
-from web_tab import Server
+from conftest import ROOT, command, finish
+from web_tab import DEVICE, Server, Tab
+
+gradio_client = pytest.importorskip(
+    "gradio_client", reason="no Gradio: pip install -r requirements-web.txt"
+)
 
 UPLOAD = "gradio_api/upload"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
-    pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
     server = Server(tmp_path_factory.mktemp("web"), "--max-upload", "2")
     yield server
     server.stop()
@@ -83,11 +95,12 @@ def test_files_of_other_servers_are_not_fetched(client, server):
     foreign = "http://192.0.2.1/a.png"
     for path in (f"file={foreign}", "file=https%3A%2F%2F192.0.2.1/a.png", f"proxy={foreign}"):
         assert client.get(f"gradio_api/{path}").status_code == 403
-    event = json.dumps({"data": [claim(foreign)], "fn_index": 0, "session_hash": "s"})
-    event = event.replace("http", "\\u0068ttp")
-    for path in ("queue/join", "run/predict", "call/predict"):
-        answer = client.post(f"gradio_api/{path}", content=event)
-        assert (answer.status_code, answer.text) == (403, "files of other servers are not fetched")
+    answer = call(client, "_receive", "s", [claim(foreign)], "latest", 1)
+    assert answer.status_code == 500
+    event = {"data": [claim(foreign), "latest", 1]}
+    number = client.post("gradio_api/call/derain", json=event).json()["event_id"]
+    for said in (answer.text, client.get(f"gradio_api/call/derain/{number}").text):
+        assert f"{foreign}: files of other servers are not fetched" in said
     assert [place for place in server.record("connect") if "192.0.2.1" in place] == []
 
 
@@ -111,7 +124,7 @@ def test_a_broken_upload_leaves_nothing(client, server):
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
     client.post(UPLOAD, content=head % b"files" + bytes(9999), headers=kind)  # without an end
     client.post(UPLOAD, content=head % b"other" + b"x\r\n--b--\r\n", headers=kind)
-    assert server.uploads() == before
+    wait(lambda: server.uploads() == before)
     place = urlsplit(server.address)
     with socket.create_connection((place.hostname, place.port)) as connection:
         lines = [f"POST /{UPLOAD} HTTP/1.1", f"Host: {place.netloc}", "Content-Length: 99999"]
@@ -123,12 +136,12 @@ def test_a_broken_upload_leaves_nothing(client, server):
 
 def test_a_tab_cannot_claim_the_files_of_another(client, server, rainy):
     (path,) = upload(client, cv2.imencode(".png", rainy)[1].tobytes()).json()
-    assert call(client, "_receive_upload", "one", [claim(path)], "latest", 1).status_code == 200
+    assert call(client, "_receive", "one", [claim(path)], "latest", 1).status_code == 200
     assert "48x36 pixels" in derain(client, "one")
     results = [path for path in server.uploads() if path.name == "after.png"]
     assert results
     for other in [*results, *results[0].parents[:3]]:
-        call(client, "_receive_upload", "two", [claim(other)], "latest", 1)
+        call(client, "_receive", "two", [claim(other)], "latest", 1)
         assert "pixels" not in derain(client, "two")
         call(client, "_close_tab", "two")
         assert all(path.exists() for path in results)
@@ -139,7 +152,7 @@ def test_a_tab_cannot_claim_the_files_of_another(client, server, rainy):
 @pytest.mark.parametrize("choice", [("latest", "2"), ("latest", 3), (["latest"], 1), ("no", 1)])
 def test_a_wrong_choice_is_a_line(client, server, rainy, choice):
     (path,) = upload(client, cv2.imencode(".png", rainy)[1].tobytes()).json()
-    assert call(client, "_receive_upload", "one", [claim(path)], *choice).status_code == 200
+    assert call(client, "_receive", "one", [claim(path)], *choice).status_code == 200
     answer = derain(client, "one")
     assert "expected" in answer
     assert "Traceback" not in answer
@@ -150,3 +163,104 @@ def wait(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_derain_is_the_only_endpoint_and_answers_gradio_client(client, server, rainy):
+    functions = client.get("config").json()["dependencies"]
+    assert [one["api_name"] for one in functions if one["api_visibility"] != "private"] == [
+        "derain"
+    ]
+    assert not [one for one in functions if "lambda" in one["api_name"]]
+    cv2.imwrite("a.png", rainy)
+    caller = gradio_client.Client(server.address, verbose=False, download_files="got")
+    path = caller.predict(gradio_client.handle_file("a.png"), "other", 2, api_name="/derain")
+    caller.close()
+    assert Path(path).name == "a_derained.png"
+    assert Path(path).read_bytes() == derain_here(server, "other", 2)
+    Path("bad.png").write_bytes(b"no picture")
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"bad\.png: not an image"):
+        caller.predict(gradio_client.handle_file("bad.png"), api_name="/derain")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_the_commands_for_curl_of_the_documentation_work(server, rainy):
+    text = (ROOT / "docs" / "derain.md").read_text()
+    lines = text[text.index("    at=http") :].partition("\n\n")[0].replace("\n    ", "\n").strip()
+    lines = lines.replace("http://127.0.0.1:7860", server.address.rstrip("/"))
+    cv2.imwrite("photo.png", rainy)
+    lines = lines.replace("photo.jpg", "photo.png").replace("clean.jpg", "clean.png")
+    lines = lines.replace("published", "latest")
+    subprocess.run(["bash", "-ec", lines], check=True, env=os.environ | {"no_proxy": "*"})
+    shutil.copy("photo.png", "a.png")
+    assert Path("clean.png").read_bytes() == derain_here(server, "latest", 2)
+
+
+def derain_here(server: Server, model: str, views: int) -> bytes:
+    """What the action `derain` makes of a.png."""
+    words = ["--model-dir", server.folder / "model", "-m", model, "--self-ensemble", views]
+    assert (
+        finish(command("-a", "derain", "-i", "a.png", "-o", "b.png", *DEVICE, *words)).returncode
+        == 0
+    )
+    return Path("b.png").read_bytes()
+
+
+def test_a_proxy_may_serve_the_page_under_a_path(tmp_path, browser, rainy):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        public = f"http://127.0.0.1:{proxy.server_port}/rain/"
+        server = Server(tmp_path, "--root-path", public.rstrip("/"), public=public)
+        proxy.upstream = urlsplit(server.own_address).netloc
+        context = browser.new_context()
+        tab = Tab(context, server)
+        cv2.imwrite("a.png", rainy)
+        tab.give(Path("a.png"))
+        assert tab.download()[0] == "a_derained.png"
+        assert len(tab.pictures()) == 2
+        assert [url for url in tab.requests if not url.startswith((public, "data:", "blob:"))] == []
+        context.close()
+        server.stop()
+        proxy.shutdown()
+
+
+def test_a_root_path_without_a_host_is_refused(run):
+    status, _, err = run("-a", "web", "--root-path", "/rain")
+    assert (status, err) == (2, "main.py: --root-path /rain: expected https://HOST/PATH\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_program_while_tabs_are_open(tmp_path, number):
+    server = Server(tmp_path)
+    with (
+        httpx.Client(base_url=server.address, trust_env=False) as client,
+        client.stream("GET", "gradio_api/heartbeat/one") as beat,
+    ):
+        assert next(beat.iter_text()) == "data: ALIVE\n\n"
+        server.stop(number)
+    assert server.record("close")[0] < 3  # Gradio itself waits for 5 seconds for the tab
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """A proxy that serves the page of its `upstream` under /rain/, as servers of the web do."""
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        upstream = http.client.HTTPConnection(self.server.upstream)
+        headers = dict(self.headers) | {"Host": self.server.upstream, "Connection": "close"}
+        path = self.path.removeprefix("/rain")
+        upstream.request(self.command, path, body, headers)
+        answer = upstream.getresponse()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while data := answer.read1(65536):
+                self.wfile.write(data)
+        upstream.close()
+
+    do_POST = do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""

@@ -50,6 +50,12 @@ def counted(*arguments):
         with lock:
             running -= 1
 web.WebDerainer.derain = counted
+close = web.gr.Blocks.close
+def timed(*arguments, **options):
+    start = time.monotonic()
+    close(*arguments, **options)
+    print(json.dumps(["close", time.monotonic() - start]), file=record)
+web.gr.Blocks.close = timed
 sys.exit(program.run_program(main.main))
 """
 DEVICE = ["--device", "cpu"]
@@ -58,7 +64,7 @@ DEVICE = ["--device", "cpu"]
 class Server:
     """A server in a folder of its own, with two checkpoints and a file that is none."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, public: str = "") -> None:
         self.folder, self.temporary = folder, folder / "temporary"
         self.temporary.mkdir()
         (folder / "model").mkdir()
@@ -73,15 +79,15 @@ class Server:
         lines = [self.process.stdout.readline() for _ in range(2)]
         found = re.match(r"open (http://127\.0\.0\.1:\d+/) in a browser", lines[1])
         assert found, lines + self.process.stdout.readlines()
-        self.address = found[1]
+        self.own_address, self.address = found[1], public or found[1]
 
-    def stop(self) -> None:
-        self.process.terminate()
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
         try:
             said, _ = self.process.communicate(timeout=30)
         finally:
             self.process.kill()
-        assert self.process.returncode == 128 + signal.SIGTERM
+        assert self.process.returncode == 128 + number
         assert "Traceback" not in said, said
         assert self.uploads() == []
 
@@ -121,11 +127,27 @@ class Tab:
         self.page.set_input_files("#drop input[type=file]", path)
         self.until(lambda: path.name in self.text and word in self.text)
 
-    def download(self) -> tuple[str, bytes]:
-        self.page.wait_for_selector("#download:not([disabled])")
+    def download(self, button: str = "#download") -> tuple[str, bytes]:
+        self.page.wait_for_selector(f"{button}:not([disabled])")
         with self.page.expect_download() as waiting:
-            self.page.click("#download")
+            self.page.click(button)
         return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+    def rows(self) -> list[list[str]]:
+        """The table of files: their names, states and remaining times."""
+        return self.page.eval_on_selector_all(
+            "#queue .virtual-row",
+            "rows => rows.map(row => row.innerText.split('\\n').map(cell => cell.trim()))",
+        )
+
+    def select(self, name: str) -> None:
+        self.page.click(f"#queue [role=gridcell]:has-text('{name}')")
+
+    def pictures(self) -> list[np.ndarray]:
+        """What the slider shows, before and after."""
+        urls = self.page.eval_on_selector_all("#slider img", "all => all.map(one => one.src)")
+        bodies = [self.context.request.get(url).body() for url in urls]
+        return [cv2.imdecode(np.frombuffer(body, np.uint8), 1) for body in bodies]
 
     def slider(self) -> np.ndarray:
         self.page.wait_for_timeout(300)  # it glides

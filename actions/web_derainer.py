@@ -1,0 +1,216 @@
+"""What runs behind the page of `-a web`: files are derained as by `derain`."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from actions.derain import DEMO, DEMO_WARNING
+from engine.checkpoint import checkpoint_path
+from engine.derainer import Derainer
+from engine.deraining import Derained, derain_picture, derain_video
+from engine.device import is_out_of_memory
+from engine.ranks import Ranks
+from media.jobs import VIDEOS, Job, plan_jobs
+from media.pictures import (
+    describe_dropped,
+    encode_picture,
+    read_picture,
+    require_format,
+    to_preview,
+)
+from media.video_reader import VideoReader
+from report.visualize import encode_png, overlay_mask
+from settings import Settings, UserError, one_line
+from system.files import list_checkpoints, write_atomically
+
+WAITING, NEXT, DERAINING = "waiting", "next", "deraining"
+DERAINED, FAILED, CANCELLED = "derained", "failed", "cancelled"
+PICTURES = "before", "after", "overlay"  # which are shown, as PNG files
+OnProgress = Callable[[int, int], object]  # called with what is done, and of how many
+
+
+class Unwanted(Exception):
+    """Nobody waits for the result: cancelled, its tab closed, or other settings chosen."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """A file that was given, and what came of it.
+
+    Attributes:
+        source: the upload.
+        folder: of its results, and of the pictures to show.
+        text: what to say of it, in lines.
+        share: of the work that is done, since `start`.
+        result: the derained file; None if there is none yet.
+        begin: where in the file a video begins, seconds.
+    """
+
+    source: Path
+    folder: Path
+    state: str = WAITING
+    text: str = ""
+    share: float = 0.0
+    start: float = 0.0
+    result: Path | None = None
+    begin: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is work to do, or in progress."""
+        return self.state in (WAITING, NEXT, DERAINING)
+
+    @property
+    def remaining(self) -> str:
+        """How long it will take, if that can be said."""
+        if self.state != DERAINING or not self.share:
+            return ""
+        return f"{(time.monotonic() - self.start) * (1 / self.share - 1):.0f} s"
+
+    def save(self, name: str, image: np.ndarray) -> None:
+        """Save a picture to show, (H,W,3) uint8 BGR."""
+        path = self.folder / f"{name}.png"
+        write_atomically(path, encode_png(image, path.name), durable=False)
+
+    def list_pictures(self, attention: bool) -> tuple[Path, Path] | None:
+        """The pictures to show before and after; equal ones if it is not derained yet.
+
+        attention: with the attention map over the picture before.
+        """
+        before, after, overlay = (self.folder / f"{name}.png" for name in PICTURES)
+        if not before.exists():
+            if self.is_video:
+                return None
+            try:
+                self.save("before", to_preview(read_picture(self.source).colour))
+            except (UserError, OSError):  # which deraining reports
+                return None
+        if not after.exists():
+            return before, before
+        return overlay if attention else before, after
+
+    @property
+    def is_video(self) -> bool:
+        """Whether its name is that of a video."""
+        return self.source.suffix.lower() in VIDEOS
+
+    def format_film(self) -> str:
+        """A video before and after, or as far as it is there, in HTML."""
+        files = [path for path in (self.source, self.result) if path and self.is_video]
+        films = [
+            f'<video src="gradio_api/file={escape(quote(str(path)))}" data-begin="{self.begin}" '
+            f"playsinline {'controls' if path == files[-1] else 'muted'}></video>"
+            for path in files
+        ]
+        return "".join(films)
+
+
+@dataclass(frozen=True)
+class WebDerainer:
+    """Derains the files of the page by the settings of the action."""
+
+    settings: Settings
+    ranks: Ranks
+
+    def list_checkpoints(self) -> list[str]:
+        """The checkpoints to choose from: the one of -m, and the files of the model folder."""
+        names = list_checkpoints(Path(self.settings.model_dir))
+        return list(dict.fromkeys([self.settings.model, *names]))
+
+    def load(self, model: str, views: int) -> Derainer:
+        """Load a checkpoint as it is now; one in training changes. Raises UserError."""
+        if model not in self.list_checkpoints():
+            raise UserError(f"{model}: no such checkpoint; expected one of the model folder")
+        settings = replace(self.settings, model=model, self_ensemble=views)
+        return Derainer.from_settings(checkpoint_path(settings), settings, self.ranks)
+
+    def derain(
+        self, entry: Entry, model: str, views: int, is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Derain a file into its folder, or note what is wrong with it.
+
+        The derained file is, byte for byte, as `derain` writes it. It is left unfinished if it is
+        no longer wanted.
+        """
+
+        def record_progress(done: int, total: int) -> None:
+            if not is_wanted():
+                raise Unwanted
+            entry.share = done / total
+
+        entry.state, entry.start = DERAINING, time.monotonic()
+        try:
+            text = self._derain(entry, model, views, record_progress)
+            entry.state = DERAINED
+        except Unwanted:
+            return
+        except UserError as error:
+            text = str(error.args[0])  # not cut short yet
+        except OSError as error:
+            text = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            text = "not enough memory; expected a smaller picture"
+        if entry.state != DERAINED:
+            entry.state = FAILED
+        for folder in (entry.source.parent, entry.folder):  # which mean nothing to a visitor
+            text = text.replace(f"{folder}{os.sep}", "")
+        entry.text = "\n".join(map(one_line, text.removeprefix("-i: ").splitlines()))
+
+    def _derain(self, entry: Entry, model: str, views: int, on_progress: OnProgress) -> str:
+        """Derain a file into its folder; returns what to say of it, in lines."""
+        source = entry.source
+        (job,), *_ = plan_jobs(str(source), f"{entry.folder}{os.sep}")
+        job = replace(job, target=entry.folder / f"{source.stem}_derained{job.target.suffix}")
+        derainer = self.load(model, views)
+        derain = self._derain_video if job.is_video else self._derain_picture
+        output, notes = derain(derainer, job, entry, on_progress)
+        height, width = output.rainy.shape[:2]
+        weights = f"{model}, {views} views," if views > 1 else model
+        seconds = time.monotonic() - entry.start
+        lines = [f"{source.name}: {width}x{height} pixels, by {weights} in {seconds:.1f} s", *notes]
+        if derainer.path and derainer.path.resolve() == DEMO:
+            lines.append(DEMO_WARNING)
+        before, after = to_preview(output.rainy), to_preview(output.derained)
+        for name, image in zip(
+            PICTURES, (before, after, overlay_mask(before, output.mask)), strict=True
+        ):
+            entry.save(name, image)
+        entry.result = job.target
+        return "\n".join(filter(None, lines))
+
+    def _derain_picture(
+        self, derainer: Derainer, job: Job, entry: Entry, on_progress: OnProgress
+    ) -> tuple[Derained, list[str]]:
+        """The derained picture, and what to say of it."""
+        picture = read_picture(job.source)
+        require_format(job.target, picture)
+        on_progress(0, derainer.count_parts(*picture.colour.shape[:2]))
+        derained, output = derain_picture(derainer, picture, str(job.source), on_progress)
+        write_atomically(job.target, encode_picture(job.target, derained), durable=False)
+        dropped = describe_dropped(job.target, derained)
+        return output, [output.note, f"not kept: {dropped}" if dropped else ""]
+
+    def _derain_video(
+        self, derainer: Derainer, job: Job, entry: Entry, on_progress: OnProgress
+    ) -> tuple[Derained, list[str]]:
+        """A frame in the middle of the derained video, and what to say of the video."""
+        notes: list[str] = []
+        with closing(VideoReader(job.source)) as reader:
+            entry.begin = reader.start_time
+            notes.append(derainer.compare_tiles(reader.convert_frame(reader.first)))
+            output = derain_video(
+                derainer, self.ranks, reader, job.target,
+                on_frame=lambda done: on_progress(done, max(done, reader.count)),
+                on_warning=lambda line: notes.append(f"warning: {line}"),
+            )  # fmt: skip
+        assert output is not None  # there is one rank
+        return output, [f"{output.frames} frames; the slider shows one in the middle", *notes]
