@@ -4,10 +4,11 @@ The stream makes the batch of step s from (seed, s) alone, so neither the number
 interruption changes what is trained on.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from media.lists import Pair, read_pair
 from settings import Settings, UserError
-from system.overlap import map_processes
+from system.overlap import map_processes, prefetch
 
+BatchTensors = tuple[Tensor, Tensor, Tensor]  # rainy, clean and label, see Batch.tensors
 # Branches of the random stream: training and validation never share a draw.
 TRAINING, VALIDATION = 0, 1
 CROP_TRIES = 10
@@ -46,35 +48,61 @@ class Batch:
     clean: np.ndarray
     files: list[str]
 
-    def tensors(
-        self, device: torch.device, mask_threshold: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self, device: torch.device, mask_threshold: int = 0) -> BatchTensors:
         """rainy, clean (N,3,H,W) float32 in 0..1 and mask label (N,H,W), on the device."""
-        rainy, clean = to_device([self.rainy, self.clean], device)
+        rainy, clean = (torch.from_numpy(image).to(device) for image in (self.rainy, self.clean))
         return to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
 
 
-def to_device(images: list[np.ndarray], device: torch.device) -> list[Tensor]:
-    """The images as tensors on the device, without waiting for the work that a GPU still has.
+class DeviceBatch(NamedTuple):
+    """The tensors of a batch on the device that computes, see Batch.tensors, and its files."""
 
-    A copy waits for earlier work on its stream, so copies have a stream of their own. Pinning the
-    memory of each batch took longer than the copy.
-    """
-    tensors = [torch.from_numpy(image) for image in images]
+    tensors: BatchTensors
+    files: list[str]
+
+
+def upload_batches(
+    batches: Iterator[Batch], device: torch.device, mask_threshold: int
+) -> Generator[DeviceBatch, None, None]:
+    """The batches on the device. A GPU gets the next one, in a thread, while one is used."""
     if device.type != "cuda":
-        return [tensor.to(device) for tensor in tensors]
-    stream, current = copy_stream(device), torch.cuda.current_stream(device)
-    with torch.cuda.stream(stream):
-        tensors = [tensor.to(device) for tensor in tensors]
-    current.wait_stream(stream)
-    for tensor in tensors:
-        tensor.record_stream(current)
-    return tensors
+        for batch in batches:
+            yield DeviceBatch(batch.tensors(device, mask_threshold), batch.files)
+        return
+    with closing(prefetch(_copy_batches(batches, device))) as copies:
+        current = torch.cuda.current_stream(device)
+        for (rainy, clean), files, copied in copies:
+            current.wait_event(copied)
+            for images in (rainy, clean):
+                images.record_stream(current)
+            tensors = to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
+            yield DeviceBatch(tensors, files)
 
 
-@lru_cache
-def copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+def _copy_batches(
+    batches: Iterator[Batch], device: torch.device
+) -> Iterator[tuple[Tensor, list[str], torch.cuda.Event]]:
+    """The images of each batch, (2,N,H,W,3) uint8 on a GPU, its files, and the end of the copy.
+
+    Only from pinned memory does a copy run beside the GPU's work, and pinning takes longer than the
+    copy: two buffers are used by turns. A copy waits for earlier work on its stream, so copies have
+    a stream of their own.
+    """
+    stream = torch.cuda.Stream(device)
+    buffers: list[tuple[Tensor, torch.cuda.Event]] = []
+    for number, batch in enumerate(batches):
+        with torch.cuda.stream(stream):
+            if number < 2:
+                shape = 2, *batch.rainy.shape
+                pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+                buffers.append((pinned, torch.cuda.Event()))
+            buffer, copied = buffers[number % 2]
+            copied.synchronize()
+            for target, image in zip(buffer, (batch.rainy, batch.clean), strict=True):
+                target.copy_(torch.from_numpy(image))
+            images = buffer.to(device, non_blocking=True)
+            copied.record()
+        yield images, batch.files, copied
 
 
 def read_batch(

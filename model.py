@@ -18,6 +18,7 @@ from irnn_cuda.reference import DIRECTIONS
 
 CHANNELS = 32
 STAGES = 4
+AMPLE_MEMORY = ("cuda",)  # devices on which nothing is computed again unless asked for
 
 
 class Conv(nn.Conv2d):
@@ -195,13 +196,18 @@ class SPANet(nn.Module):
             x = y.add_(x).relu_()
         return x
 
-    def _run(self, part: str, function: Callable[..., Tensor], *inputs: object) -> Tensor:
-        """function(*inputs); what backward keeps of it, or computes again, is decided here alone.
+    def _run(
+        self, part: str, function: Callable[..., Tensor], x: Tensor, *others: object
+    ) -> Tensor:
+        """function(x, *others); what backward keeps of it or computes again is decided here alone.
 
-        Blocks 1 to 9 are always computed again: a quarter less memory for 6 % of a step's work. So
-        is the masked branch, a cheap product of what is kept anyway, for the gradient of the mask.
+        On a CPU blocks 1 to 9 are computed again: a quarter less memory for 6 % of a step's work.
+        So is the masked branch, a cheap product of what is kept anyway, for the gradient of the
+        mask. A GPU has that memory, and its steps wait for launches and memory traffic.
         """
-        recompute = self.checkpoint_activations or part in ("early blocks", "masked branch")
+        recompute = self.checkpoint_activations or (
+            part in ("early blocks", "masked branch") and x.device.type not in AMPLE_MEMORY
+        )
         if not recompute or not torch.is_grad_enabled():
-            return function(*inputs)
-        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return function(x, *others)
+        return checkpoint(function, x, *others, use_reentrant=False, preserve_rng_state=False)

@@ -173,8 +173,9 @@ class Settings:
     deterministic: bool = option(False, TRAIN,
         "make training on a GPU reproducible bit by bit, but slower; on a CPU it always is")
     compile: bool = option(False, TRAIN, "compile the network by torch.compile")
-    num_workers: int = option(2, TRAIN + TEST,
-        "processes that load images; results do not change", low=0, high=1024)
+    num_workers: int = option(-1, TRAIN + TEST,
+        "processes that load images; results do not change; -1 means 2, or 2 to 4 for a GPU",
+        low=-1, high=1024)
 
     # Inference on whole images
     self_ensemble: int = option(1, DERAINING, {

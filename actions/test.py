@@ -19,7 +19,7 @@ import torch
 
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
-from engine.device import describe_device
+from engine.device import count_workers, describe_device
 from engine.events import EventFile
 from engine.ranks import Ranks
 from engine.scoring import DerainedPair, derain_pairs, warn_of_dead_masks
@@ -115,7 +115,8 @@ def _derain_list(
     if not scored:
         ranks.say(f"{settings.test_list} has no clean images: pictures only, no metrics")
     results: list[Result] = []
-    finished = derain_pairs(derainer, ranks, pairs, settings.num_workers, finish)
+    workers = count_workers(settings, derainer.device, ranks)
+    finished = derain_pairs(derainer, ranks, pairs, workers, finish)
     log = EventFile(Path(settings.log_dir) / EVENTS) if scored and ranks.first else None
     with (
         closing(finished),

@@ -35,7 +35,7 @@ def train(settings: Settings) -> int:
         UserError: bad input; a loss that is not finite; a checkpoint that cannot be saved.
     """
     with Ranks() as ranks, closing(TrainingRun(settings, ranks)) as run:
-        say = ranks.say
+        settings, say = run.settings, ranks.say
         _check_batch(settings, ranks.world_size)
         options = say, settings.layout, settings.side_by_side
         train_list, val_list = settings.train_list, settings.val_list or settings.train_list

@@ -121,7 +121,7 @@ def stepper(kind: str, side: int, options: argparse.Namespace) -> Call:
     optimiser = torch.optim.Adam(net.parameters())
     ssim = (NaiveSSIM() if kind == "baseline" else SSIM()).to(device)
     settings, batch = Settings("train", lr=1e-6), images((side, side), device)
-    return lambda: train_one_step(net, optimiser, ssim, settings, 0, batch).read()["loss"]
+    return lambda: train_one_step(net, optimiser, ssim, settings, 0, batch)["loss"].item()
 
 
 def step(options: argparse.Namespace) -> list[dict]:

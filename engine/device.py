@@ -80,6 +80,15 @@ def _run_irnn(device: torch.device) -> None:
     torch.cuda.synchronize(device)
 
 
+def count_workers(settings: Settings, device: torch.device, ranks: Ranks) -> int:
+    """Processes of each rank that load images: --num-workers, or as many as the device needs."""
+    if settings.num_workers >= 0:
+        return settings.num_workers
+    # Two load some 550 pairs of 256x256 a second: enough for a CPU, and hardly for a GPU.
+    cores = machine.count_cores() // ranks.local_size
+    return 2 if device.type == "cpu" else max(2, min(4, cores))
+
+
 def describe_device(device: torch.device, ranks: Ranks) -> str:
     """The device in words, for people."""
     if device.type == "cuda":

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from settings import UserError
 
@@ -37,7 +38,6 @@ class Ranks:
         self.world_size = _read_number("WORLD_SIZE", 1)
         self.local_rank = _read_number("LOCAL_RANK", 0)
         self.local_size = _read_number("LOCAL_WORLD_SIZE", 1)
-        self._device = torch.device("cpu")
 
     @property
     def first(self) -> bool:
@@ -51,7 +51,7 @@ class Ranks:
         """Meet the other ranks: nccl between GPUs, gloo between CPUs."""
         if not self.is_distributed or dist.is_initialized():
             return
-        self._device, backend = device, "nccl" if device.type == "cuda" else "gloo"
+        backend = "nccl" if device.type == "cuda" else "gloo"
         if "TORCHELASTIC_RUN_ID" in os.environ:
             threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
         try:
@@ -67,14 +67,14 @@ class Ranks:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"cannot meet the other ranks: {error}") from None
 
-    def all_reduce_sum(self, values: list[float]) -> list[float]:
-        """The sum of each value over the ranks, the same on every rank."""
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks, the same on all. A GPU is not waited for."""
         if not self.is_distributed:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
+            return tensor
+        total = tensor.clone()
         with self.translate_dist_errors():
-            dist.all_reduce(tensor)
-        return tensor.tolist()
+            dist.all_reduce(total)
+        return total / self.world_size
 
     def all_gather(self, item: Any) -> list[Any]:
         """The items of all ranks, in their order."""

@@ -14,7 +14,15 @@ import torch
 from torch import nn
 
 from cal_ssim import SSIM
-from dataset import TRAINING, VALIDATION, Batch, load_batches, read_batch
+from dataset import (
+    TRAINING,
+    VALIDATION,
+    Batch,
+    DeviceBatch,
+    load_batches,
+    read_batch,
+    upload_batches,
+)
 from engine.derainer import Derainer
 from engine.device import is_out_of_memory, peak_memory
 from engine.scoring import score
@@ -38,11 +46,6 @@ from system.progress import Progress
 LATEST, BEST = "latest", "best"
 EVENTS, VAL_EVENTS = "train_derain", "val_derain"
 DEAD_MASK_STEPS = 20  # steps in a row with a dead attention map, after which a warning is printed
-DEAD_MASK = (
-    "main.py: warning: step {step}: the attention map has had one value everywhere for {count} "
-    "steps, and will hardly learn any more; start again with a lower --lr (now {settings.lr:g}) or "
-    "another --seed (now {settings.seed})"
-)
 PREVIEW_CROPS = 4  # validation crops whose pictures show how a run gets on
 CAPTIONS = ["rainy", "output", "clean", "mask", "label"]  # of the images in a preview
 # How Inductor on a CPU, and Triton on a GPU, report that there is no compiler, or none that runs.
@@ -55,22 +58,21 @@ NO_COMPILER = (
 def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int, last: int) -> int:
     """Train from step `first` to `last`, or until a signal. Returns the signal's number, or 0.
 
-    On one GPU a step is launched before the one before it is collected, so that the GPU need not
-    wait for its next batch. If something is due after a step, all steps are collected first: the
-    network is then as that step left it.
+    On a GPU a step is launched before the one before it is collected, so that the GPU need not wait
+    for its next batch. If something is due after a step, all steps are collected first: the network
+    is then as that step left it. So it is for a validation batch, launched right after its step.
     """
     settings, ranks = run.settings, run.ranks
     steps, every = range(first, last + 1), settings.val_batch_every
-    val_steps = steps[-first % every :: every]  # the multiples of `every`, as in find_due
-    place = ranks.rank, ranks.world_size
+    val_steps = steps[-first % every :: every]  # the multiples of `every`
     names, silent = [*loss_names(), "lr"], not ranks.first
-    dead_mask, signal_number = DeadMaskDetector(), 0
+    dead_mask, signal_number = DeadMaskDetector(settings), 0
     pending: deque[PendingStep] = deque()
     with (
         # The outermost, as it takes a while until the loading processes have ended.
         Interrupt() as interrupt,
-        closing(load_batches(pairs, settings, TRAINING, steps, *place)) as batches,
-        closing(load_batches(val_pairs, settings, VALIDATION, val_steps, *place)) as val_batches,
+        _open_batches(run, pairs, TRAINING, steps) as batches,
+        _open_batches(run, val_pairs, VALIDATION, val_steps) as val_batches,
         Progress(
             "step", first, last + 1, names, settings.log_every, silent, forecast=ranks.first
         ) as progress,
@@ -85,38 +87,51 @@ def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int
             _score(run, derainer, val_pairs, progress)
         collected = time.monotonic()
         for step, batch in zip(steps, batches, strict=True):
-            pending.append(launch_step(run, net, ssim, step, batch))
+            pending.append(launch_step(run, net, ssim, step, batch, interrupt.signal))
+            if step in val_steps:
+                pending[-1].validation = launch_validation(run, ssim, step, next(val_batches))
             due = find_due(settings, step, last)
             # A signal that comes with a collected step has those after it collected, too.
             while len(pending) > (0 if any(due) or signal_number else run.max_pending_steps):
                 values, signal_number = collect_step(run, pending.popleft(), interrupt, collected)
                 collected = time.monotonic()
-                if dead_mask.update(values["mask/mean"], values["mask/std"]) and ranks.first:
-                    count = DEAD_MASK_STEPS
-                    line = DEAD_MASK.format(step=run.step, count=count, settings=settings)
-                    progress.say(line, sys.stderr)
+                warning = dead_mask.update(run.step, values["mask/mean"], values["mask/std"])
+                if warning and ranks.first:
+                    progress.say(warning, sys.stderr)
                 progress.update(run.step, values)
-            if due.validation:
-                _validate(run, ssim, next(val_batches))
             if due.pictures and ranks.first:
                 _write_pictures(run, derainer, preview)
             if due.score and (step == last or not signal_number):
                 _score(run, derainer, val_pairs, progress)
             if due.numbered:
-                run.save(f"step_{step}")
+                run.launch_save(f"step_{step}")
             # 'latest' comes last: all that is due up to its step is then there.
             if due.latest or signal_number:
-                run.save(LATEST)
+                run.launch_save(LATEST)
             if signal_number:
                 break
+        run.finish_save()
         ranks.all_gather(None)  # no rank leaves, and so ends the others, before the save is done
     return signal_number
+
+
+@contextmanager
+def _open_batches(
+    run: TrainingRun, pairs: PairList, branch: int, steps: range
+) -> Iterator[Iterator[DeviceBatch]]:
+    """This rank's share of the batches of the steps; processes load them while this is open."""
+    ranks, threshold = run.ranks, run.settings.mask_threshold
+    place = ranks.rank, ranks.world_size
+    with (
+        closing(load_batches(pairs, run.settings, branch, steps, *place)) as batches,
+        closing(upload_batches(batches, run.device, threshold)) as device_batches,
+    ):
+        yield device_batches
 
 
 class Due(NamedTuple):
     """What is to be done after a step, with the network as that step left it."""
 
-    validation: bool  # the losses of a validation batch
     pictures: bool
     score: bool  # of the whole images of --val-list
     numbered: bool  # a checkpoint of its own
@@ -126,7 +141,6 @@ class Due(NamedTuple):
 def find_due(settings: Settings, step: int, last: int) -> Due:
     at_score = step == last or (step > 0 and step % settings.val_every == 0)
     return Due(
-        validation=step % settings.val_batch_every == 0,
         pictures=step % settings.picture_every == 0,
         score=bool(settings.val_list) and at_score,
         numbered=step > 0 and step % settings.checkpoint_every == 0,
@@ -141,23 +155,35 @@ class PendingStep:
     step: int
     files: list[str]  # rainy files of its batch
     metrics: StepMetrics
+    validation: StepMetrics | None = None  # of the validation batch after it
 
 
 def launch_step(
-    run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: Batch
+    run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: DeviceBatch, signal_number: int
 ) -> PendingStep:
-    """Train on a batch; on a GPU this returns before the step is computed."""
+    """Train on a batch; on a GPU this returns before the step is computed.
+
+    Args:
+        signal_number: of a signal that this rank has received, or 0; all ranks learn of it.
+    """
     with translate_step_errors(run, step, batch.files):
-        tensors = batch.tensors(run.device, run.settings.mask_threshold)
-        metrics = train_one_step(net, run.optimiser, ssim, run.settings, step, tensors)
+        values = train_one_step(net, run.optimiser, ssim, run.settings, step, batch.tensors)
         run.update_ema(step)
-    return PendingStep(step, batch.files, metrics)
+        values["signal"] = torch.full_like(values["loss"], signal_number)
+        return PendingStep(step, batch.files, StepMetrics(values, run.ranks))
+
+
+def launch_validation(run: TrainingRun, ssim: SSIM, step: int, batch: DeviceBatch) -> StepMetrics:
+    """Compute the losses of a validation batch, as launch_step, by the network as it stands."""
+    with torch.no_grad(), translate_step_errors(run, step, batch.files):
+        values = process_batch(run.net, ssim, run.settings, batch.tensors)
+        return StepMetrics(values, run.ranks)
 
 
 def collect_step(
     run: TrainingRun, pending: PendingStep, interrupt: Interrupt, start: float
 ) -> tuple[dict[str, float], int]:
-    """Read a step's metrics, averaged over the ranks, and write its events; it is then done.
+    """Read what a step measured, and write its events; it is then done.
 
     Args:
         start: when the step before it was collected (time.monotonic), from which the speed counts.
@@ -166,28 +192,29 @@ def collect_step(
         The losses, "lr", "mask/mean" and "mask/std" (the mask's standard deviation), and the number
         of a signal that any rank has received, or 0.
     """
-    ranks = run.ranks
-    with translate_step_errors(run, pending.step, pending.files):
-        metrics = pending.metrics.read()
-    grad_norm, lr = metrics.pop("grad_norm"), learning_rate(run.settings, pending.step)
-    *sums, signals = ranks.all_reduce_sum([*metrics.values(), interrupt.signal])
-    values = {name: value / ranks.world_size for name, value in zip(metrics, sums, strict=True)}
-    mean, square = values.pop("mask_mean"), values.pop("mask_square")
-    values |= {"lr": lr, "mask/mean": mean, "mask/std": math.sqrt(max(square - mean**2, 0.0))}
-    run.step = pending.step
-    if ranks.first:
+    settings, step = run.settings, pending.step
+    with translate_step_errors(run, step, pending.files):
+        values = pending.metrics.read()
+        val_values = pending.validation.read() if pending.validation else {}
+    mean, variance = values["mask_mean"], values["mask_square"] - values["mask_mean"] ** 2
+    values |= {"lr": learning_rate(settings, step)}
+    values |= {"mask/mean": mean, "mask/std": math.sqrt(max(variance, 0.0))}
+    run.step = step
+    if run.ranks.first:
         curves = loss_curves(values) | {
             "mask/mean": mean,
             "mask/std": values["mask/std"],
-            "optim/lr": lr,
-            "optim/grad_norm": grad_norm,
-            "speed/images_per_second": run.settings.batch_size / (time.monotonic() - start),
+            "optim/lr": values["lr"],
+            "optim/grad_norm": values["grad_norm"],
+            "speed/images_per_second": settings.batch_size / (time.monotonic() - start),
             "speed/memory_MiB": peak_memory(run.device),
         }
-        run.events[EVENTS].scalars(curves, run.step)
-    # Ranks may have received different signals, or one of them several.
-    signal_number = (interrupt.signal or signal.SIGTERM) if signals else 0
-    return values, signal_number
+        run.events[EVENTS].scalars(curves, step)
+        if val_values:
+            run.events[VAL_EVENTS].scalars(loss_curves(val_values), step)
+    # All ranks must stop at one step, of which each had said what it had received.
+    stops = values["signal"] if run.ranks.is_distributed else interrupt.signal
+    return values, (interrupt.signal or signal.SIGTERM) if stops else 0
 
 
 class DeadMaskDetector:
@@ -196,15 +223,22 @@ class DeadMaskDetector:
     It counts anew each time the program starts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.steps = 0  # in a row whose map was dead
 
-    def update(self, mean: float, deviation: float) -> bool:
-        """Count a step by mean and deviation of its map; True, once, at DEAD_MASK_STEPS."""
+    def update(self, step: int, mean: float, deviation: float) -> str:
+        """Count a step by mean and deviation of its map; a warning, once, at DEAD_MASK_STEPS."""
         dead = is_dead_mask(mean, deviation)
         if dead or self.steps < DEAD_MASK_STEPS:
             self.steps = self.steps + 1 if dead else 0
-        return dead and self.steps == DEAD_MASK_STEPS
+        if not dead or self.steps != DEAD_MASK_STEPS:
+            return ""
+        return (
+            f"main.py: warning: step {step}: the attention map has had one value everywhere for "
+            f"{DEAD_MASK_STEPS} steps, and will hardly learn any more; start again with a lower "
+            f"--lr (now {self.settings.lr:g}) or another --seed (now {self.settings.seed})"
+        )
 
 
 @contextmanager
@@ -231,20 +265,9 @@ def translate_step_errors(run: TrainingRun, step: int, files: list[str]) -> Iter
         raise
 
 
-def _validate(run: TrainingRun, ssim: SSIM, batch: Batch) -> None:
-    """Write the losses of a validation batch, in the micro-batches of training."""
-    with torch.no_grad(), translate_step_errors(run, run.step, batch.files):
-        tensors = batch.tensors(run.device, run.settings.mask_threshold)
-        values = process_batch(run.net, ssim, run.settings, tensors)
-        sums = run.ranks.all_reduce_sum(torch.stack(list(values.values())).tolist())
-    if run.ranks.first:
-        means = [value / run.ranks.world_size for value in sums]
-        curves = loss_curves(dict(zip(values, means, strict=True)))
-        run.events[VAL_EVENTS].scalars(curves, run.step)
-
-
 def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Progress) -> None:
     """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
+    run.finish_save()  # processes that load images are not to be forked beside its thread
     psnr, ssim = score(derainer, run.ranks, pairs, run.settings.num_workers, progress.say)
     former = run.best["psnr"] if run.best and run.best["list"] == run.val_data else math.nan
     is_best = math.isnan(former) or psnr > former
@@ -254,7 +277,7 @@ def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Prog
         progress.say(line + run.settings.val_list + ", the best so far" * is_best)
     if is_best or not run.best:
         run.best = {"psnr": psnr, "step": run.step, "scored": run.step, "list": run.val_data}
-        run.save(BEST)
+        run.launch_save(BEST)
     else:
         run.best["scored"] = run.step
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from engine import checkpoint
 from engine.derainer import Derainer
-from engine.device import prepare_device
+from engine.device import count_workers, prepare_device
 from engine.events import EventFile
 from engine.ranks import Ranks
 from engine.training_step import TERMS, ema_decay
@@ -37,8 +38,10 @@ class TrainingRun:
     """
 
     def __init__(self, settings: Settings, ranks: Ranks | None = None) -> None:
-        self.settings, self.ranks = settings, ranks or Ranks()
+        self.ranks = ranks or Ranks()
         self.device = prepare_device(settings, self.ranks)
+        workers = count_workers(settings, self.device, self.ranks)
+        self.settings = dataclasses.replace(settings, num_workers=workers)
         torch.manual_seed(settings.seed)
         # Crops have one size: cuDNN may time its algorithms and keep the fastest. Some of them
         # change the last bits of the gradient of a convolution's weights from run to run.
@@ -56,14 +59,12 @@ class TrainingRun:
         self.data = self.val_data = ""
         self.init = "", ""
         self.events: dict[str, EventFile] = {}
+        self._save: Future[None] | None = None
 
     @property
     def max_pending_steps(self) -> int:
-        """Steps that may be launched and not yet collected while nothing is due: 1 on one GPU.
-
-        With several ranks it is 0: the sums over the ranks would queue behind the next step.
-        """
-        return int(self.optimiser.defaults["fused"] and not self.ranks.is_distributed)
+        """Steps that may be launched and not yet collected while nothing is due: 1 on a GPU."""
+        return int(self.optimiser.defaults["fused"])
 
     def path(self, name: str) -> Path:
         """Where the run saves the checkpoint of that name."""
@@ -74,7 +75,7 @@ class TrainingRun:
         net: Any = torch.compile(self.net, fullgraph=True) if self.settings.compile else self.net
         if self.ranks.is_distributed:
             with self.ranks.translate_dist_errors():
-                return DistributedDataParallel(net)
+                return DistributedDataParallel(net, gradient_as_bucket_view=True)
         return net
 
     def update_ema(self, step: int) -> None:
@@ -89,13 +90,15 @@ class TrainingRun:
         options = settings.precision, settings.self_ensemble, settings.tile, self.ranks.local_size
         return Derainer(self.ema or self.net, self.device, *options)
 
-    def save(self, name: str) -> None:
-        """Save the run as it stands, on the first rank. Its events are on the disk by then.
+    def launch_save(self, name: str) -> None:
+        """Save the run as it stands, on the first rank, in a thread beside the next steps.
 
-        Raises UserError; the file of that name is then untouched.
+        Its events are on the disk by then. Saves end in the order in which they were launched.
+        Raises UserError if the one before has failed; the file of its name is then untouched.
         """
+        self.finish_save()
         if self.ranks.first:
-            content = {
+            content: dict[str, Any] = {
                 "net": self.net.state_dict(),
                 "clock": self.step,
                 "opt": self.optimiser.state_dict(),
@@ -107,7 +110,34 @@ class TrainingRun:
             }
             if self.ema:
                 content["ema"] = self.ema.state_dict()
-            checkpoint.save(self.path(name), content)
+            # Copied by the device, which the steps after it will change.
+            content, path = copy.deepcopy(content), self.path(name)
+            is_cuda = self.device.type == "cuda"
+            copied = torch.cuda.current_stream(self.device).record_event() if is_cuda else None
+            pool = ThreadPoolExecutor(1)
+            self._save = pool.submit(self._write, path, content, copied)
+            pool.shutdown(wait=False)
+
+    def _write(self, path: Path, content: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+        if not copied:
+            checkpoint.save(path, content)
+            return
+        # On a stream of its own the way to the host does not queue behind the next steps.
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            stream.wait_event(copied)
+            checkpoint.save(path, content)
+
+    def finish_save(self) -> None:
+        """Wait until the save in progress, if any, has ended. Raises UserError if it has failed."""
+        save, self._save = self._save, None
+        if save:
+            save.result()
+
+    def save(self, name: str) -> None:
+        """Save the run as it stands, on the first rank. Raises UserError."""
+        self.launch_save(name)
+        self.finish_save()
 
     def load_weights(self, path: Path) -> None:
         """Start from the weights of a checkpoint, as they derain. Raises as resume."""
@@ -186,6 +216,8 @@ class TrainingRun:
             self.events[name] = EventFile(folder, purge_step=self.step + 1)
 
     def close(self) -> None:
+        if self._save:  # an error ended the run meanwhile, and is the one to report
+            wait([self._save])
         for file in self.events.values():
             file.close()
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cal_ssim import SSIM
-from settings import Settings
-
-BatchTensors = tuple[Tensor, Tensor, Tensor]  # rainy, clean and label, as compute_losses takes them
+from dataset import BatchTensors
+from engine.ranks import Ranks
+from settings import Settings, UserError
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -141,34 +141,6 @@ def process_batch(
     return dict(zip(losses, torch.stack(rows).mean(0), strict=True))
 
 
-class StepMetrics:
-    """What a step measured, scalars by name. On a GPU, `read` waits for it, but for none after it.
-
-    Attributes:
-        finite: whether loss and gradient are, as a scalar tensor on the device.
-    """
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        self._names = list(values)
-        tensor = torch.stack(list(values.values()))
-        self.finite = tensor.isfinite().all()
-        # Copied to the host at once: a later copy would queue behind the next step.
-        self._values = tensor.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event() if tensor.is_cuda else None
-        if self._copied:
-            self._copied.record()
-
-    def read(self) -> dict[str, float]:
-        """The values. Raises NotFinite if the loss or the norm of its gradient is not finite."""
-        if self._copied:
-            self._copied.synchronize()
-        values = dict(zip(self._names, self._values.tolist(), strict=True))
-        for name, words in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
-            if not math.isfinite(values[name]):
-                raise NotFinite(f"{words} is {values[name]}")
-        return values
-
-
 def train_one_step(
     net: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -176,11 +148,11 @@ def train_one_step(
     settings: Settings,
     step: int,
     tensors: BatchTensors,
-) -> StepMetrics:
+) -> dict[str, Tensor]:
     """One step of the optimiser on a batch, see compute_losses.
 
-    If the loss or the gradient is not finite, reading the metrics raises NotFinite; network and
-    moments stay as they are. A fused optimiser (on a GPU) skips all later steps, too.
+    If the loss or the gradient is not finite, network and moments stay as they are. A fused
+    optimiser (on a GPU) skips all later steps, too.
 
     Returns:
         What process_batch returns, and "grad_norm", the norm of the gradient before it is clipped.
@@ -193,17 +165,52 @@ def train_one_step(
     grad_norm = nn.utils.get_total_norm(gradients)
     if settings.grad_clip:
         nn.utils.clip_grads_with_norm_(net.parameters(), settings.grad_clip, grad_norm)
-    metrics = StepMetrics({**values, "grad_norm": grad_norm.double()})
+    finite = values["loss"].isfinite() & grad_norm.isfinite()
     if optimiser.defaults.get("fused"):
         # As torch's gradient scaler does it. Once set it stays set: the next step may be launched
         # before this one is read.
-        skip = (~metrics.finite).float()
+        skip = (~finite).float()
         skip = torch.maximum(getattr(optimiser, "found_inf", skip), skip)
         optimiser.found_inf = skip  # type: ignore[attr-defined]
         optimiser.step()
-    elif metrics.finite:
+    elif finite:
         optimiser.step()
-    return metrics
+    return values | {"grad_norm": grad_norm.double()}
+
+
+class StepMetrics:
+    """What was measured on a batch, on its way to the host, with its mean over the ranks.
+
+    On a GPU, `read` waits for the work on this batch, but for none after it.
+    """
+
+    def __init__(self, values: dict[str, Tensor], ranks: Ranks) -> None:
+        self._names = list(values)
+        own = torch.stack(list(values.values()))
+        tensors = own, ranks.all_reduce_mean(own)
+        # Copied to the host at once: a later copy would queue behind the next step.
+        self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self._copied = torch.cuda.Event() if own.is_cuda else None
+        if self._copied:
+            self._copied.record()
+
+    def read(self) -> dict[str, float]:
+        """The values by name, means over the ranks.
+
+        Raises:
+            NotFinite: of a training step, which has a "grad_norm": that, or the loss of this rank's
+                batch, is not finite.
+            UserError: the loss of another rank's batch is not finite.
+        """
+        if self._copied:
+            self._copied.synchronize()
+        own, means = (dict(zip(self._names, copy.tolist(), strict=True)) for copy in self._copies)
+        if "grad_norm" in means and math.isfinite(own["loss"]) and not math.isfinite(means["loss"]):
+            raise UserError("stopped, the loss of another rank is not finite")
+        for name, words in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
+            if "grad_norm" in means and not math.isfinite(means[name]):
+                raise NotFinite(f"{words} is {means[name]}")
+        return means
 
 
 class NotFinite(ArithmeticError):

@@ -52,16 +52,16 @@ def test_mean_and_deviation_of_the_mask_are_those_of_the_whole_batch():
         optimiser = torch.optim.Adam(net.parameters())
         settings = Settings("train", lr=0.0, accumulate_steps=parts)
         tensors = (image, image, label)
-        values = train_one_step(net, optimiser, SSIM(), settings, 0, tensors).read()
+        values = train_one_step(net, optimiser, SSIM(), settings, 0, tensors)
         assert values["mask_mean"] == pytest.approx(mask.mean().item(), rel=1e-6)
         assert values["mask_square"] == pytest.approx(mask.square().mean().item(), rel=1e-6)
 
 
 def test_a_short_calm_of_the_mask_is_not_death():
-    detector = DeadMaskDetector()
+    detector = DeadMaskDetector(Settings("train"))
 
     def update(masks: list[tuple[float, float]]) -> list[bool]:
-        return [detector.update(*mask) for mask in masks]
+        return [bool(detector.update(0, *mask)) for mask in masks]
 
     dead, alive = (1e-8, 3e-6), (0.02, 1e-2)
     assert not any(update([dead] * 19 + [alive] + [dead] * 19 + [alive]))

@@ -1,5 +1,6 @@
 """Augmentation, mask label, and the stream of batches that depends on (seed, step) alone."""
 
+import contextlib
 import dataclasses
 
 import cv2
@@ -218,3 +219,37 @@ def test_half_of_the_crops_are_mirrored_and_otherwise_the_same(pairs, crop):
     assert 45 < mirrored < 95
     assert same + mirrored == 140
     assert_equal(drawn(pairs, flipped)[3:], drawn(pairs, flipped, steps=range(3, 7)))
+
+
+def test_batches_go_to_a_gpu_through_two_buffers(monkeypatch):
+    """With stand-ins: the buffers are used by turns, each when the copy out of it has ended."""
+    happened, create = [], torch.empty
+
+    class Event:
+        def __init__(self):
+            self.name = sum(line.startswith("buffer") for line in happened)
+
+        def synchronize(self):
+            happened.append(f"wait {self.name}")
+
+        def record(self):
+            happened.append(f"copied {self.name}")
+
+    def create_pinned(shape, dtype, pin_memory):
+        assert pin_memory
+        happened.append("buffer")
+        return create(shape, dtype=dtype)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", create_pinned)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 2, 3, 4, 6, 3), np.uint8)
+    batches = [dataset.Batch(*pair, [str(number)]) for number, pair in enumerate(images)]
+    copies = dataset._copy_batches(iter(batches), torch.device("cpu"))
+    for number, (found, files, event) in enumerate(copies):
+        assert np.array_equal(found, images[number])
+        assert (files, event.name) == ([str(number)], number % 2 + 1)
+    first = ["buffer", "wait 1", "copied 1", "buffer", "wait 2", "copied 2"]
+    assert happened == [*first, "wait 1", "copied 1", "wait 2", "copied 2", "wait 1", "copied 1"]

@@ -70,8 +70,8 @@ def test_what_weighs_more_does_so_in_micro_batches_too():
         net = Dimmer()
         sgd = torch.optim.SGD(net.parameters())
         settings = Settings("train", lr=0.1, **options)
-        values = train_one_step(net, sgd, SSIM(), settings, 0, tensors).read()
-        return values, net.by.grad.item()
+        values = train_one_step(net, sgd, SSIM(), settings, 0, tensors)
+        return {name: value.item() for name, value in values.items()}, net.by.grad.item()
 
     (once, gradient), (twice, accumulated) = (
         step(off_mask_weight=3, accumulate_steps=count) for count in (1, 2)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import golden
 
+import model
 from benchmarks.naive import NaiveSPANet, NaiveSSIM
 from cal_ssim import SSIM
 from irnn_cuda import convolution
@@ -198,6 +199,26 @@ def test_checkpointed_activations_give_the_same_gradients(attention):
     assert all(
         (a is None and b is None) or torch.equal(a, b) for a, b in zip(found, expected, strict=True)
     )
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_gpu_computes_nothing_again_and_comes_to_the_same_gradients(monkeypatch, bf16):
+    image, net = torch.rand(2, 3, 12, 130), recipe_weights(SPANet())
+    calls, results = [], []
+    net.res_block1.group1.conv1.register_forward_hook(lambda *_: calls.append(1))
+    for devices, times in (((), 2), (("cpu",), 1)):
+        monkeypatch.setattr(model, "AMPLE_MEMORY", devices)
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            results.append(gradients(net, image))
+        assert len(calls) == times
+    assert any(a is not None and a.any() for a in results[0])
+    for a, b in zip(*results, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+    net.checkpoint_activations = True
+    calls.clear()
+    gradients(net, image)
+    assert len(calls) == 2
 
 
 def test_checkpointed_activations_keep_less():

@@ -34,8 +34,12 @@ def torchrun(ranks: int, *words: object, restarts: int = 0) -> list[str]:
     return [program[0], *launcher, f"--max-restarts={restarts}", "--", *program[1:]]
 
 
-def run_ranks(count: int, *words: object) -> subprocess.CompletedProcess[str]:
-    """As torchrun starts them, without its own start, which takes longer than the ranks' work."""
+def run_ranks(count: int, *words: object, code: str = "") -> subprocess.CompletedProcess[str]:
+    """As torchrun starts them, without its own start, which takes longer than the ranks' work.
+
+    Args:
+        code: what each rank does before it runs main.py.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -50,7 +54,12 @@ def run_ranks(count: int, *words: object) -> subprocess.CompletedProcess[str]:
         for rank in range(count):
             own = common | {"RANK": rank, "LOCAL_RANK": rank}
             environment = os.environ | {name: str(value) for name, value in own.items()}
-            run = started(command(*words), stdout=out, stderr=err, env=environment)
+            program = command(*words)
+            if code:
+                text = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import main\n{code}\n"
+                text += "sys.exit(main.main(sys.argv[1:]))"
+                program[1:2] = ["-c", text]
+            run = started(program, stdout=out, stderr=err, env=environment)
             runs.append(stack.enter_context(run))
         status = max(run.wait(120) for run in runs)
         texts = [Path(file.name).read_text() for file in (out, err)]
@@ -86,6 +95,65 @@ def test_two_ranks_follow_the_curve_of_one_and_resume_as_one(run, pairs):
     )
     assert list(found) == list(range(16))
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+FUSED = """
+import torch
+plain = torch.optim.Adam
+torch.optim.Adam = lambda *words, **options: plain(*words, **(options | {"fused": True}))
+"""
+
+
+def test_ranks_run_ahead_as_one_rank_does(run, pairs, monkeypatch):
+    def words(folder):
+        place = ["--model-dir", f"{folder}/model", "--log-dir", f"{folder}/log"]
+        cadence = ["--latest-every", 100, "--val-batch-every", 3, "--num-steps", 8]
+        return start(pairs, "--batch-size", 4, *cadence, *place)
+
+    plain = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *a, **b: plain(*a, **(b | {"fused": True})))
+    assert run(*words("one"))[0] == 0
+    order = """
+from engine import training_loop
+launch, collect = training_loop.launch_step, training_loop.collect_step
+def record_launch(*words):
+    print(f"launch {words[3]}", flush=True)
+    return launch(*words)
+def record_collect(run, pending, *words):
+    print(f"read {pending.step}", flush=True)
+    return collect(run, pending, *words)
+training_loop.launch_step, training_loop.collect_step = record_launch, record_collect
+"""
+    done = run_ranks(2, *words("two"), code=FUSED + order)
+    assert done.returncode == 0, done.stderr
+    for kind, count in (("train_derain", 8), ("val_derain", 3)):
+        found, expected = (events(f"{name}/log/{kind}")["loss/total"] for name in ("two", "one"))
+        assert len(expected) == count
+        assert found == pytest.approx(expected, rel=1e-4)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("launch", "read"))]
+    assert lines.index("launch 3") < lines.index("read 2")
+
+
+def test_a_loss_that_is_not_finite_is_reported_by_the_rank_of_its_batch(pairs):
+    broken = """
+import os
+from engine import training_step
+original, calls = training_step.compute_losses, []
+def broken(*words):
+    losses, mask, output = original(*words)
+    calls.append(1)
+    if torch.is_grad_enabled() and os.environ["RANK"] == "1" and len(calls) > 2:
+        losses["loss"] = losses["loss"] * float("nan")
+    return losses, mask, output
+training_step.compute_losses = broken
+"""
+    done = run_ranks(2, *start(pairs, "--batch-size", 4, "--num-steps", 6), code=FUSED + broken)
+    assert done.returncode == 2
+    lines = sorted(done.stderr.splitlines())
+    assert len(lines) == 2
+    assert lines[0].startswith("main.py, rank 1: step ")
+    assert "the loss is nan; the batch is of " in lines[0]
+    assert lines[1].endswith("stopped, the loss of another rank is not finite")
 
 
 def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
@@ -231,8 +299,9 @@ def test_a_batch_in_parts_has_the_same_gradients():
         net = recipe_weights(SPANet())
         optimiser = torch.optim.Adam(net.parameters())
         settings = Settings("train", lr=0.0, accumulate_steps=parts)
-        measured = train_one_step(net, optimiser, SSIM(), settings, 0, tensors)
-        found.append((measured.read(), [p.grad for p in net.parameters() if p.grad is not None]))
+        values = train_one_step(net, optimiser, SSIM(), settings, 0, tensors)
+        values = {name: value.item() for name, value in values.items()}
+        found.append((values, [p.grad for p in net.parameters() if p.grad is not None]))
     (whole, gradients), *others = found
     for values, in_parts in others:
         assert values == pytest.approx(whole, rel=1e-5)

@@ -11,6 +11,7 @@ from test_train import SMALL, clock, events, weights
 
 from cal_ssim import SSIM
 from engine import training_loop, training_step
+from engine.ranks import Ranks
 from model import SPANet
 from settings import Settings
 from system.files import format_path
@@ -21,22 +22,29 @@ QUIET = ["--val-batch-every", 100, "--latest-every", 100, "--picture-every", 100
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every run's optimiser is fused; what happened, in order: "launch 0", "read 0", ..."""
-    plain, happened, steps = torch.optim.Adam, [], {}
-    launch, read = training_loop.launch_step, training_step.StepMetrics.read
+    plain, happened, names = torch.optim.Adam, [], {}
+    launch, launch_validation = training_loop.launch_step, training_loop.launch_validation
+    read = training_step.StepMetrics.read
 
-    def record_launch(run, net, ssim, step, batch):
+    def record_launch(run, net, ssim, step, *others):
         happened.append(f"launch {step}")
-        pending = launch(run, net, ssim, step, batch)
-        steps[id(pending.metrics)] = step
+        pending = launch(run, net, ssim, step, *others)
+        names[id(pending.metrics)] = f"read {step}"
         return pending
 
+    def record_validation(run, ssim, step, batch):
+        happened.append(f"validate {step}")
+        metrics = launch_validation(run, ssim, step, batch)
+        names[id(metrics)] = f"read validation {step}"
+        return metrics
+
     def record_read(measured):
-        if id(measured) in steps:
-            happened.append(f"read {steps[id(measured)]}")
+        happened.append(names.get(id(measured), "read"))
         return read(measured)
 
     monkeypatch.setattr(torch.optim, "Adam", lambda *a, **b: plain(*a, **(b | {"fused": True})))
     monkeypatch.setattr(training_loop, "launch_step", record_launch)
+    monkeypatch.setattr(training_loop, "launch_validation", record_validation)
     monkeypatch.setattr(training_step.StepMetrics, "read", record_read)
     return happened
 
@@ -46,8 +54,9 @@ def test_a_step_is_read_when_the_next_is_under_way(run, pairs, fused):
     status, out, err = run(*words, "--num-steps", 5)
     assert (status, err) == (0, "")
     # Step 0 has cadences of its own and the last step ends the run: both are read at once.
-    expected = ["launch 0", "read 0", "launch 1", "launch 2", "read 1", "launch 3", "read 2"]
-    assert fused == [*expected, "launch 4", "read 3", "read 4"]
+    expected = ["launch 0", "validate 0", "read 0", "read validation 0", "launch 1", "launch 2"]
+    expected += ["read 1", "launch 3", "read 2", "launch 4", "read 3", "read 4"]
+    assert fused == expected
     assert clock("model/latest") == 4
     assert list(events("logdir/train_derain")["loss/total"]) == [0, 1, 2, 3, 4]
     assert re.findall(r"^(\d)/5 steps", out, re.MULTILINE) == ["1", "2", "3", "4", "5"]
@@ -56,37 +65,39 @@ def test_a_step_is_read_when_the_next_is_under_way(run, pairs, fused):
 def test_where_something_is_due_a_step_is_read_at_once(run, pairs, fused):
     words = ["-a", "train", "--train-list", pairs, *SMALL, *QUIET, "--latest-every", 2]
     assert run(*words, "--num-steps", 4)[0] == 0
-    expected = [
-        "launch 0",
-        "read 0",
-        "launch 1",
-        "launch 2",
-        "read 1",
-        "read 2",
-        "launch 3",
-        "read 3",
-    ]
-    assert fused == expected
+    expected = ["launch 1", "launch 2", "read 1", "read 2", "launch 3", "read 3"]
+    assert fused[4:] == expected
+
+
+def test_a_validation_batch_is_read_with_its_step(run, pairs, fused):
+    words = ["-a", "train", "--train-list", pairs, *SMALL, *QUIET, "--val-batch-every", 2]
+    assert run(*words, "--num-steps", 4)[0] == 0
+    expected = ["launch 1", "launch 2", "validate 2", "read 1", "launch 3", "read 2"]
+    assert fused[4:] == [*expected, "read validation 2", "read 3"]
 
 
 def test_the_results_are_those_of_reading_at_once(run, pairs, fused):
     base = ["-a", "train", "--train-list", pairs, *SMALL, *QUIET, "--num-steps", 6]
+    base += ["--val-batch-every", 2, "--ema", 0.9]
     assert run(*base, "--model-dir", "ahead", "--log-dir", "la")[0] == 0
     assert run(*base, "--model-dir", "once", "--log-dir", "lo", "--latest-every", 1)[0] == 0
     for a, b in zip(weights("ahead/latest"), weights("once/latest"), strict=True):
         assert torch.equal(a, b)
     ahead, once = (events(f"{name}/train_derain") for name in ("la", "lo"))
     assert all(ahead[name] == once[name] for name in ("loss/total", "loss/l1", "mask/std"))
+    ahead, once = (events(f"{name}/val_derain")["loss/total"] for name in ("la", "lo"))
+    assert ahead == once
+    assert list(ahead) == [0, 2, 4]
 
 
 def test_a_signal_ends_with_the_step_that_is_under_way(run, pairs, fused, monkeypatch):
     base = ["-a", "train", "--train-list", pairs, *SMALL, *QUIET]
     launch = training_loop.launch_step
 
-    def interrupted(run, net, ssim, step, batch):
+    def interrupted(run, net, ssim, step, *others):
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
-        return launch(run, net, ssim, step, batch)
+        return launch(run, net, ssim, step, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "launch_step", interrupted)
@@ -116,9 +127,9 @@ def test_a_loss_that_is_not_finite_names_its_own_step(run, pairs, fused, monkeyp
     batches = {}
     launch = training_loop.launch_step
 
-    def noted(run, net, ssim, step, batch):
+    def noted(run, net, ssim, step, batch, signal_number):
         batches[step] = batch.files
-        return launch(run, net, ssim, step, batch)
+        return launch(run, net, ssim, step, batch, signal_number)
 
     monkeypatch.setattr(training_loop, "launch_step", noted)
     monkeypatch.setattr(training_step, "compute_losses", broken)
@@ -139,7 +150,8 @@ def test_a_step_that_is_not_finite_changes_nothing_nor_do_those_after_it(parts):
     bad[-1, 0, 0, 0] = math.nan
 
     def step(tensors):
-        return training_step.train_one_step(net, optimiser, ssim, settings, 0, tensors)
+        values = training_step.train_one_step(net, optimiser, ssim, settings, 0, tensors)
+        return training_step.StepMetrics(values, Ranks())
 
     step(good).read()
     before = [p.clone() for p in net.parameters()]

@@ -20,6 +20,7 @@ from cal_ssim import SSIM
 from dataset import to_float
 from engine import training_step
 from engine.events import LAYOUT
+from engine.ranks import Ranks
 from engine.training_run import TrainingRun
 from engine.training_step import train_one_step
 from irnn_cuda import convolution
@@ -36,8 +37,8 @@ def assert_golden_steps(net: SPANet, arrays, tensors) -> None:
     optimiser = torch.optim.Adam(net.parameters(), lr=1.0)  # train_one_step sets the rate
     ssim, settings = SSIM(), Settings("train", lr=5e-3)
     for step, expected in enumerate(arrays["losses_l1_mask_ssim_total"]):
-        losses = train_one_step(net, optimiser, ssim, settings, 0, tensors).read()
-        found = [losses[name] for name in ("l1", "mask", "ssim", "loss")]
+        losses = train_one_step(net, optimiser, ssim, settings, 0, tensors)
+        found = [losses[name].item() for name in ("l1", "mask", "ssim", "loss")]
         # A float32 SSIM near zero carries the rounding of values near one.
         assert found == pytest.approx(expected, rel=1e-5 if step == 0 else 2e-3, abs=1e-7)
         if step == 0:
@@ -258,9 +259,9 @@ def test_a_step_that_is_not_finite_changes_nothing():
     before = [p.clone() for p in net.parameters()]
     image = torch.full((1, 3, 8, 8), math.nan)
     tensors = image, image, torch.zeros(1, 8, 8)
-    measured = train_one_step(net, optimiser, ssim, Settings("train"), 0, tensors)
+    values = train_one_step(net, optimiser, ssim, Settings("train"), 0, tensors)
     with pytest.raises(training_step.NotFinite):
-        measured.read()
+        training_step.StepMetrics(values, Ranks()).read()
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert not optimiser.state
 
