@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def images(side: tuple[int, int], device: str) -> tuple[Tensor, Tensor, Tensor]:
     return dataset.Batch(rainy[None], clean[None], []).tensors(torch.device(device))
 
 
+def repeat_crop(crop: Tensor, count: int) -> Tensor:
+    """The crop (1,3,H,W) that many times, in the layout of a training batch."""
+    return crop.repeat(count, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+
+
 def forward(options: argparse.Namespace) -> list[dict]:
     # The baseline gets what glibc would settle at by itself, at best.
     before = {
@@ -115,19 +121,25 @@ def forward(options: argparse.Namespace) -> list[dict]:
     return found
 
 
-def stepper(kind: str, side: int, options: argparse.Namespace) -> Call:
-    """A training step on one crop, over and over; its value is the loss."""
+def stepper(
+    kind: str, side: int, options: argparse.Namespace, count: int = 1, precision: str = "fp32"
+) -> Call:
+    """A training step on that many crops, over and over, as -a train takes it; returns the loss."""
     net, device = network(kind, options), options.device
-    optimiser = torch.optim.Adam(net.parameters())
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    optimiser = torch.optim.Adam(net.parameters(), fused=device == "cuda")
     ssim = (NaiveSSIM() if kind == "baseline" else SSIM()).to(device)
-    settings, batch = Settings("train", lr=1e-6), images((side, side), device)
-    return lambda: train_one_step(net, optimiser, ssim, settings, 0, batch)["loss"].item()
+    settings = Settings("train", lr=1e-6, precision=precision)
+    rainy, clean, label = images((side, side), device)
+    batch = repeat_crop(rainy, count), repeat_crop(clean, count), label.repeat(count, 1, 1)
+    return lambda: train_one_step(net, optimiser, ssim, settings, 0, batch)["loss"]
 
 
 def step(options: argparse.Namespace) -> list[dict]:
     kinds = ("ours", "recomputed", "baseline")
     calls = {kind: stepper(kind, 256, options) for kind in kinds}
-    losses = {kind: torch.tensor(call()) for kind, call in calls.items()}
+    losses = {kind: call().cpu() for kind, call in calls.items()}
     # The two sum in different orders, and cuDNN in yet another.
     agree("step", losses["ours"], losses["baseline"], 1e-4 if options.device == "cuda" else 1e-5)
     agree("step", losses["recomputed"], losses["ours"], 1e-6)
@@ -138,6 +150,35 @@ def step(options: argparse.Namespace) -> list[dict]:
     again = row.pop("recomputed")
     share = row["share"] * row["ours"] / again  # of the step's work, without what is done again
     return [row, row | {"case": row["case"] + " recomputed", "ours": again, "share": share}]
+
+
+def profile(options: argparse.Namespace) -> list[dict]:
+    """Seconds of a training step: on the clock, and of the device's own work in it."""
+    on_gpu, found = options.device == "cuda", []
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    activity = torch.profiler.ProfilerActivity
+    for precision in ("fp32", "tf32", "bf16") if on_gpu else ("fp32", "bf16"):
+        for kind in ("ours", "recomputed"):
+            call = stepper(kind, options.side, options, options.count, precision)
+            for _ in range(3):  # compiles, and lets cuDNN choose
+                call()
+            wait()
+            start = time.perf_counter()
+            for _ in range(options.steps):
+                call()
+            wait()
+            wall = (time.perf_counter() - start) / options.steps
+            # Apart from the clock, which it would slow down.
+            activities = [activity.CUDA if on_gpu else activity.CPU]
+            with torch.profiler.profile(activities=activities) as record:
+                for _ in range(options.steps):
+                    call()
+                wait()
+            name = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+            busy = sum(getattr(event, name) for event in record.key_averages()) / 1e6
+            row = {"case": f"{precision}, {kind}", "wall": wall, "busy": busy / options.steps}
+            found.append(row)
+    return found
 
 
 def onnx(options: argparse.Namespace) -> list[dict]:
@@ -179,7 +220,9 @@ def blended(options: argparse.Namespace) -> list[dict]:
 
 def loss(options: argparse.Namespace) -> list[dict]:
     torch.manual_seed(0)
-    first, second = torch.rand(2, *LOSS_SHAPE, device=options.device)
+    images = torch.rand(2, *LOSS_SHAPE, device=options.device)
+    # In the layout of training.
+    first, second = (image.contiguous(memory_format=torch.channels_last) for image in images)
     first.requires_grad_()
     calls = {}
     for kind, module in (("ours", SSIM()), ("baseline", NaiveSSIM())):
@@ -288,7 +331,7 @@ def peak(device: str) -> float:
 
 def main() -> int:
     groups = {"forward": forward, "step": step, "onnx": onnx, "tiles": blended, "loss": loss,
-              "data": data, "start": start}  # fmt: skip
+              "data": data, "start": start, "profile": profile}  # fmt: skip
     parser = argparse.ArgumentParser(description="A group of the cases of bench.py.")
     parser.add_argument("group", choices=[*groups, "irnn", "memory"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -298,6 +341,9 @@ def main() -> int:
         "--kind", default="ours", help="of memory: ours, recomputed, tiled or baseline"
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--count", type=int, default=16, help="of profile: crops in a step")
+    parser.add_argument("--side", type=int, default=256, help="of profile: pixels of a crop")
+    parser.add_argument("--steps", type=int, default=20, help="of profile")
     options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # as in training: float32 is float32
     if options.group == "memory":

@@ -1,10 +1,12 @@
 """What to run first on a GPU, and may be sent to us: make gpu-check
 
-Runs the tests of the GPU kernels, the benchmark's groups, short trainings in each precision, with
-and without --compile and with few and many loading processes, and the deraining of a 1080p clip.
-Writes one table, gpu-check.md, a line as each part ends. A part that fails is written down with its
-last words, and the next one goes on. Where the benchmark has a GPU, its ratio is to the released
-scheme of the kernels (rescan.cu). `--device cpu` with small numbers tries this program itself.
+Runs the tests of the GPU kernels, the benchmark's groups, profiles of a step, short trainings in
+each precision, with and without --compile and with few and many loading processes, and the
+deraining of a 1080p clip. A profile holds the time of a step against the work of the GPU in it,
+with and without --checkpoint-activations ("recomputed"). Writes one table, gpu-check.md, a line as
+each part ends. A part that fails is written down with its last words, and the next one goes on.
+Where the benchmark has a GPU, its ratio is to the released scheme of the kernels (rescan.cu).
+`--device cpu` with small numbers tries this program itself.
 """
 
 import argparse
@@ -90,7 +92,7 @@ def bench(given: argparse.Namespace, folder: Path) -> Lines:
 
 
 def training(given: argparse.Namespace, folder: Path) -> Lines:
-    """Images a second, the median over the second half of a run."""
+    """Images a second over the second half of a run, with all that comes between two steps."""
     synthetic = ("-m", "rain.synthetic_rain", "train", "-o", folder, "-n", 64)
     ended(*synthetic, "--side", min(given.patch_size, 300))
     ways = [(p, c, 2) for p, c in product(("fp32", "tf32", "bf16"), (False, True))]
@@ -111,8 +113,18 @@ def training(given: argparse.Namespace, folder: Path) -> Lines:
         curves = read_scalars(own / "log" / "train_derain")
         rates = list(curves["speed/images_per_second"].values())
         loss = list(curves["loss/total"].values())[-1]
-        rate = np.median(rates[len(rates) // 2 :])
+        later = rates[len(rates) // 2 :]
+        rate = len(later) / sum(1 / rate for rate in later)  # images by the time that they took
         yield name, f"{rate:.3g} images a second, last loss {loss:.4f}"
+
+
+def profile(given: argparse.Namespace) -> Lines:
+    """A step of training: its time, and how much of it the device works."""
+    sizes = "--count", given.batch_size, "--side", given.patch_size, "--steps", given.profile_steps
+    text = ended(ROOT / "benchmarks" / "cases.py", "profile", "--device", given.device, *sizes)
+    for row in json.loads(text.splitlines()[-1]):
+        busy, wall = row["busy"] * 1e3, row["wall"] * 1e3
+        yield f"step, {row['case']}", f"{wall:.2f} ms, {busy:.2f} ms of work: {busy / wall:.0%}"
 
 
 def deraining(given: argparse.Namespace, folder: Path) -> Lines:
@@ -140,6 +152,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu-check.md"))
     parser.add_argument("--steps", type=int, default=200, help="of each training")
+    parser.add_argument("--profile-steps", type=int, default=20, help="of each step's profile")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--patch-size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=60, help="of the clip")
@@ -157,6 +170,7 @@ def main() -> int:
             "about": lambda: about(given),
             "tests": lambda: tests(given),
             "benchmark": lambda: bench(given, folder),
+            "profile": lambda: profile(given),
             "training": lambda: training(given, folder / "training"),
             "deraining": lambda: deraining(given, folder),
         }

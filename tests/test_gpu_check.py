@@ -1,5 +1,6 @@
 """make gpu-check, tried on a CPU with small numbers; and what it says without a GPU."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ import torch
 from conftest import ROOT, finish
 from forked import FORKING
 
-SMALL = ["--device", "cpu", "--steps", "2", "--batch-size", "2", "--patch-size", "32", "--frames",
-         "2", "--clip", "64", "48", "--groups"]  # fmt: skip
+SMALL = ["--device", "cpu", "--steps", "2", "--profile-steps", "1", "--batch-size", "2",
+         "--patch-size", "32", "--frames", "2", "--clip", "64", "48", "--groups"]  # fmt: skip
 
 
 def check(*options: str) -> subprocess.CompletedProcess[str]:
@@ -26,12 +27,15 @@ def test_every_part_has_its_line_in_the_table():
     table = dict(line.strip("| ").split(" | ") for line in lines)
     assert list(table) == [
         "processor", "versions", "tests/test_irnn_gpu.py", "tests/test_gpu.py",
+        "step, fp32, ours", "step, fp32, recomputed", "step, bf16, ours", "step, bf16, recomputed",
         "training, fp32, 2 workers", "training, fp32, 8 workers", "deraining a clip of 64x48",
     ]  # fmt: skip
     assert torch.__version__ in table["versions"]
     assert (
         "skipped" in table["tests/test_irnn_gpu.py"] or "passed" in table["tests/test_irnn_gpu.py"]
     )
+    for name in [name for name in table if name.startswith("step")]:
+        assert re.fullmatch(r"[\d.]+ ms, [\d.]+ ms of work: \d+%", table[name])
     rates = [float(table[name].split()[0]) for name in table if name.startswith("training")]
     assert all(rate > 0 for rate in rates)
 
