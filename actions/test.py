@@ -10,9 +10,10 @@ it and, in a thread, calls `_write_result` here: that writes its files, scores i
 from all results in the end (report/tables.py, report/page.py).
 """
 
+import math
 import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -25,18 +26,20 @@ from engine.ranks import Ranks
 from engine.scoring import DerainedPair, derain_pairs, warn_of_dead_masks
 from media.inspection import inspect_headers
 from media.lists import Pair, read_list
+from media.pictures import read_image
 from media.results import result_names
 from report import page, tables
-from report.metrics import MEASURES, measure
+from report.metrics import MEASURES, PROTOCOLS, measure
 from report.result_folder import open_result_folder
-from report.tables import CLEAN, DERAINED, RAINY, Result
-from report.visualize import encode_png, heat_map, strip
+from report.tables import CLEAN, DERAINED, RAINY, Mean, Result
+from report.visualize import encode_png, heat_map, shrink, strip
 from settings import Settings, UserError
-from system.files import check_still_there, write_atomically
+from system.files import check_still_there, require_writable, write_atomically
 from system.progress import Progress, warn
 
 EVENTS = "test_derain"
 METRICS_CSV, SUMMARY = "metrics.csv", "summary.json"
+LOGGED_PICTURES, LOGGED_PIXELS = 3, 2048  # in the events: of either end, and of the longer side
 
 
 def test(settings: Settings) -> int:
@@ -66,6 +69,8 @@ def test(settings: Settings) -> int:
         ):  # fmt: skip
             device = describe_device(derainer.device, ranks)
             ranks.say(f"{checkpoint}, step {derainer.step}, on {device}")
+            if pairs[0].clean:
+                require_writable(Path(settings.log_dir) / EVENTS)
             start = time.monotonic()
             results = _derain_list(settings, ranks, derainer, pairs, names)
             if not results:
@@ -117,10 +122,8 @@ def _derain_list(
     results: list[Result] = []
     workers = count_workers(settings, derainer.device, ranks)
     finished = derain_pairs(derainer, ranks, pairs, workers, finish)
-    log = EventFile(Path(settings.log_dir) / EVENTS) if scored and ranks.first else None
     with (
         closing(finished),
-        closing(log) if log else nullcontext(),
         Progress("image", 0, len(pairs), list(MEASURES) if scored else [], settings.log_every,
                  silent=not ranks.first) as progress,
     ):  # fmt: skip
@@ -131,17 +134,11 @@ def _derain_list(
                 continue
             if result.note and ranks.first and not any(earlier.note for earlier in results):
                 progress.say(result.note)
-            if log:
+            if scored and ranks.first:
                 tables.append_row(folder / METRICS_CSV, tables.wide_row(result))
-                scores = tables.flatten_scores(result.scores)
-                log.scalars({f"image/{name}": value for name, value in scores.items()}, index)
             results.append(result)
             derained = result.scores.get(DERAINED, {})
             progress.update(index, {m: derained[f"released_{m}"] for m in MEASURES if scored})
-        if log:
-            means = tables.flatten_means(tables.compute_means(results, [RAINY, DERAINED]))
-            step = derainer.step if isinstance(derainer.step, int) else 0  # unknown
-            log.scalars({f"score/{name}": value for name, value in means.items()}, step)
     return results
 
 
@@ -163,6 +160,26 @@ def _write_result(folder: Path, name: str, pair: Pair, derained: DerainedPair) -
         for image, pixels in ((RAINY, derained.rainy), (DERAINED, output.float_image)):
             result.scores[image] = measure(pixels, images[CLEAN], order="BGR")
     return result
+
+
+def _log_results(
+    log: EventFile, folder: Path, results: list[Result], means: list[Mean], step: int
+) -> None:
+    """Add to the events: means and gains in each protocol, and the pictures of least and most gain.
+
+    A gain is that of PSNR over the rainy image; a picture is the strip of `compare`.
+    """
+    for protocol in PROTOCOLS:
+        for mean in means:
+            scores = {measure: mean.scores[f"{protocol}_{measure}"] for measure in MEASURES}
+            log.scalars({f"{protocol}/{mean.method}_{m}": v for m, v in scores.items()}, step)
+        log.histogram(f"gain/{protocol}", [result.gain(protocol) for result in results], step)
+    ranked = [result for result in results if math.isfinite(result.gain("released"))]
+    ranked.sort(key=lambda result: result.gain("released"))
+    for kind, order in (("worst", ranked), ("best", ranked[::-1])):
+        for rank, result in enumerate(order[:LOGGED_PICTURES], 1):
+            picture = read_image(_picture_paths(folder, result.name)[-1], "results")
+            log.image(f"{kind}/{rank}_{result.name}", shrink(picture, LOGGED_PIXELS), step)
 
 
 def _report_results(
@@ -198,6 +215,9 @@ def _report_results(
     print(f"open {folder / page.PAGE} to look at them")
     warn_of_dead_masks(derainer, results)
     if scored:
+        step = derainer.step if isinstance(derainer.step, int) else 0  # unknown
+        with closing(EventFile(Path(settings.log_dir) / EVENTS)) as log:
+            _log_results(log, folder, results, means, step)
         tables.print_worst(results)
         tables.print_means(means, listed)
         psnr, ssim = (means[1].scores[f"released_{m}"] for m in MEASURES)

@@ -65,6 +65,11 @@ class EventFile:
         """Add a picture, (H,W,3) uint8 BGR."""
         self._add([summary.image(name, image[..., ::-1], dataformats="HWC")], step)
 
+    def histogram(self, name: str, values: Iterable[float], step: int) -> None:
+        """Add the distribution of the finite ones among the values, if there are any."""
+        finite = np.array([value for value in values if math.isfinite(value)])
+        self._add([summary.histogram(name, finite, 30)] if finite.size else [], step)
+
     def hparams(self, values: dict[str, float | str | bool], step: int) -> None:
         """Add the record of a run's settings, from which TensorBoard makes its table of runs."""
         experiment, start, _ = summary.hparams(values, {"loss/total": 0.0})

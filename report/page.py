@@ -28,7 +28,7 @@ import numpy as np
 from media.folders import PAGE_FILES
 from report.metrics import PROTOCOLS
 from report.tables import CLEAN, DERAINED, RAINY, Mean, Result, encode_json
-from report.visualize import MASK_COLOUR
+from report.visualize import MASK_COLOUR, shrink
 from settings import Settings, format_count
 from system.files import write_atomically
 
@@ -156,12 +156,12 @@ def write_copies(
     lossless = "clean" in images  # an error map would show the losses of a JPEG
     for kind, image in images.items():
         exact = lossless or max(image.shape[:2]) <= VIEW
-        _write_copy(folder, index, kind, _shrink(image, VIEW), exact)
+        _write_copy(folder, index, kind, shrink(image, VIEW), exact)
     if mask is not None:
-        alpha = np.rint(_shrink(np.nan_to_num(mask).clip(0, 1), VIEW) * 255).astype(np.uint8)
+        alpha = np.rint(shrink(np.nan_to_num(mask).clip(0, 1), VIEW) * 255).astype(np.uint8)
         colour = np.full((*alpha.shape, 3), MASK_COLOUR, np.uint8)
         _write_copy(folder, index, "mask", np.dstack([colour, alpha]), exact=True)
-    _, jpeg = cv2.imencode(".jpg", _shrink(next(iter(images.values())), THUMBNAIL), JPEG_OPTIONS)
+    _, jpeg = cv2.imencode(".jpg", shrink(next(iter(images.values())), THUMBNAIL), JPEG_OPTIONS)
     thumbnail = folder / PAGE_FILES / f"{index:06d}-thumb.jpg"
     write_atomically(thumbnail, jpeg.tobytes(), durable=False)
 
@@ -173,12 +173,3 @@ def _write_copy(folder: Path, index: int, kind: str, image: np.ndarray, exact: b
     base64_text = base64.b64encode(data.tobytes()).decode()
     script = f'copy("{key}", "data:{media_type};base64,{base64_text}");\n'
     write_atomically(folder / PAGE_FILES / f"{key}.js", script.encode(), durable=False)
-
-
-def _shrink(image: np.ndarray, side: int) -> np.ndarray:
-    """An image whose longer side has at most that many pixels."""
-    scale = side / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

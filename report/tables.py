@@ -78,6 +78,11 @@ class Result:
             result.deviation = float(mask.std(dtype=np.float64))
         return result
 
+    def gain(self, protocol: str) -> float:
+        """PSNR of the derained image over the rainy one, in dB."""
+        rainy, derained = (self.scores[image][f"{protocol}_psnr"] for image in (RAINY, DERAINED))
+        return derained - rainy
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -294,16 +299,14 @@ def print_worst(results: Sequence[Result]) -> None:
     def psnr(result: Result, image: str = DERAINED) -> float:
         return result.scores[image]["released_psnr"]
 
-    def loss(result: Result) -> float:
-        return psnr(result, RAINY) - psnr(result)
-
     lowest = min(results, key=psnr)
     print(f"lowest PSNR: {one_line(lowest.name)}, {psnr(lowest):.4f} dB")
     wet = [result for result in results if math.isfinite(psnr(result, RAINY))]
-    losers = [result for result in wet if loss(result) >= 5e-5]  # less is printed as 0
+    losers = [result for result in wet if result.gain("released") <= -5e-5]  # less is printed as 0
     if losers:
-        worst = max(losers, key=loss)
-        text = f"{one_line(worst.name)}, {loss(worst):.4f} dB; {len(losers)} of {len(wet)} lose"
+        worst = min(losers, key=lambda result: result.gain("released"))
+        loss = -worst.gain("released")
+        text = f"{one_line(worst.name)}, {loss:.4f} dB; {len(losers)} of {len(wet)} lose"
         print(f"largest loss against the rainy image: {text}")
     dry = [result for result in results if math.isinf(psnr(result, RAINY))]
     if dry:

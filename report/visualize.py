@@ -27,6 +27,15 @@ def strip(images: list[np.ndarray], gap: int = 4) -> np.ndarray:
     return np.hstack([part for image in images for part in (bar, image)][1:])
 
 
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """An image whose longer side has at most that many pixels."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def contact_sheet(images: list[np.ndarray], captions: list[str], columns: int = 3) -> np.ndarray:
     """Images (H,W,3) uint8 BGR of one size in rows, each under a caption of one or more lines.
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import command, finish, shell, write_pairs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import events
 
 from engine import checkpoint
 from engine.derainer import Derainer
 from engine.training_run import TrainingRun
 from media.pictures import to_uint8
-from report.metrics import measure
+from report.metrics import PROTOCOLS, measure
 from report.tables import Result, print_worst
 from settings import Settings
 from system.progress import warn
@@ -61,11 +62,8 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     summary = json.loads(Path("results/summary.json").read_text())
     assert (summary["images"], summary["step"], summary["device"]) == (5, 4, "cpu")
     assert summary["sha256"] == hashlib.sha256(Path("model/latest").read_bytes()).hexdigest()
-    scores = events("logdir/test_derain")
     for name, value in summary["means"].items():
         assert value == pytest.approx(np.mean([float(row[name]) for row in found]))
-        assert scores[f"score/{name}"][4] == pytest.approx(value, rel=1e-6)
-        assert list(scores[f"image/{name}"]) == list(range(5))
     psnr, ssim = (summary["means"][f"output_released_{m}"] for m in ("psnr", "ssim"))
     last = f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, 5 images)"
     lines = out.rstrip().splitlines()
@@ -82,6 +80,38 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     told = f"{worst}, {lost[worst]:.4f} dB; {losers} of 5 lose"
     assert f"largest loss against the rainy image: {told}" in lines
     assert "are equal" not in out
+
+
+def test_the_events_show_means_gains_and_the_ends_of_the_list(run, pairs, model):
+    assert run("-a", "test", "--test-list", pairs, "--device", "cpu")[0] == 0
+    found, means = rows(), json.loads(Path("results/summary.json").read_text())["means"]
+    logged = events("logdir/test_derain")
+    for protocol in PROTOCOLS:
+        for measure_name in ("psnr", "ssim"):
+            for column, image in (("output", "derained"), ("rainy", "rainy")):
+                mean = means[f"{column}_{protocol}_{measure_name}"]
+                curve = logged.pop(f"{protocol}/{image}_{measure_name}")
+                assert curve == {4: pytest.approx(mean, rel=1e-6)}
+    columns = {name: (f"output_{name}_psnr", f"rainy_{name}_psnr") for name in PROTOCOLS}
+    gains = {
+        protocol: {row["name"]: float(row[after]) - float(row[before]) for row in found}
+        for protocol, (after, before) in columns.items()
+    }
+    reader = EventAccumulator("logdir/test_derain").Reload()
+    for protocol in PROTOCOLS:
+        (event,) = reader.Histograms(f"gain/{protocol}")
+        values = list(gains[protocol].values())
+        assert (event.step, event.histogram_value.num) == (4, 5)
+        assert event.histogram_value.min == pytest.approx(min(values))
+        assert event.histogram_value.sum == pytest.approx(sum(values))
+        assert sum(event.histogram_value.bucket) == 5
+        logged.pop(f"gain/{protocol}")
+    ranked = sorted(gains["released"], key=gains["released"].get)
+    names = [f"worst/{rank}_{name}" for rank, name in enumerate(ranked[:3], 1)]
+    names += [f"best/{rank}_{name}" for rank, name in enumerate(ranked[:1:-1], 1)]
+    assert sorted(logged) == sorted(names)
+    shown = cv2.imdecode(np.frombuffer(logged[names[0]][4], np.uint8), 1)
+    assert np.array_equal(shown, cv2.imread(f"results/compare/{ranked[0]}.png"))
 
 
 def test_the_digest_is_of_the_weights_that_were_loaded(model, monkeypatch):
