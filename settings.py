@@ -288,6 +288,8 @@ class Settings:
     val_batch_every: int = option(4, TRAIN, "compute validation losses every N steps", low=1)
     val_every: int = option(400, TRAIN,
         "score the images of --val-list every N steps; save the best as 'best'", low=1)
+    val_protocol: Literal["released", "rgb", "y", "y_down", "y_round"] = option("released", TRAIN,
+        "protocol of the scores of --val-list, whose PSNR decides which checkpoint is 'best'")
     latest_every: int = option(25, TRAIN, "save the checkpoint 'latest' every N steps", low=1)
     picture_every: int = option(200, TRAIN, "write pictures to the events every N steps", low=1)
     checkpoint_every: int = option(400, TRAIN,

@@ -83,9 +83,9 @@ def derain_pairs(
 
 def score(
     derainer: Derainer, ranks: Ranks, pairs: Sequence[Pair], workers: int,
-    say: Callable[[str], None],
+    protocol: str, say: Callable[[str], None],
 ) -> tuple[float, float]:  # fmt: skip
-    """Mean PSNR and SSIM of whole derained images, in the released protocol, on every rank.
+    """Mean PSNR and SSIM of whole derained images, in a protocol, on every rank.
 
     Args:
         workers: processes that read images.
@@ -97,7 +97,7 @@ def score(
 
     def measure_pair(pair: DerainedPair) -> list[float]:
         assert pair.clean is not None  # lists for validation have clean images
-        scores = measure(pair.output.float_image, pair.clean, order="BGR", protocols=["released"])
+        scores = measure(pair.output.float_image, pair.clean, order="BGR", protocols=[protocol])
         return list(scores.values())
 
     notice = SlowNotice(say if ranks.first else lambda _: None)

@@ -268,15 +268,18 @@ def translate_step_errors(run: TrainingRun, step: int, files: list[str]) -> Iter
 def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Progress) -> None:
     """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
     run.finish_save()  # processes that load images are not to be forked beside its thread
-    psnr, ssim = score(derainer, run.ranks, pairs, run.settings.num_workers, progress.say)
-    former = run.best["psnr"] if run.best and run.best["list"] == run.val_data else math.nan
+    protocol, workers = run.settings.val_protocol, run.settings.num_workers
+    psnr, ssim = score(derainer, run.ranks, pairs, workers, protocol, progress.say)
+    kind = {"list": run.val_data, "protocol": protocol}
+    former = run.best["psnr"] if run.best and kind.items() <= run.best.items() else math.nan
     is_best = math.isnan(former) or psnr > former
     if run.ranks.first:
         run.events[VAL_EVENTS].scalars({"score/psnr": psnr, "score/ssim": ssim}, run.step)
         line = f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
-        progress.say(line + run.settings.val_list + ", the best so far" * is_best)
+        line += run.settings.val_list + f" in the {protocol} protocol" * (protocol != "released")
+        progress.say(line + ", the best so far" * is_best)
     if is_best or not run.best:
-        run.best = {"psnr": psnr, "step": run.step, "scored": run.step, "list": run.val_data}
+        run.best = {"psnr": psnr, "step": run.step, "scored": run.step, **kind}
         run.launch_save(BEST)
     else:
         run.best["scored"] = run.step

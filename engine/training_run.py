@@ -28,7 +28,7 @@ class TrainingRun:
         net, ema: the network in training, and one with the moving average of its weights, or None.
         step: index of the last completed step, -1 before the first ("clock" in checkpoints).
         best: the best score of --val-list so far ("psnr" of "step"), the step of the last one
-            ("scored") and a fingerprint of that list ("list"); or None.
+            ("scored"), a fingerprint of that list ("list") and the protocol ("protocol"); or None.
         data, val_data: fingerprints of the training list and of --val-list.
         init: the file of --init-from that the run began with, and its SHA-256; empty if none.
         events: the event files by name, on the first rank; see open_events.
@@ -187,8 +187,10 @@ class TrainingRun:
             best, self.step = content.get("best"), content["clock"]
             file, digest = content.get("init", self.init)
             self.init = str(file), str(digest)
-            kinds = {"psnr": float, "step": int, "scored": int, "list": str}
-            self.best = best and {key: kind(best[key]) for key, kind in kinds.items()}
+            kinds = {"psnr": float, "step": int, "scored": int, "list": str, "protocol": str}
+            if best:  # older checkpoints lack the protocol
+                best = {"protocol": "released"} | best
+                self.best = {key: kind(best[key]) for key, kind in kinds.items()}
             self._load_moments(content["opt"])
 
     def _load_moments(self, state_dict: dict[str, Any]) -> None:

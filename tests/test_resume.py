@@ -1,5 +1,7 @@
 """Nothing is lost: kills, crashes within a save, changed settings, two runs at once, faults."""
 
+import json
+import re
 import shlex
 import signal
 import subprocess
@@ -340,6 +342,26 @@ def test_another_validation_list_starts_a_new_best(run, pairs, tmp_path):
     best = torch.load("model/latest", weights_only=True)["best"]
     assert best["psnr"] < 99
     assert best["step"] == best["scored"] == 4
+
+
+def test_the_best_is_chosen_by_a_protocol(run, pairs, tmp_path):
+    val = write_pairs(tmp_path / "val", [(16, 16)])
+    words = start(pairs, "--val-every", 1, "--val-list", val)
+    run(*words, "--num-steps", 2)
+    content = torch.load("model/latest", weights_only=True)
+    content["best"]["psnr"] = 99.0
+    del content["best"]["protocol"]  # as in a checkpoint from before there was a choice
+    torch.save(content, "model/latest")
+    run(*words, "--num-steps", 3)
+    assert torch.load("model/latest", weights_only=True)["best"]["psnr"] == 99.0
+    status, out, _ = run(*words, "--num-steps", 4, "--val-protocol", "y")
+    assert status == 0
+    assert re.search(r"step 3: .* list.txt in the y protocol, the best so far\n", out)
+    best = torch.load("model/best", weights_only=True)["best"]
+    run("-a", "test", "-m", "best", "--test-list", val, "--device", "cpu")
+    means = json.loads(Path("results/summary.json").read_text())["means"]
+    assert best["psnr"] == pytest.approx(means["output_y_psnr"])
+    assert (best["step"], best["protocol"]) == (3, "y")
 
 
 def test_a_score_that_is_no_number_is_no_best(run, pairs, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import ROOT
 from test_train import SMALL, weights
 
 from engine import checkpoint
+from report.metrics import PROTOCOLS
 from settings import Settings, UserError
 from system.commandline import parse
 from system.config import FILE, VERSION, describe_code, read_config, write_config
@@ -141,6 +143,10 @@ def test_a_bad_file_of_settings_is_one_line(run, text, message):
     status, out, err = run("-a", "train", "--config", "own.toml")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"main.py: {message}")
+
+
+def test_the_protocols_to_choose_from_are_those_that_are_measured():
+    assert get_args(get_type_hints(Settings)["val_protocol"]) == PROTOCOLS
 
 
 def test_the_version(capsys):
