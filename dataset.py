@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from media.lists import Pair, read_pair
+from media.lists import Mixture, Pair, Pairs, read_pair
 from settings import Settings, UserError
 from system.overlap import map_processes, prefetch
 
@@ -105,9 +105,7 @@ def _copy_batches(
         yield images, batch.files, copied
 
 
-def read_batch(
-    pairs: Sequence[Pair], settings: Settings, branch: int, slots: range, step: int
-) -> Batch:
+def read_batch(pairs: Pairs, settings: Settings, branch: int, slots: range, step: int) -> Batch:
     """The crops of these slots of a step's batch. Raises UserError."""
     crops = [read_crop(pairs, settings, branch, step, slot) for slot in slots]
     rainy, clean, files = zip(*crops, strict=True)
@@ -115,17 +113,14 @@ def read_batch(
 
 
 def read_crop(
-    pairs: Sequence[Pair], settings: Settings, branch: int, step: int, slot: int
+    pairs: Pairs, settings: Settings, branch: int, step: int, slot: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """A crop of a step's batch, a function of (seed, branch, step, slot) alone. Raises UserError.
-
-    Images come in shuffled passes over the list, one after another without end.
 
     Returns:
         Rainy and clean crop, and the rainy file.
     """
-    epoch, index = divmod(step * settings.batch_size + slot, len(pairs))
-    pair = pairs[shuffle_indices(len(pairs), settings.seed, branch, epoch)[index]]
+    pair = draw_pair(pairs, step * settings.batch_size + slot, settings.seed, branch)
     rng = np.random.default_rng([settings.seed, branch, step, slot])
     rainy, clean = read_pair(pair)
     assert clean is not None, "lists for training have clean images"
@@ -138,10 +133,27 @@ def read_crop(
     return rainy, clean, str(pair.rainy)
 
 
-@lru_cache(maxsize=4)
-def shuffle_indices(count: int, seed: int, branch: int, epoch: int) -> np.ndarray:
-    """The order of that many images in a pass over the list."""
-    return np.random.default_rng([seed, branch, epoch]).permutation(count)
+def draw_pair(pairs: Pairs, number: int, *key: int) -> Pair:
+    """The pair of a place in the stream: shuffled passes over the list, one after another.
+
+    Of several lists each has its passes. Rounds of as many places as their weights sum up to, each
+    in an order of its own, say which list a place is of. The key decides on all orders.
+    """
+    if isinstance(pairs, Mixture):
+        turns = np.repeat(np.arange(len(pairs.lists)), pairs.weights)
+        former_rounds, place = divmod(number, len(turns))
+        turns = turns[shuffle_indices(len(turns), *key, former_rounds, 0)]
+        is_own = turns == turns[place]
+        number = int(former_rounds * is_own.sum() + is_own[:place].sum())
+        return draw_pair(pairs.lists[turns[place]], number, *key, int(turns[place]))
+    epoch, index = divmod(number, len(pairs))
+    return pairs[shuffle_indices(len(pairs), *key, epoch)[index]]
+
+
+@lru_cache(maxsize=16)
+def shuffle_indices(count: int, *key: int) -> np.ndarray:
+    """An order of that many images, a function of the key."""
+    return np.random.default_rng(key).permutation(count)
 
 
 def random_crop(
@@ -183,7 +195,7 @@ def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], side: int) -
 
 
 def load_batches(
-    pairs: Sequence[Pair],
+    pairs: Pairs,
     settings: Settings,
     branch: int,
     steps: range,

@@ -11,6 +11,7 @@ import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -126,8 +127,12 @@ class Settings:
     })
 
     # Files and folders
-    train_list: str = option("training/real_world.txt", TRAIN + CHECK,
-        "list of training pairs, one on each line: rainy image, clean image; or a folder of pairs")
+    train_list: str | tuple[str, ...] = option("training/real_world.txt", TRAIN + CHECK,
+        "list of training pairs, one on each line: rainy image, clean image; or a folder of pairs; "
+        "train: or several of them")
+    train_weights: int | tuple[int, ...] = option(1, TRAIN,
+        "of several lists of --train-list, how many crops come from each in turn, such as 3 1; 1 "
+        "means as many from each", low=1, high=1000, recipe=True)
     val_list: str = option("", TRAIN, "list or folder of validation pairs; else the training list")
     test_list: str = option("testing/real_test_1000.txt", TEST + SCORE,
         "list of test pairs, or of rainy images (score: clean images) alone; or a folder")
@@ -304,6 +309,11 @@ class Settings:
             _check(f, kinds[f.name], getattr(self, f.name))
         if self.self_ensemble not in (1, 2, 4):
             raise UserError(f"--self-ensemble: {self.self_ensemble}; expected 1, 2 or 4")
+        counts = len(as_tuple(self.train_weights)), len(as_tuple(self.train_list))
+        if counts[0] != counts[1] and self.train_weights != 1:
+            raise UserError(
+                f"--train-weights: {counts[0]} for {counts[1]} lists; expected one for each list"
+            )
         if 0 < self.tile < 64:
             raise UserError(f"--tile: {self.tile} is too small; expected 64 pixels or more, or 0")
         if -1 < self.percentile < 0:
@@ -324,6 +334,18 @@ class Settings:
             raise UserError(f"--model: {self.model!r} is not the name or path of a checkpoint")
 
 
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """The values of an option that takes one or several."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def one_or_several(value: Any) -> Any:
+    """The value of an option whose values are in a list: the sole one, or a tuple of them."""
+    if isinstance(value, list):
+        return value[0] if len(value) == 1 else tuple(value)
+    return value
+
+
 def flag(name: str) -> str:
     """The option of a setting."""
     return "--" + name.replace("_", "-")
@@ -338,6 +360,12 @@ def nearest(word: str, known: list[str]) -> str:
 def _check(f: Any, kind: Any, value: Any) -> None:
     """Raise UserError unless value is of the field's type and within its range."""
     name = flag(f.name)
+    if get_origin(kind) is UnionType:  # of one value or several
+        if value == ():
+            raise UserError(f"{name}: expected one value or more")
+        for each in as_tuple(value):
+            _check(f, get_args(kind)[0], each)
+        return
     if f.name == "action" or get_origin(kind) is Literal:
         known = list(get_args(kind) or ACTIONS)
         if value not in known:

@@ -16,9 +16,9 @@ from engine.ranks import Ranks
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, run_steps
 from engine.training_run import TrainingRun
 from media import inspection
-from media.lists import Pair, fingerprint, read_list
+from media.lists import Mixture, Pair, Pairs, fingerprint, read_list
 from report.result_folder import open_result_folder
-from settings import Settings, UserError, first_few
+from settings import Settings, UserError, as_tuple, first_few
 from system.config import FILE, VERSION, describe_code, write_config
 from system.progress import SLOW_SECONDS, Progress, warn
 
@@ -38,15 +38,18 @@ def train(settings: Settings) -> int:
         settings, say = run.settings, ranks.say
         _check_batch(settings, ranks.world_size)
         options = say, settings.layout, settings.side_by_side
-        train_list, val_list = settings.train_list, settings.val_list or settings.train_list
-        names = dict.fromkeys((train_list, val_list))  # each once
-        lists = {name: read_list(name, True, *options) for name in names}
-        pairs, val_pairs = lists[train_list], lists[val_list]
-        run.data = fingerprint(pairs)
-        run.val_data = fingerprint(val_pairs) if settings.val_list else ""
+        names = as_tuple(settings.train_list)
+        all_names = filter(None, (*names, settings.val_list))
+        lists = {name: read_list(name, True, *options) for name in dict.fromkeys(all_names)}
+        own = [lists[name] for name in names]
+        mixture = Mixture(own, as_tuple(settings.train_weights))
+        pairs: Pairs = own[0] if len(own) == 1 else mixture
+        val_pairs = lists[settings.val_list] if settings.val_list else pairs
+        run.data = " ".join(map(fingerprint, own))
+        run.val_data = fingerprint(lists[settings.val_list]) if settings.val_list else ""
         sizes = {name: check_headers(name, lists[name], settings.seed, ranks) for name in lists}
         folder = Path(settings.model_dir)
-        inputs = [Path(settings.train_list), Path(settings.val_list), _init_path(run)]
+        inputs = [*map(Path, lists), _init_path(run)]
         outputs = [folder / LATEST, folder / BEST, folder / FILE, *folder.glob("step_*")]
         with open_result_folder(
             folder, "--model-dir", inputs=inputs, outputs=outputs, page=False, first=ranks.first
@@ -62,8 +65,8 @@ def train(settings: Settings) -> int:
                 device = f"{describe_device(run.device, ranks)}, {settings.precision}"
                 steps = f"steps {first} to {last}, {last + 1 - first} left"
                 say(f"training on {device}: {len(pairs)} pairs, {steps}")
-                if ranks.first:
-                    report_data(settings, pairs, sizes[train_list])
+                for name in names if ranks.first else ():
+                    report_data(settings, lists[name], sizes[name])
                 number = run_steps(run, pairs, val_pairs, first, last)
         reason = f" ({signal.Signals(number).name})" if number else ""
         count = f"{run.step + 1} of {settings.num_steps} steps are done"
@@ -204,7 +207,9 @@ def _open_events(run: TrainingRun, is_new: bool) -> Iterator[None]:
         if run.ranks.first and is_new:
             recipe = [f.name for f in fields(settings) if f.metadata["recipe"]]
             names = [*recipe, "train_list", "init_from"]
-            record = {name: getattr(settings, name) for name in names}
+            values = [getattr(settings, name) for name in names]
+            values = [str(value) if isinstance(value, tuple) else value for value in values]
+            record = dict(zip(names, values, strict=True))
             run.events[EVENTS].hparams(record, start + 1)
         yield
     except BaseException:

@@ -36,7 +36,7 @@ from engine.training_step import (
     process_batch,
     train_one_step,
 )
-from media.lists import PairList
+from media.lists import Mixture, Pairs
 from model import is_dead_mask
 from report.visualize import contact_sheet, heat_map
 from settings import Settings, UserError
@@ -55,7 +55,7 @@ NO_COMPILER = (
 )  # fmt: skip
 
 
-def run_steps(run: TrainingRun, pairs: PairList, val_pairs: PairList, first: int, last: int) -> int:
+def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs, first: int, last: int) -> int:
     """Train from step `first` to `last`, or until a signal. Returns the signal's number, or 0.
 
     On a GPU a step is launched before the one before it is collected, so that the GPU need not wait
@@ -265,8 +265,9 @@ def translate_step_errors(run: TrainingRun, step: int, files: list[str]) -> Iter
         raise
 
 
-def _score(run: TrainingRun, derainer: Derainer, pairs: PairList, progress: Progress) -> None:
+def _score(run: TrainingRun, derainer: Derainer, pairs: Pairs, progress: Progress) -> None:
     """Score the whole images of --val-list; the best so far is kept as a checkpoint."""
+    assert not isinstance(pairs, Mixture), "--val-list is one list"
     run.finish_save()  # processes that load images are not to be forked beside its thread
     protocol, workers = run.settings.val_protocol, run.settings.num_workers
     psnr, ssim = score(derainer, run.ranks, pairs, workers, protocol, progress.say)

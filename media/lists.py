@@ -118,6 +118,23 @@ class PairList(Sequence[Pair]):
             yield self.text[start:end]
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Several lists, of which a stream takes pairs in turn, as many of each as the weights say.
+
+    One weight alone is that of each.
+    """
+
+    lists: list[PairList]
+    weights: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.lists))
+
+
+Pairs = Sequence[Pair] | Mixture  # of which a stream is made
+
+
 def read_list(
     path: str,
     need_clean: bool = False,

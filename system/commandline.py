@@ -8,9 +8,10 @@ import os
 import sys
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from settings import ACTIONS, Settings, UserError, flag, nearest
+from settings import ACTIONS, Settings, UserError, flag, nearest, one_or_several
 from system.config import VERSION, describe_code, read_config
 from system.files import list_checkpoints
 
@@ -39,7 +40,9 @@ def parse(argv: list[str]) -> Settings:
     """
     parser = build_parser(None)
     values, extra = parser.parse_known_args(argv)
-    given = {name: value for name, value in vars(values).items() if value is not None}
+    given = {
+        name: one_or_several(value) for name, value in vars(values).items() if value is not None
+    }
     if given.pop("version"):
         code = describe_code()
         print(f"SPANet {VERSION}" + f", code {code}" * bool(code))
@@ -192,6 +195,8 @@ def add_option(group: Any, f: Field, action: str) -> None:
     elif get_origin(kind) is Literal:
         spec["metavar"] = "|".join(get_args(kind))
     else:
+        if get_origin(kind) is UnionType:
+            kind, spec["nargs"] = get_args(kind)[0], "+"
         last_word = f.name.split("_")[-1].upper()
         spec |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, last_word)}
     group.add_argument(*option_names(f), **spec)

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from settings import Settings, UserError, flag, nearest
+from settings import Settings, UserError, flag, nearest, one_or_several
 from system.files import read_bytes, write_atomically
 
 VERSION = "1.0"  # see CHANGELOG.md
@@ -50,7 +50,7 @@ def read_config(path: str) -> dict[str, Any]:
     names = {flag(f.name)[2:]: f.name for f in fields(Settings) if f.name != "config"}
     for key in content.keys() - names.keys():
         raise UserError(f"{path}: unknown option {key}{nearest(key, list(names))}")
-    values = {names[key]: value for key, value in content.items()}
+    values = {names[key]: one_or_several(value) for key, value in content.items()}
     try:
         Settings(**{"action": "train"} | values)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -165,6 +166,32 @@ def test_the_stream_is_shuffled_passes_over_the_list(tmp_path):
     passes = [files[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(one) == sorted(str(pair.rainy) for pair in pairs) for one in passes)
     assert len({tuple(one) for one in passes}) > 1
+
+
+def test_lists_take_turns_by_their_weights_and_each_has_its_passes(tmp_path):
+    sizes = {"a": 7, "b": 2, "c": 2}
+    three = [
+        lists.read_list(str(write_pairs(tmp_path / name, [(16, 16)] * count)))
+        for name, count in sizes.items()
+    ]
+    mixture = lists.Mixture(three, (3, 1, 1))
+    assert len(mixture) == 11
+    files = [dataset.draw_pair(mixture, n, 2019, dataset.TRAINING).rainy for n in range(5 * 14)]
+    names = [file.parent.parent.name for file in files]
+    rounds = [names[i : i + 5] for i in range(0, 70, 5)]
+    assert all(sorted(one) == list("aaabc") for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 3
+    for name, count in sizes.items():
+        own = [file.name for file in files if file.parent.parent.name == name]
+        passes = [own[i : i + count] for i in range(0, len(own), count)]
+        assert all(len(set(one)) == count for one in passes)
+        assert len({tuple(one) for one in passes}) > 1
+    orders = ([f.name for f in files if f.parent.parent.name == name] for name in "bc")
+    assert next(orders) != next(orders)  # sets often share their scenes
+    # A function of seed, step and slot: workers and the first step change nothing.
+    whole = drawn(mixture, steps=range(6))
+    assert_equal(whole[3:], drawn(mixture, steps=range(3, 6), workers=2))
+    assert {Path(file).parts[-3] for file in drawn(lists.Mixture(three, (1,)))[0].files} == {*"abc"}
 
 
 def test_a_bad_image_in_a_worker_is_one_line(pairs):

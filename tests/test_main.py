@@ -149,6 +149,13 @@ def test_values_are_typed():
         ("-a train --batch-size 0", "--batch-size: 0 is out of range; expected a number from 1"),
         ("-a train --batch-size 2.5", "--batch-size: invalid int value: '2.5'"),
         ("-a train --batch-size", "--batch-size: expected one argument"),
+        ("-a train --train-list", "--train-list: expected at least one argument"),
+        ("-a train --train-weights 0", "--train-weights: 0 is out of range; expected a number"),
+        (
+            "-a train --train-list a b c --train-weights 3 1",
+            "--train-weights: 2 for 3 lists; expected one for each list\n",
+        ),
+        ("-a check --train-list a b", "--train-list: several; expected one, as -a check looks at"),
         ("-a train --lr fast", "--lr: invalid float value: 'fast'"),
         ("-a train --lr nan", "--lr: nan is out of range"),
         ("-a train --lr inf", "--lr: inf is out of range"),
@@ -198,6 +205,10 @@ def test_bad_options_are_one_line(run, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            "-a train --train-list a b --train-list c",
+            r"--train-list: given twice, as \['a', 'b'\] and \['c'\]; expected once",
+        ),
         ("-a test -m a -m b", "--model: given twice, as 'a' and 'b'; expected once"),
         ("-a test -m a --model=a", "--model: given twice, as 'a' and 'a'; expected once"),
         ("-a train -a test", "--action: given twice, as 'train' and 'test'; expected once"),

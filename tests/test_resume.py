@@ -356,7 +356,7 @@ def test_the_best_is_chosen_by_a_protocol(run, pairs, tmp_path):
     assert torch.load("model/latest", weights_only=True)["best"]["psnr"] == 99.0
     status, out, _ = run(*words, "--num-steps", 4, "--val-protocol", "y")
     assert status == 0
-    assert re.search(r"step 3: .* list.txt in the y protocol, the best so far\n", out)
+    assert re.search(r"step 3: .*list.txt in the y protocol, the best so far\n", out)
     best = torch.load("model/best", weights_only=True)["best"]
     run("-a", "test", "-m", "best", "--test-list", val, "--device", "cpu")
     means = json.loads(Path("results/summary.json").read_text())["means"]

@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_pairs
 from test_train import SMALL, weights
 
 from engine import checkpoint
@@ -101,8 +101,35 @@ def test_the_settings_of_a_run_repeat_it_to_the_bit(run, pairs):
     assert differing == {"run", "model_dir", "log_dir"}
 
 
+def test_a_run_on_several_lists_resumes_to_the_bit(run, pairs):
+    other = write_pairs(Path("other"), [(20, 20)] * 3, seed=3)
+    lists = ["--train-list", pairs, other, "--train-weights", 3, 1]
+    words = ["-a", "train", *lists, *SMALL, "--batch-size", 4]
+    status, _, err = run(*words, "--num-steps", 3, "--run", "a")
+    assert status == 0
+    assert "warning: 3 of 3 images are larger than the patch" in err  # those of the second list
+    status, out, _ = run(*words, "--num-steps", 2, "--run", "b")
+    assert status == 0
+    assert out.count("share of mask pixels: ") == 2
+    assert ": 8 pairs, steps 0 to 1" in out
+    assert run(*words, "--num-steps", 3, "--run", "b")[0] == 0
+    assert run("--config", f"model/a/{FILE}", "--run", "c")[0] == 0
+    for name in "bc":
+        assert all(map(torch.equal, weights("model/a/latest"), weights(f"model/{name}/latest")))
+    for changed, told in (
+        (["--train-weights", 1, 1], "--train-weights is (1, 1), was (3, 1)"),
+        (["--train-list", other, pairs], "the training list names other pairs"),
+    ):
+        status, _, err = run(*words, *changed, "--num-steps", 4, "--run", "b")
+        assert status == 2
+        assert f"was trained with other settings: {told}; expected the same, --run" in err
+    other.write_text("rain/pair0.png clean/pair9.png\n")
+    assert f"{other}:1: no such image" in run(*words, "--num-steps", 4, "--run", "b")[2]
+
+
 def test_every_setting_survives_the_file():
     odd = Settings("train", train_list='a "b"\\\n\x7fé😀', lr=1e-5, seed=2**63 - 1, flip=True)
+    odd = dataclasses.replace(odd, train_list=(odd.train_list, "b"), train_weights=(3, 1))
     write_config(Path("odd.toml"), odd, {"code": "x"})
     assert parse(["--config", "odd.toml"]) == dataclasses.replace(odd, config="odd.toml")
 
@@ -129,6 +156,8 @@ def test_the_command_line_counts_more_than_the_file():
     [
         ("lr = ", "own.toml: is not TOML: Invalid value (at "),
         ("lr = '1'", "own.toml: --lr: expected float, got '1'"),
+        ("train-list = []", "own.toml: --train-list: expected one value or more"),
+        ("train-list = ['a', 1]", "own.toml: --train-list: expected str, got 1"),
         ("lr = 11", "own.toml: --lr: 11 is out of range"),
         ("learning-rate = 1", "own.toml: unknown option learning-rate"),
         ("batch_size = 1", "own.toml: unknown option batch_size; did you mean batch-size?"),
@@ -146,7 +175,7 @@ def test_a_bad_file_of_settings_is_one_line(run, text, message):
 
 
 def test_the_protocols_to_choose_from_are_those_that_are_measured():
-    assert get_args(get_type_hints(Settings)["val_protocol"]) == PROTOCOLS
+    assert get_args(get_type_hints(Settings)["val_protocol"]) == (*PROTOCOLS,)
 
 
 def test_the_version(capsys):
