@@ -117,7 +117,7 @@ def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs, first: int, last
 
 @contextmanager
 def _open_batches(
-    run: TrainingRun, pairs: PairList, branch: int, steps: range
+    run: TrainingRun, pairs: Pairs, branch: int, steps: range
 ) -> Iterator[Iterator[DeviceBatch]]:
     """This rank's share of the batches of the steps; processes load them while this is open."""
     ranks, threshold = run.ranks, run.settings.mask_threshold
