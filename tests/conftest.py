@@ -221,16 +221,18 @@ def started(words: list[str], fresh: bool = False, **options: Any) -> Iterator[s
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def finish(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """A program's outcome, within two minutes."""
+def finish(
+    words: list[str], timeout: float = 120, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """A program's outcome. If it takes longer, it is killed, with those that it started."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     with started(words, **pipes) as run:
-        out, err = run.communicate(timeout=120)
+        out, err = run.communicate(timeout=timeout)
         return subprocess.CompletedProcess(words, run.returncode, out, err)
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=240)
+    return finish(["bash", "-c", line], timeout=240)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
