@@ -87,7 +87,7 @@ def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs, first: int, last
             _score(run, derainer, val_pairs, progress)
         collected = time.monotonic()
         for step, batch in zip(steps, batches, strict=True):
-            pending.append(launch_step(run, net, ssim, step, batch, interrupt.signal))
+            pending.append(launch_step(run, net, ssim, step, batch, interrupt))
             if step in val_steps:
                 pending[-1].validation = launch_validation(run, ssim, step, next(val_batches))
             due = find_due(settings, step, last)
@@ -159,17 +159,21 @@ class PendingStep:
 
 
 def launch_step(
-    run: TrainingRun, net: nn.Module, ssim: SSIM, step: int, batch: DeviceBatch, signal_number: int
+    run: TrainingRun,
+    net: nn.Module,
+    ssim: SSIM,
+    step: int,
+    batch: DeviceBatch,
+    interrupt: Interrupt,
 ) -> PendingStep:
     """Train on a batch; on a GPU this returns before the step is computed.
 
-    Args:
-        signal_number: of a signal that this rank has received, or 0; all ranks learn of it.
+    With the metrics, all ranks learn of a signal that one of them has received.
     """
     with translate_step_errors(run, step, batch.files):
         values = train_one_step(net, run.optimiser, ssim, run.settings, step, batch.tensors)
         run.update_ema(step)
-        values["signal"] = torch.full_like(values["loss"], signal_number)
+        values["signal"] = torch.full_like(values["loss"], interrupt.signal)
         return PendingStep(step, batch.files, StepMetrics(values, run.ranks))
 
 

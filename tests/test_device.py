@@ -157,6 +157,17 @@ def test_a_home_that_cannot_be_written_does_not_stop_cupy(tmp_path):
     assert Path(done.stdout.strip()).parent == tmp_path
 
 
+def test_a_gpu_has_more_loading_processes_by_default(monkeypatch):
+    ranks = Ranks()
+    for cores, share, on_gpu in ((1, 1, 2), (3, 1, 3), (64, 1, 4), (8, 4, 2)):
+        monkeypatch.setattr(device.machine, "count_cores", lambda cores=cores: cores)
+        ranks.local_size = share
+        for place, expected in (("cpu", 2), ("cuda", on_gpu)):
+            assert device.count_workers(Settings("train"), torch.device(place), ranks) == expected
+    chosen = Settings("train", num_workers=0)
+    assert device.count_workers(chosen, torch.device("cuda"), ranks) == 0
+
+
 def test_training_chooses_among_cudnns_ways_and_deraining_leaves_them(monkeypatch):
     seen = []
     cudnn = torch.backends.cudnn

@@ -12,8 +12,11 @@ from conftest import command
 from test_train import SMALL, clock, events, weights
 
 from cal_ssim import SSIM
+from dataset import Batch, upload_batches
 from engine.device import free_memory, is_out_of_memory
+from engine.training_run import TrainingRun
 from model import SPANet
+from settings import Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 GPU = "cuda"
@@ -45,6 +48,32 @@ def test_a_deterministic_resume_is_bit_for_bit(run, pairs):
             assert run(*base, *words)[0] == 0
     for a, b in zip(weights("whole/latest"), weights("parts/latest"), strict=True):
         assert torch.equal(a, b)
+
+
+def test_batches_arrive_as_they_were_loaded():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (7, 2, 4, 32, 40, 3), np.uint8)
+    batches = [Batch(*pair, [str(number)]) for number, pair in enumerate(images)]
+    uploaded = upload_batches(iter(batches), torch.device(GPU, 0), 3)
+    for number, (batch, expected) in enumerate(zip(uploaded, batches, strict=True)):
+        assert batch.files == [str(number)]
+        for a, b in zip(batch.tensors, expected.tensors(torch.device("cpu"), 3), strict=True):
+            assert torch.equal(a.cpu(), b)
+
+
+def test_a_save_beside_the_training_holds_its_step(run, pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training = TrainingRun(Settings("train", device=GPU, ema=0.9))
+    before = [p.cpu().clone() for p in training.net.parameters()]
+    for name in ("one", "two"):
+        training.launch_save(name)
+        with torch.no_grad():
+            for parameter in training.net.parameters():
+                parameter.add_(1)
+    training.finish_save()
+    for shift, name in enumerate(("one", "two")):
+        for a, b in zip(weights(f"model/{name}"), before, strict=True):
+            assert torch.allclose(a.cpu(), b + shift)
 
 
 def test_pictures_are_those_of_the_cpu(run, pairs, model):

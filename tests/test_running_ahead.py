@@ -127,9 +127,9 @@ def test_a_loss_that_is_not_finite_names_its_own_step(run, pairs, fused, monkeyp
     batches = {}
     launch = training_loop.launch_step
 
-    def noted(run, net, ssim, step, batch, signal_number):
+    def noted(run, net, ssim, step, batch, interrupt):
         batches[step] = batch.files
-        return launch(run, net, ssim, step, batch, signal_number)
+        return launch(run, net, ssim, step, batch, interrupt)
 
     monkeypatch.setattr(training_loop, "launch_step", noted)
     monkeypatch.setattr(training_step, "compute_losses", broken)
