@@ -99,9 +99,9 @@ class Tab:
     shown: int = 0  # the entry in view
     archive: Path | None = None  # all results, as ZIP
 
-    def create_entries(self, sources: list[Path]) -> list[Entry]:
-        """Entries for files, which are yet to be listed."""
-        return [Entry(source, self.folder / token_hex(8)) for source in sources]
+    def create_entry(self, source: Path) -> Entry:
+        """An entry for a file, which is yet to be listed."""
+        return Entry(source, self.folder / token_hex(8))
 
     def write_archive(self) -> None:
         """Put all results into one file, if there are several and no others to wait for."""
@@ -162,7 +162,7 @@ class WebPage:
                         file_count="multiple", height=140,
                     )  # fmt: skip
                     self.table = gr.Dataframe(
-                        headers=["file", "state", "remaining"], interactive=False, max_height=300,
+                        headers=["file", "state", "remaining"], interactive=False, max_height=220,
                         visible=False, elem_id="queue", column_widths=["36%", "30%", "34%"],
                         buttons=[],
                     )  # fmt: skip
@@ -189,19 +189,17 @@ class WebPage:
         choice = [self.model, self.views]
         buttons = [self.download, self.archive, self.cancel]
         view = [self.table, self.film, self.slider, *buttons, self.text]
-        connect = partial(
-            gr.on, preprocess=False, queue=False, trigger_mode="multiple",
-            api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
-        events = [  # the field is free for the next files at once
-            connect(self.drop.upload, self._receive, [self.drop, *choice], [self.drop, *view]),
-            connect([self.model.input, self.views.input], self._choose, choice, view),
-        ]
-        for event in events:
-            event.then(
-                self._derain, None, view, concurrency_limit=None, trigger_mode="multiple",
-                api_visibility="private", show_progress="hidden",
-            )  # fmt: skip
+        silent: dict[str, Any] = {
+            "api_visibility": "private",
+            "show_progress": "hidden",
+            "trigger_mode": "multiple",
+        }
+        connect = partial(gr.on, preprocess=False, queue=False, **silent)
+        # The field is free for the next files at once.
+        receive = connect(self.drop.upload, self._receive, [self.drop, *choice], [self.drop, *view])
+        choose = connect([self.model.input, self.views.input], self._choose, choice, view)
+        for event in (receive, choose):
+            event.then(self._derain, None, view, concurrency_limit=None, **silent)
         connect(self.attention.input, self._show_attention, self.attention, view)
         connect(self.table.select, self._select, None, view)
         connect(self.cancel.click, self._cancel, None, view)
@@ -222,7 +220,7 @@ class WebPage:
         paths = [self._find_upload(upload) for upload in uploads]
         tab = self._find_tab(request)
         tab.choice, tab.shown, tab.archive = (model, views), len(tab.entries), None
-        tab.entries = [*tab.entries, *tab.create_entries(paths)]
+        tab.entries = [*tab.entries, *map(tab.create_entry, paths)]
         return [None, *self._show(tab)]
 
     def _find_upload(self, upload: Any) -> Path:
@@ -235,7 +233,7 @@ class WebPage:
     def _choose(self, model: str, views: int, request: gr.Request) -> list[Any]:
         tab = self._find_tab(request)
         former, tab.choice, tab.archive = tab.entries, (model, views), None
-        tab.entries = tab.create_entries([entry.source for entry in former])
+        tab.entries = [tab.create_entry(entry.source) for entry in former]
         for entry in former:
             shutil.rmtree(entry.folder, ignore_errors=True)
         return self._show(tab)

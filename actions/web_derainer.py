@@ -132,22 +132,25 @@ class WebDerainer:
         return Derainer.from_settings(checkpoint_path(settings), settings, self.ranks)
 
     def derain(
-        self, entry: Entry, model: str, views: int, is_wanted: Callable[[], bool] = lambda: True
+        self, entry: Entry, model: str, views: int, is_wanted: Callable[[], bool] | None = None
     ) -> None:
         """Derain a file into its folder, or note what is wrong with it.
 
-        The derained file is, byte for byte, as `derain` writes it. It is left unfinished if it is
-        no longer wanted.
+        The derained file is, byte for byte, as `derain` writes it.
+
+        Args:
+            is_wanted: whether a page still waits for it; otherwise it is left unfinished. None: no
+                page does, and there are no pictures to show.
         """
 
         def record_progress(done: int, total: int) -> None:
-            if not is_wanted():
+            if is_wanted and not is_wanted():
                 raise Unwanted
             entry.share = done / total
 
         entry.state, entry.start = DERAINING, time.monotonic()
         try:
-            text = self._derain(entry, model, views, record_progress)
+            text = self._derain(entry, model, views, record_progress, is_wanted is not None)
             entry.state = DERAINED
         except Unwanted:
             return
@@ -165,7 +168,9 @@ class WebDerainer:
             text = text.replace(f"{folder}{os.sep}", "")
         entry.text = "\n".join(map(one_line, text.removeprefix("-i: ").splitlines()))
 
-    def _derain(self, entry: Entry, model: str, views: int, on_progress: OnProgress) -> str:
+    def _derain(
+        self, entry: Entry, model: str, views: int, on_progress: OnProgress, is_shown: bool
+    ) -> str:
         """Derain a file into its folder; returns what to say of it, in lines."""
         source = entry.source
         (job,), *_ = plan_jobs(str(source), f"{entry.folder}{os.sep}")
@@ -179,11 +184,11 @@ class WebDerainer:
         lines = [f"{source.name}: {width}x{height} pixels, by {weights} in {seconds:.1f} s", *notes]
         if derainer.path and derainer.path.resolve() == DEMO:
             lines.append(DEMO_WARNING)
-        before, after = to_preview(output.rainy), to_preview(output.derained)
-        for name, image in zip(
-            PICTURES, (before, after, overlay_mask(before, output.mask)), strict=True
-        ):
-            entry.save(name, image)
+        if is_shown:
+            before, after = to_preview(output.rainy), to_preview(output.derained)
+            images = before, after, overlay_mask(before, output.mask)
+            for name, image in zip(PICTURES, images, strict=True):
+                entry.save(name, image)
         entry.result = job.target
         return "\n".join(filter(None, lines))
 

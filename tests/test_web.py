@@ -225,6 +225,8 @@ def test_a_video_plays_before_and_after_in_step(tab, given):
     times = "[...document.querySelectorAll('#film video')].map(film => film.currentTime)"
     play = "document.querySelectorAll('#film video')[1]"
     tab.page.wait_for_function(f"{play}?.readyState > 1")
+    left, right = [film.bounding_box() for film in tab.page.locator("#film video").all()]
+    assert (left["y"], left["height"]) == (right["y"], right["height"])
     tab.page.evaluate(f"{play}.currentTime = 0.16")
     tab.until(lambda: tab.page.evaluate(times) == [0.16, 0.16])
     assert not tab.page.locator("#slider").is_visible()

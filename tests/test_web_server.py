@@ -177,6 +177,8 @@ def test_derain_is_the_only_endpoint_and_answers_gradio_client(client, server, r
     caller.close()
     assert Path(path).name == "a_derained.png"
     assert Path(path).read_bytes() == derain_here(server, "other", 2)
+    (result,) = [path for path in server.uploads() if path.name == "a_derained.png"]
+    assert list(result.parent.iterdir()) == [result]  # nothing that only a page would show
     Path("bad.png").write_bytes(b"no picture")
     with pytest.raises(gradio_client.exceptions.AppError, match=r"bad\.png: not an image"):
         caller.predict(gradio_client.handle_file("bad.png"), api_name="/derain")
