@@ -134,8 +134,9 @@ class Settings:
         "of several lists of --train-list, how many crops come from each in turn, such as 3 1; 1 "
         "means as many from each", low=1, high=1000, recipe=True)
     val_list: str = option("", TRAIN, "list or folder of validation pairs; else the training list")
-    test_list: str = option("testing/real_test_1000.txt", TEST + SCORE,
-        "list of test pairs, or of rainy images (score: clean images) alone; or a folder")
+    test_list: str | tuple[str, ...] = option("testing/real_test_1000.txt", TEST + SCORE,
+        "list of test pairs, or of rainy images (score: clean images) alone; or a folder; or "
+        "several of them, for a table by sets")
     layout: str = option("", LISTED,
         "layout of a dataset folder, if several layouts match it; a message then lists them")
     side_by_side: Literal["no", "rainy-left", "rainy-right"] = option("no", LISTED,
@@ -159,6 +160,8 @@ class Settings:
         "check": "table to write, or to continue; default: check.csv",
         "lists": "list to write, a .txt file",
     })
+    protocol: Literal["all", "released", "rgb", "y", "y_down", "y_round"] = option("all", SCORE,
+        "protocol of the tables for a paper")
     crop_to_common: bool = option(False, SCORE,
         "crop images of different sizes to their common part, at the top left")
     fix: str = option("", CHECK, "also write a list of the usable pairs to this file")

@@ -6,7 +6,7 @@ In the folder -o: metrics.csv (a row a result), summary.json (the means), table.
 
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +14,21 @@ import numpy as np
 
 from media.folders import describe_skipped
 from media.inspection import inspect_headers
-from media.lists import Pair, PairList, read_list, read_pair
+from media.lists import Pair, PairList, name_sets, read_list, read_pair
 from media.pictures import read_image
-from media.results import Match, Method, find_methods, match_results, result_names
+from media.results import (
+    Match,
+    Method,
+    find_methods,
+    match_results,
+    natural_order,
+    result_names,
+)
 from report import page, tables
-from report.metrics import MEASURE_BYTES_PER_PIXEL, measure
+from report.metrics import MEASURE_BYTES_PER_PIXEL, PROTOCOLS, measure
 from report.result_folder import open_result_folder, read_head
-from report.tables import CLEAN, RAINY, Result
-from settings import Settings, UserError, first_few, format_count
+from report.tables import CLEAN, RAINY, Mean, Result
+from settings import Settings, UserError, as_tuple, first_few, format_count
 from system import machine
 from system.files import format_path
 from system.overlap import map_processes
@@ -40,6 +47,21 @@ class Task:
     results: dict[str, Path]
 
 
+@dataclass
+class Plan:
+    """What is to be scored.
+
+    Attributes:
+        inputs: the files that are read.
+        complete: whether every picture has its results, and every result its picture.
+    """
+
+    tasks: list[Task] = field(default_factory=list)
+    methods: set[str] = field(default_factory=set)
+    inputs: list[Path] = field(default_factory=list)
+    complete: bool = True
+
+
 def score(settings: Settings) -> int:
     """Score the results in `-i` by the clean images of `--test-list`. Returns the exit status.
 
@@ -52,16 +74,38 @@ def score(settings: Settings) -> int:
     if not settings.input or not settings.output:
         raise UserError("-i and -o: expected a folder of results, and a folder to write into")
     start, folder = time.monotonic(), Path(settings.output)
-    methods, empty = find_methods(Path(settings.input), folder)
+    plan, sets = Plan(), name_sets(as_tuple(settings.test_list))
+    counts = {name: _add_set(plan, settings, name, path) for name, path in sets.items()}
+    names = sorted(plan.methods, key=natural_order)
+    kinds = {method: str(number) for number, method in enumerate(names, 1)}
+    head = read_head(folder / OUTPUTS[0])
+    if head is None or not b"method,".startswith(head[:7]):  # that of a killed run may be empty
+        for path in (folder / name for name in OUTPUTS):
+            if path.exists():
+                raise UserError(f"{path}: is not of -a score; expected another -o")
+    with open_result_folder(folder, "-o", inputs=plan.inputs, outputs=[], stale=reversed(OUTPUTS)):
+        scored, is_whole = _score_tasks(settings, folder, kinds, plan.tasks)
+        _report_results(settings, folder, kinds, counts, scored, start)
+    return 0 if is_whole and plan.complete else 2
+
+
+def _add_set(plan: Plan, settings: Settings, test_set: str, path: str) -> int:
+    """Add the pairs of a list and their results to what is scored. Raises UserError.
+
+    Args:
+        test_set: its name if it is one of several.
+
+    Returns:
+        The number of pairs.
+    """
+    methods, empty = find_methods(Path(settings.input), Path(settings.output), test_set)
     for method in methods:
         if method.name in (RAINY, CLEAN):
             raise UserError(f"-i: {settings.input}: no method can be called {method.name}")
     layout = settings.layout, settings.side_by_side
-    pairs = read_list(settings.test_list, False, print, *layout, allow_unpaired=True)
+    pairs = read_list(path, False, print, *layout, allow_unpaired=True)
     if not pairs.paired:
-        print(f"{settings.test_list}: taken as the clean images; the tables have no row {RAINY}")
-    inputs = [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
-    inputs += [Path(settings.test_list), *(path for method in methods for path in method.files)]
+        print(f"{path}: taken as the clean images; the tables have no row {RAINY}")
     if empty:
         warn(f"skipped folders without pictures: {first_few(map(format_path, empty))}")
     names = result_names([pair.rainy for pair in pairs])
@@ -69,22 +113,16 @@ def score(settings: Settings) -> int:
     for method in methods:
         _report_match(method, matches[method.name], pairs)
     if not any(match.files for match in matches.values()):
-        raise UserError(f"-i: {settings.input}: none of its pictures is of {settings.test_list}")
-    kinds = {method: str(number) for number, method in enumerate(matches, 1)}
-    tasks = []
+        raise UserError(f"-i: {settings.input}: none of its pictures is of {path}")
+    plan.methods |= set(matches)
+    plan.inputs += [path for pair in pairs for path in (pair.rainy, pair.clean) if path]
+    plan.inputs += [Path(path), *(file for method in methods for file in method.files)]
+    plan.complete &= not empty and all(match.complete for match in matches.values())
     for index, (name, pair) in enumerate(zip(names, pairs, strict=True)):
         files = {method: m.files[index] for method, m in matches.items() if index in m.files}
-        tasks.append(Task(index, name, pair, files))
-    head = read_head(folder / OUTPUTS[0])
-    if head is None or not b"method,".startswith(head[:7]):  # that of a killed run may be empty
-        for path in (folder / name for name in OUTPUTS):
-            if path.exists():
-                raise UserError(f"{path}: is not of -a score; expected another -o")
-    with open_result_folder(folder, "-o", inputs=inputs, outputs=[], stale=reversed(OUTPUTS)):
-        scored, is_whole = _score_tasks(settings, folder, kinds, tasks)
-        _report_results(settings, folder, kinds, len(pairs), scored, start)
-    complete = is_whole and not empty and all(match.complete for match in matches.values())
-    return 0 if complete else 2
+        prefix = f"{test_set}/" * bool(test_set)
+        plan.tasks.append(Task(len(plan.tasks), prefix + name, pair, files))
+    return len(pairs)
 
 
 def _report_match(method: Method, match: Match, pairs: PairList) -> None:
@@ -192,10 +230,15 @@ def score_pair(
 
 
 def _report_results(
-    settings: Settings, folder: Path, kinds: dict[str, str], listed: int, results: list[Result],
-    start: float,
+    settings: Settings, folder: Path, kinds: dict[str, str], counts: dict[str, int],
+    results: list[Result], start: float,
 ) -> None:  # fmt: skip
-    """Write means, tables and page, and print the means. Raises UserError."""
+    """Write means, tables and page, and print the means. Raises UserError.
+
+    Args:
+        counts: how many pictures are in each set.
+    """
+    listed = sum(counts.values())
     means = tables.compute_means(results, [RAINY, *kinds])
     if all(mean.method == RAINY for mean in means):
         raise UserError(f"-i: {settings.input}: none of its pictures could be scored")
@@ -209,23 +252,36 @@ def _report_results(
             print(f"{method}: {cropped} of its results are compared in part: their sizes differ")
     if not tables.share_pictures(means):
         print("the means are over different pictures: they cannot be compared")
-    tables.write_tables(folder, means, listed)
+    by_set = tables.compute_set_means(results, counts, [RAINY, *kinds])
+    protocols = list(PROTOCOLS) if settings.protocol == "all" else [settings.protocol]
+    tables.write_tables(folder, means, listed, by_set, protocols)
     seconds = time.monotonic() - start
-    summary = {
+    summary: dict[str, object] = {
         "results": settings.input,
         "list": settings.test_list,
         "images_listed": listed,
         "crop_to_common": settings.crop_to_common,
         "seconds": round(seconds, 3),
-        "methods": {m.method: {"images": len(m.indices), "means": m.scores} for m in means},
+        "methods": _summarize(means),
     }
+    if len(counts) > 1:
+        summary["sets"] = {name: _summarize(own) for name, own in by_set.items()}
     tables.write_json(folder / OUTPUTS[1], summary)
     sides = ({RAINY: RAINY} if means[0].method == RAINY else {}) | kinds | {CLEAN: CLEAN}
-    title = f"{', '.join(kinds)} on {Path(settings.test_list).name}"
+    names = ", ".join(Path(path).name for path in as_tuple(settings.test_list))
+    title = f"{', '.join(kinds)} on {names}"
     title += f": {len(results)} of {listed} images" * (len(results) < listed)
     source = ("source", "scored results; no network was run")
     run = page.describe_run(source, f"{machine.count_cores()} cores", seconds)
     page.write_page(folder, title, results, run, settings, sides, means, OUTPUTS)
     print(f"results in {folder}: {', '.join(OUTPUTS)}")
     print(f"open {folder / page.PAGE} to look at them")
-    tables.print_means(means, listed)
+    for name, own in by_set.items():
+        if name:
+            print(f"{name}:")
+        tables.print_means(own, tables.count_pictures(own, counts[name]))
+
+
+def _summarize(means: list[Mean]) -> dict[str, object]:
+    """The means of methods as the summary has them."""
+    return {mean.method: {"images": len(mean.indices), "means": mean.scores} for mean in means}

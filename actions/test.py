@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from engine.events import EventFile
 from engine.ranks import Ranks
 from engine.scoring import DerainedPair, derain_pairs, warn_of_dead_masks
 from media.inspection import inspect_headers
-from media.lists import Pair, read_list
+from media.lists import Pair, name_sets, read_list
 from media.pictures import read_image
 from media.results import result_names
 from report import page, tables
@@ -33,7 +34,7 @@ from report.metrics import MEASURES, PROTOCOLS, measure
 from report.result_folder import open_result_folder
 from report.tables import CLEAN, DERAINED, RAINY, Mean, Result
 from report.visualize import encode_png, heat_map, shrink, strip
-from settings import Settings, UserError
+from settings import Settings, UserError, as_tuple
 from system.files import check_still_there, require_writable, write_atomically
 from system.progress import Progress, warn
 
@@ -54,12 +55,20 @@ def test(settings: Settings) -> int:
     """
     with Ranks() as ranks:
         layout, checkpoint = (settings.layout, settings.side_by_side), checkpoint_path(settings)
-        listed = read_list(settings.test_list, False, ranks.say, *layout)
+        sets = name_sets(as_tuple(settings.test_list))
+        lists = {name: read_list(path, False, ranks.say, *layout) for name, path in sets.items()}
+        if len({pairs.paired for pairs in lists.values()}) > 1:
+            raise UserError("--test-list: some lists have clean images; expected all, or none")
+        listed = [pair for pairs in lists.values() for pair in pairs]
         derainer = Derainer.from_settings(checkpoint, settings, ranks)
-        names = result_names([pair.rainy for pair in listed])
+        names = [
+            f"{test_set}/" * bool(test_set) + name
+            for test_set, pairs in lists.items()
+            for name in result_names([pair.rainy for pair in pairs])
+        ]
         folder = Path(settings.result_dir)
         inputs = [path for pair in listed for path in (pair.rainy, pair.clean) if path]
-        inputs += [Path(settings.test_list), checkpoint]
+        inputs += [*map(Path, sets.values()), checkpoint]
         outputs = [path for name in names for path in _picture_paths(folder, name)]
         readable = _find_readable(listed, ranks)
         pairs, names = [listed[i] for i in readable], [names[i] for i in readable]
@@ -74,10 +83,12 @@ def test(settings: Settings) -> int:
             start = time.monotonic()
             results = _derain_list(settings, ranks, derainer, pairs, names)
             if not results:
-                raise UserError(f"{settings.test_list}: none of its images could be derained")
+                shown = ", ".join(sets.values())
+                raise UserError(f"{shown}: none of its images could be derained")
             if ranks.first:
                 seconds = time.monotonic() - start
-                _report_results(settings, derainer, results, len(listed), device, seconds)
+                counts = {name: len(pairs) for name, pairs in lists.items()}
+                _report_results(settings, derainer, results, counts, device, seconds)
                 pictures = [p for result in results for p in _picture_paths(folder, result.name)]
                 check_still_there(pictures, "results")
         ranks.all_gather(None)  # a rank that leaves with status 2 ends the others
@@ -118,7 +129,8 @@ def _derain_list(
         return _write_result(folder, names[derained.index], pairs[derained.index], derained)
 
     if not scored:
-        ranks.say(f"{settings.test_list} has no clean images: pictures only, no metrics")
+        shown = ", ".join(as_tuple(settings.test_list))
+        ranks.say(f"{shown} has no clean images: pictures only, no metrics")
     results: list[Result] = []
     workers = count_workers(settings, derainer.device, ranks)
     finished = derain_pairs(derainer, ranks, pairs, workers, finish)
@@ -183,13 +195,19 @@ def _log_results(
 
 
 def _report_results(
-    settings: Settings, derainer: Derainer, results: list[Result], listed: int, device: str,
-    seconds: float,
+    settings: Settings, derainer: Derainer, results: list[Result], counts: dict[str, int],
+    device: str, seconds: float,
 ) -> None:  # fmt: skip
-    """Write summary and page, and print where the results are and what their means are."""
+    """Write summary and page, and print where the results are and what their means are.
+
+    Args:
+        counts: how many images are in each set.
+    """
+    listed = sum(counts.values())
     folder, scored = Path(settings.result_dir), bool(results[0].scores)
     means = tables.compute_means(results, [RAINY, DERAINED])
-    summary = {
+    by_set = tables.compute_set_means(results, counts, [RAINY, DERAINED])
+    summary: dict[str, object] = {
         "model": str(derainer.path),
         "step": derainer.step,
         "sha256": derainer.digest,
@@ -204,8 +222,11 @@ def _report_results(
         "seconds": round(seconds, 3),
         "means": tables.flatten_means(means),
     }
+    if len(counts) > 1:
+        summary["sets"] = {name: tables.flatten_means(own) for name, own in by_set.items()}
     tables.write_json(folder / SUMMARY, summary)
-    title = f"SPANet: {Path(settings.test_list).name}, derained by {checkpoint_path(settings).name}"
+    names = ", ".join(Path(path).name for path in as_tuple(settings.test_list))
+    title = f"SPANet: {names}, derained by {checkpoint_path(settings).name}"
     title += f": {len(results)} of {listed} images" * (len(results) < listed)
     run = page.describe_run(("model", derainer.describe_weights()), device, seconds)
     sides = page.TEST_SIDES if scored else page.PLAIN_SIDES
@@ -219,7 +240,10 @@ def _report_results(
         with closing(EventFile(Path(settings.log_dir) / EVENTS)) as log:
             _log_results(log, folder, results, means, step)
         tables.print_worst(results)
-        tables.print_means(means, listed)
+        tables.print_means(means, tables.count_pictures(means, listed))
+        if len(counts) > 1:
+            rows = [replace(own[-1], method=name) for name, own in by_set.items() if own]
+            tables.print_means(rows, "the images of each set", "set")
         psnr, ssim = (means[1].scores[f"released_{m}"] for m in MEASURES)
         count = tables.count_pictures(means, listed)
         print(f"PSNR {psnr:.4f}  SSIM {ssim:.4f}  (released protocol, {count})")

@@ -135,6 +135,23 @@ class Mixture:
 Pairs = Sequence[Pair] | Mixture  # of which a stream is made
 
 
+def name_sets(paths: tuple[str, ...]) -> dict[str, str]:
+    """Several lists and folders by the names of their sets; a sole one by an empty name.
+
+    Such a name is that of the file, without `.txt`, or of the folder, and where that does not tell
+    all apart, the name of the folder above is before it. Raises UserError if that does not either.
+    """
+    if len(paths) == 1:
+        return {"": paths[0]}
+    places = [Path(os.path.abspath(path)) for path in paths]
+    names = [place.stem if place.suffix == ".txt" else place.name for place in places]
+    if len(set(names)) < len(names):
+        names = [f"{place.parent.name}-{name}" for place, name in zip(places, names, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError(f"{', '.join(paths)}: the sets have equal names; expected different ones")
+    return dict(zip(names, paths, strict=True))
+
+
 def read_list(
     path: str,
     need_clean: bool = False,

@@ -82,7 +82,12 @@ class Match:
         return not (self.doubts or self.unmatched or self.missing)
 
 
-def find_methods(path: Path, excluded: Path) -> tuple[list[Method], list[Path]]:
+def natural_order(name: str) -> list[str | int]:
+    """A key for sorting by which 2 comes before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def find_methods(path: Path, excluded: Path, test_set: str = "") -> tuple[list[Method], list[Path]]:
     """The methods of a folder: itself if it holds pictures, else each folder in it.
 
     The pictures of a method may lie in the only folder within its own that holds any; mask/ and
@@ -90,9 +95,10 @@ def find_methods(path: Path, excluded: Path) -> tuple[list[Method], list[Path]]:
 
     Args:
         excluded: a folder that is not searched.
+        test_set: if given, only folders of this name hold pictures.
 
     Returns:
-        The methods, and the folders in it that hold no pictures.
+        The methods, in natural order, and the folders in it that hold no pictures.
 
     Raises:
         UserError: no folder, none with pictures, or several readings of it fit.
@@ -106,10 +112,12 @@ def find_methods(path: Path, excluded: Path) -> tuple[list[Method], list[Path]]:
             folders[:] = [name for name in folders if name not in TEST_FOLDERS]
         top_folders = top_folders if inner else list(folders)
         pictures, others = split_by_suffix(names, FORMATS)
-        if pictures:
+        if pictures and test_set in ("", Path(inner).name):
             found[Path(inner)] = [path / inner / name for name in pictures], others
     if not found:
-        raise UserError(f"-i: {path}: holds no pictures; expected {', '.join(sorted(FORMATS))}")
+        where = f" in a folder {test_set}" * bool(test_set)
+        expected = ", ".join(sorted(FORMATS))
+        raise UserError(f"-i: {path}: holds no pictures{where}; expected {expected}")
 
     def read_method(name: str, place: Path) -> Method:
         holders = [folder for folder in found if folder.is_relative_to(place)]
@@ -122,10 +130,11 @@ def find_methods(path: Path, excluded: Path) -> tuple[list[Method], list[Path]]:
         return Method(one_line(name), *found[holders[0]])
 
     methods = dict.fromkeys(folder.parts[0] for folder in found if folder.parts)
-    if Path() in found or list(methods) == [DERAINED]:
+    if Path() in found or list(methods) in ([DERAINED], [test_set]):
         return [read_method(path.resolve().name, Path())], []
     empty = [path / name for name in top_folders if name not in methods]
-    return [read_method(name, Path(name)) for name in methods], empty
+    names = sorted(methods, key=natural_order)
+    return [read_method(name, Path(name)) for name in names], empty
 
 
 class Reading(NamedTuple):

@@ -138,7 +138,7 @@ document.addEventListener("keydown", event => {
 
 for (const [half, select] of selects.entries()) {
   data.sides.forEach(({name}, number) => addNode("option", select, name, {value: number}));
-  select.value = half ? Math.min(data.sides.length - 1, 1) : 0;
+  select.value = data.opening[half];
   select.addEventListener("input", () => { updateLayers(); updateComparison(); });
   // After a choice by mouse, the arrow keys step through the pictures again.
   let pressed = false;

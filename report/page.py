@@ -74,6 +74,7 @@ def write_page(
         ],
         "protocols": list(PROTOCOLS) if means else [],
         "gains": RAINY in sides,
+        "opening": _choose_opening(list(sides)),
         "columns": [] if means else [{"label": n, "digits": d} for n, d in COLUMNS.items()],
         "view": VIEW,
         "means": [
@@ -93,6 +94,12 @@ def write_page(
     }
     page = re.sub(r"\{\{[A-Z]+\}\}", lambda match: parts[match[0]], _read_part("page.html"))
     write_atomically(folder / PAGE, page.encode())
+
+
+def _choose_opening(sides: list[str]) -> list[int]:
+    """The two sides that a page opens on: the first two methods, if there are several."""
+    methods = [number for number, name in enumerate(sides) if name not in (RAINY, CLEAN)]
+    return methods[:2] if len(methods) > 1 else [0, min(1, len(sides) - 1)]
 
 
 def _page_row(folder: Path, result: Result, sides: Mapping[str, str], has_scores: bool) -> dict:

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,6 +95,20 @@ class Mean:
     method: str
     indices: frozenset[int]
     scores: dict[str, float]
+
+
+Sets = dict[str, list[Mean]]  # by the names of the sets; the sole one has none
+
+
+def compute_set_means(
+    results: Sequence[Result], sets: Iterable[str], methods: Sequence[str]
+) -> Sets:
+    """The means over each set, whose name begins those of its pictures."""
+    prefixes = {name: f"{name}/" * bool(name) for name in sets}
+    return {
+        name: compute_means([r for r in results if r.name.startswith(prefix)], methods)
+        for name, prefix in prefixes.items()
+    }
 
 
 def compute_means(results: Sequence[Result], methods: Sequence[str]) -> list[Mean]:
@@ -206,24 +220,28 @@ def write_json(path: Path, content: dict[str, object]) -> None:
 # Tables of a paper
 
 
-def write_tables(folder: Path, means: list[Mean], listed: int) -> None:
+def write_tables(
+    folder: Path, means: list[Mean], listed: int, sets: Sets, protocols: Iterable[str]
+) -> None:
     """Write table.md and table.tex: a table a protocol, a row a method, the best in bold.
 
     Args:
-        listed: the number of pictures in the list.
+        means: over the pictures of all sets.
+        listed: the number of pictures in the lists.
 
     Raises:
         UserError: a file cannot be written.
     """
+    count = count_pictures(means, listed)
     for name, format_table in (("table.md", _format_markdown), ("table.tex", _format_latex)):
-        tables = [format_table(protocol, means, listed) for protocol in PROTOCOLS]
+        tables = [format_table(protocol, sets, count) for protocol in protocols]
         write_atomically(folder / name, "\n".join(tables).encode())
 
 
-def _format_markdown(protocol: str, means: list[Mean], listed: int) -> str:
-    headings, *rows = _format_cells(protocol, means, "**{}**")
+def _format_markdown(protocol: str, sets: Sets, count: str) -> str:
+    headings, *rows = _format_cells(protocol, sets, "**{}**")
     title = f"PSNR (dB) and SSIM in the `{protocol}` protocol ({PROTOCOLS[protocol]})"
-    lines = [f"{title}, {count_pictures(means, listed)}.", ""]
+    lines = [f"{title}, {count}.", ""]
     lines += ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for method, *cells in rows:
         name = re.sub(r"[\\`*_{}\[\]<>#|~]", r"\\\g<0>", method)
@@ -231,16 +249,16 @@ def _format_markdown(protocol: str, means: list[Mean], listed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _format_latex(protocol: str, means: list[Mean], listed: int) -> str:
-    headings, *rows = _format_cells(protocol, means, "\\textbf{{{}}}")
+def _format_latex(protocol: str, sets: Sets, count: str) -> str:
+    headings, *rows = _format_cells(protocol, sets, "\\textbf{{{}}}")
     name = f"\\texttt{{{protocol.translate(LATEX)}}} protocol ({PROTOCOLS[protocol]})"
     lines = [
         r"\begin{table}",
         r"  \centering",
-        f"  \\caption{{PSNR (dB) and SSIM in the {name}, {count_pictures(means, listed)}.}}",
+        f"  \\caption{{PSNR (dB) and SSIM in the {name}, {count}.}}",
         f"  \\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
         r"    \hline",
-        "    " + " & ".join(headings) + r" \\",
+        "    " + " & ".join(heading.translate(LATEX) for heading in headings) + r" \\",
         r"    \hline",
         *(
             "    " + " & ".join([method.translate(LATEX), *cells]) + r" \\"
@@ -253,7 +271,7 @@ def _format_latex(protocol: str, means: list[Mean], listed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _format_cells(protocol: str, means: list[Mean], bold: str) -> Iterator[tuple[str, ...]]:
+def _format_cells(protocol: str, sets: Sets, bold: str) -> Iterator[tuple[str, ...]]:
     """The headings of a protocol's table, then the row of each method, its name first.
 
     Figures that are equal as shown are all the best.
@@ -261,33 +279,43 @@ def _format_cells(protocol: str, means: list[Mean], bold: str) -> Iterator[tuple
     Args:
         bold: the format of the best figure in its column.
     """
-    columns = [["Method", *(mean.method for mean in means)]]
-    if not share_pictures(means):
-        columns.append(["Images", *(str(len(mean.indices)) for mean in means)])
-    for measure, digits in MEASURES.items():
-        values = [mean.scores[f"{protocol}_{measure}"] for mean in means]
-        texts = ["-" if math.isnan(v) else f"{v:.{digits}f}" for v in values]
-        best = max((text for text in texts if text != "-"), key=float, default="")
-        cells = (bold.format(text) if text == best else text for text in texts)
-        columns.append([measure.upper(), *cells])
+    methods = list(dict.fromkeys(mean.method for means in sets.values() for mean in means))
+    columns = [["Method", *methods]]
+    for test_set, means in sets.items():
+        own = {mean.method: mean for mean in means}
+        prefix = f"{test_set} " * bool(test_set)
+        if not share_pictures(means):
+            counts = (len(own[method].indices) if method in own else 0 for method in methods)
+            columns.append([f"{prefix}Images", *map(str, counts)])
+        for measure, digits in MEASURES.items():
+            name = f"{protocol}_{measure}"
+            values = [own[m].scores[name] if m in own else math.nan for m in methods]
+            texts = ["-" if math.isnan(v) else f"{v:.{digits}f}" for v in values]
+            best = max((text for text in texts if text != "-"), key=float, default="")
+            cells = (bold.format(text) if text == best else text for text in texts)
+            columns.append([prefix + measure.upper(), *cells])
     return zip(*columns, strict=True)
 
 
 # Printed
 
 
-def print_means(means: list[Mean], listed: int) -> None:
-    """Print the means, PSNR / SSIM, a line a method."""
-    width = max(len("method"), *(len(mean.method) for mean in means))
-    rows = [["method", "images", *PROTOCOLS]]
+def print_means(means: list[Mean], count: str, heading: str = "method") -> None:
+    """Print the means, PSNR / SSIM, a line a method.
+
+    Args:
+        count: over what they are, see count_pictures.
+    """
+    width = max(len(heading), *(len(mean.method) for mean in means))
+    rows = [[heading, "images", *PROTOCOLS]]
     for mean in means:
         scores = [[mean.scores[f"{p}_{m}"] for m in MEASURES] for p in PROTOCOLS]
         cells = [f"{psnr:.4f} / {ssim:.4f}" for psnr, ssim in scores]
         rows.append([mean.method, str(len(mean.indices)), *cells])
-    for method, count, *cells in rows:
+    for method, images, *cells in rows:
         row = "  ".join(f"{cell:16}" for cell in cells).rstrip()
-        print(f"{method:{width}}  {count:>6}  {row}")
-    print(f"PSNR (dB) / SSIM, means over {count_pictures(means, listed)}")
+        print(f"{method:{width}}  {images:>6}  {row}")
+    print(f"PSNR (dB) / SSIM, means over {count}")
 
 
 def print_worst(results: Sequence[Result]) -> None:

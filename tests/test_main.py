@@ -239,6 +239,7 @@ def test_every_option_is_taken_by_the_actions_it_serves():
     values = {"--self-ensemble": "2", "--tile": "64", "--device": "cpu", "--precision": "bf16"}
     values |= {"--crop": "native", "--schedule": "cosine", "--ema": "0.9"}
     values["--side-by-side"], values["--val-protocol"] = "rainy-left", "y"
+    values["--protocol"] = "y"
     values["--config"] = "empty.toml"
     Path("empty.toml").touch()
     for f in dataclasses.fields(Settings)[1:]:

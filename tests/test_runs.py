@@ -1,7 +1,9 @@
 """Named runs, and settings in a file: what a run writes of itself repeats it to the last bit."""
 
 import dataclasses
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -12,6 +14,7 @@ from conftest import ROOT, write_pairs
 from test_train import SMALL, weights
 
 from engine import checkpoint
+from media.lists import name_sets
 from report.metrics import PROTOCOLS
 from settings import Settings, UserError
 from system.commandline import parse
@@ -127,6 +130,83 @@ def test_a_run_on_several_lists_resumes_to_the_bit(run, pairs):
     assert f"{other}:1: no such image" in run(*words, "--num-steps", 4, "--run", "b")[2]
 
 
+@pytest.fixture
+def three_sets() -> list[Path]:
+    """Sets of pictures that are called alike."""
+    folders = [Path("sets", name) for name in ("Rain100H", "Rain100L", "Test100")]
+    for count, folder in enumerate(folders, 1):
+        write_pairs(folder, [(24, 20)] * count, seed=count)
+        (folder / "list.txt").unlink()
+    return folders
+
+
+def test_two_experiments_on_three_sets_make_one_table(run, pairs, three_sets):
+    """The walk of docs/train.md: two commands to train, two to test, one to score."""
+    train = ["-a", "train", "--train-list", pairs, *SMALL, "--num-steps", 2]
+    test = ["-a", "test", "--test-list", *three_sets, "--device", "cpu", "--num-workers", 0]
+    for name, more in (("run2", []), ("run10", ["--lr", 0.0002])):
+        assert run(*train, "--run", name, *more)[::2] == (0, "")
+        status, out, err = run(*test, "--run", name)
+        assert (status, err) == (0, "")
+        rows = out.split("\nset ")[1].splitlines()[1:4]
+        assert [row.split()[:2] for row in rows] == [
+            ["Rain100H", "1"], ["Rain100L", "2"], ["Test100", "3"],
+        ]  # fmt: skip
+        assert "means over 6 images" in out
+        assert Path(f"results/{name}/derained/Test100/pair2.png").is_file()
+        summary = json.loads(Path(f"results/{name}/summary.json").read_text())
+        psnr = summary["sets"]["Rain100L"]["output_y_psnr"]
+        assert f"{psnr:.4f} / " in rows[1]
+    words = ["-i", "results", "--test-list", *three_sets, "-o", "scores", "--protocol", "y"]
+    status, out, err = run("-a", "score", *words)
+    assert (status, err) == (0, "")
+    table = Path("scores/table.tex").read_text()
+    assert table.count(r"\begin{table}") == 1
+    heading = " & ".join(
+        f"{name} {measure}"
+        for name in ("Rain100H", "Rain100L", "Test100")
+        for measure in ("PSNR", "SSIM")
+    )
+    assert f"    Method & {heading} \\\\\n" in table
+    assert re.findall(r"^    (\w+) & ", table, re.M) == ["Method", "rainy", "run2", "run10"]
+    scores = json.loads(Path("scores/summary.json").read_text())["sets"]
+    best = scores["Rain100L"]["run10"]
+    assert best["images"] == 2
+    assert best["means"]["y_psnr"] == pytest.approx(psnr)
+    assert f"{psnr:.2f}" in re.search(r"run10 & .*", table)[0].split(" & ")[3]
+    assert out.index("Rain100H:\n") < out.index("Rain100L:\n") < out.index("Test100:\n")
+    page = Path("scores/index.html").read_text()
+    assert '"opening": [1, 2]' in page  # on method against method
+    assert '"name": "Rain100L/pair1"' in page
+
+
+def test_sets_that_cannot_be_in_one_table(run, pairs, three_sets):
+    names = name_sets(("a/test.txt", "b/test.txt"))
+    assert names == {"a-test": "a/test.txt", "b-test": "b/test.txt"}
+    with pytest.raises(UserError, match="the sets have equal names; expected different ones"):
+        name_sets(("a/test.txt", "a/test.txt"))
+    rainy = Path("rainy.txt")
+    rainy.write_text(f"{three_sets[0]}/rain/pair0.png\n")
+    checkpoint.save(Path("model/latest"), {})
+    status, _, err = run("-a", "test", "--test-list", three_sets[0], rainy, "--device", "cpu")
+    assert (status, err) == (
+        2, "main.py: --test-list: some lists have clean images; expected all, or none\n"
+    )  # fmt: skip
+    shutil.copytree(three_sets[1] / "clean", "r/mine/Rain100L")
+    words = ["-a", "score", "-i", "r", "-o", "out", "--test-list"]
+    status, _, err = run(*words, *three_sets[:2])
+    assert (status, "r: holds no pictures in a folder Rain100H; expected" in err) == (2, True)
+    shutil.copytree(three_sets[0] / "clean", "r/other/Rain100H")
+    status, _, err = run(*words, *three_sets[:2])  # each method lacks a set
+    assert status == 2
+    assert "skipped folders without pictures: r/mine" in err
+    assert "| mine | - | - | **inf** | **1.0000** |" in Path("out/table.md").read_text()
+    shutil.copytree(three_sets[1] / "clean", "alone/Rain100L")
+    shutil.copytree(three_sets[0] / "clean", "alone/Rain100H")
+    assert run(*words, *three_sets[:2], "-i", "alone", "-o", "own")[0] == 0
+    assert "alone" in json.loads(Path("own/summary.json").read_text())["methods"]
+
+
 def test_every_setting_survives_the_file():
     odd = Settings("train", train_list='a "b"\\\n\x7fé😀', lr=1e-5, seed=2**63 - 1, flip=True)
     odd = dataclasses.replace(odd, train_list=(odd.train_list, "b"), train_weights=(3, 1))
@@ -175,7 +255,9 @@ def test_a_bad_file_of_settings_is_one_line(run, text, message):
 
 
 def test_the_protocols_to_choose_from_are_those_that_are_measured():
-    assert get_args(get_type_hints(Settings)["val_protocol"]) == (*PROTOCOLS,)
+    hints = get_type_hints(Settings)
+    assert get_args(hints["val_protocol"]) == (*PROTOCOLS,)
+    assert get_args(hints["protocol"]) == ("all", *PROTOCOLS)
 
 
 def test_the_version(capsys):

@@ -114,6 +114,7 @@ def test_one_missing_one_of_another_size_one_unmatched(run, pairs, browser):
     page = seen.page
     sides = page.locator("#side1 option").all_inner_texts()
     assert sides == ["rainy", "A", "B", "clean"]
+    assert [page.locator(f"#side{half}").input_value() for half in (0, 1)] == ["1", "2"]
     page.select_option("#side0", "1")
     page.select_option("#side1", "2")
     seen.settle()
@@ -306,7 +307,7 @@ def test_tables_hold_any_name_and_any_figure(tmp_path):
         Mean("a_b & 50% #1 {x} ~^\\", places, scores),
         Mean("|*c*|", places, scores | {"y_psnr": math.inf, "y_ssim": math.nan}),
     ]
-    write_tables(tmp_path, means, 2)
+    write_tables(tmp_path, means, 2, {"": means}, PROTOCOLS)
     latex, markdown = ((tmp_path / f"table.{kind}").read_text() for kind in ("tex", "md"))
     escaped = r"a\_b \& 50\% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
     assert f"{escaped} & 30.00 & \\textbf{{30.0000}}" in latex
