@@ -148,10 +148,10 @@ class WebDerainer:
                 raise Unwanted
             entry.share = done / total
 
-        entry.state, entry.start = DERAINING, time.monotonic()
+        entry.state, entry.start, state = DERAINING, time.monotonic(), FAILED
         try:
             text = self._derain(entry, model, views, record_progress, is_wanted is not None)
-            entry.state = DERAINED
+            state = DERAINED
         except Unwanted:
             return
         except UserError as error:
@@ -162,11 +162,10 @@ class WebDerainer:
             if not is_out_of_memory(error):
                 raise
             text = "not enough memory; expected a smaller picture"
-        if entry.state != DERAINED:
-            entry.state = FAILED
         for folder in (entry.source.parent, entry.folder):  # which mean nothing to a visitor
             text = text.replace(f"{folder}{os.sep}", "")
         entry.text = "\n".join(map(one_line, text.removeprefix("-i: ").splitlines()))
+        entry.state = state
 
     def _derain(
         self, entry: Entry, model: str, views: int, on_progress: OnProgress, is_shown: bool
@@ -218,4 +217,5 @@ class WebDerainer:
                 on_warning=lambda line: notes.append(f"warning: {line}"),
             )  # fmt: skip
         assert output is not None  # there is one rank
-        return output, [f"{output.frames} frames; the slider shows one in the middle", *notes]
+        shown = f"{output.frames} frames; the attention map is that of one in the middle"
+        return output, [shown, *notes]

@@ -216,7 +216,7 @@ def test_a_picture_is_pasted(tab, given):
 
 
 def test_a_video_comes_back_as_derain_writes_it(tab, given):
-    tab.give(given / "clip.mp4", "6 frames; the slider shows one in the middle")
+    tab.give(given / "clip.mp4", "6 frames; the attention map is that of one in the middle")
     assert tab.download() == ("clip_derained.mp4", derained(given, "clip.mp4"))
 
 

@@ -15,14 +15,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import cv2
-import httpx
 import pytest
 from conftest import ROOT, command, finish
 from web_tab import DEVICE, Server, Tab
 
-gradio_client = pytest.importorskip(
-    "gradio_client", reason="no Gradio: pip install -r requirements-web.txt"
-)
+pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
+
+import gradio_client
+import httpx
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+
+from actions.web_server import Guard
 
 UPLOAD = "gradio_api/upload"
 
@@ -89,6 +93,24 @@ def test_only_requests_of_the_page_itself_are_answered(client, server):
         assert (answer.status_code, answer.text.count("\n")) == (403, 0), headers
         assert client.get("", headers=headers).status_code == 403
     assert server.uploads() == before
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "status"),
+    [
+        ("0.0.0.0", {"Host": "192.0.2.1:7860"}, 200),
+        ("0.0.0.0", {"Host": f"{socket.gethostname()}:7860"}, 200),
+        ("0.0.0.0", {"Host": "elsewhere.example"}, 403),
+        ("[::]", {"Host": "[2001:db8::1]:7860"}, 200),
+        ("[::1]", {"Host": "[2001:db8::1]:7860"}, 403),
+        ("127.0.0.1", {"Host": "example.org", "Origin": "https://example.org"}, 200),
+        ("127.0.0.1", {"Host": "127.0.0.1:7860", "Origin": "https://example.org"}, 200),
+        ("127.0.0.1", {"Host": "127.0.0.1:7860", "Origin": "https://elsewhere.example"}, 403),
+    ],
+)
+def test_the_hosts_are_those_of_the_options(tmp_path, host, headers, status):
+    guard = Guard(PlainTextResponse("page"), host, tmp_path, "https://example.org/rain")
+    assert TestClient(guard).get("/", headers=headers).status_code == status
 
 
 def test_files_of_other_servers_are_not_fetched(client, server):
