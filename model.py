@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from irnn_cuda import convolve, irnn
+from irnn_cuda import bands, convolve, irnn
 from irnn_cuda.reference import DIRECTIONS
 
 CHANNELS = 32
@@ -54,6 +54,16 @@ class Bottleneck(nn.Module):
         y = self.group1[-1](y)
         return y * mask if torch.is_grad_enabled() else y.mul_(mask)
 
+    def update(self, x: Tensor, mask: Tensor | None) -> None:
+        """Overwrite x with relu(x + branch * mask), a band at a time; see irnn_cuda/bands.py."""
+        conv1, relu, conv2, _, conv3 = self.group1
+        weight = conv2.get_parameter("weight")
+        for place, window in bands.iterate_windows(x, 2):
+            y = relu(conv1(window))
+            y = relu(F.conv2d(y, weight, padding=(0, 2), dilation=2))
+            y = conv3(y) if mask is None else conv3(y).mul_(mask[place])
+            torch.relu_(x[place].add_(y))
+
 
 class IRNN(nn.Module):
     """Four-directional identity RNN (section 4): (N,C,H,W) -> (N,4C,H,W)."""
@@ -70,11 +80,15 @@ class IRNN(nn.Module):
             nn.init.constant_(self.get_parameter(f"{name}.weight"), weight)
             nn.init.uniform_(self.get_parameter(f"{name}.bias"), -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def stack_parameters(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, (4,C), as irnn takes them."""
         layers = [self.get_submodule(f"{direction}_weight") for direction in DIRECTIONS]
         weight = torch.stack([layer.get_parameter("weight").flatten() for layer in layers])
         bias = torch.stack([layer.get_parameter("bias") for layer in layers])
-        return irnn(x, weight, bias)
+        return weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return irnn(x, *self.stack_parameters())
 
 
 class DirectionAttention(nn.Module):
@@ -109,24 +123,41 @@ class SAM(nn.Module):
         # Kept for the published checkpoint's sake even where unused; it must then not be trained.
         self.attention_layer.requires_grad_(direction_attention)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, spare: Tensor | None = None) -> Tensor:
+        """The mask. With a spare map of x's shape, it works there, a band at a time."""
+        if spare is not None:
+            return self._forward_in_bands(x, spare)
         directions = self.attention_layer(x) if self.direction_attention else None
         y = self.conv_in(x)
         y = self.irnn1(y)  # one name, so that each feature map is freed as the next one is made
-        y = _apply_direction_attention(y, directions)
+        y = bands.scale_directions(y, directions)
         y = self.conv2(y)
         y = self.irnn2(y)
-        y = _apply_direction_attention(y, directions)
+        y = bands.scale_directions(y, directions)
         y = self.conv3(y).relu_()
         return torch.sigmoid(self.conv_out(y))
 
-
-def _apply_direction_attention(scans: Tensor, directions: Tensor | None) -> Tensor:
-    """Multiply each direction's C channels of scans (N,4C,H,W) by its map in (N,4,H,W)."""
-    if directions is None:
-        return scans
-    by_direction = scans.unflatten(1, (4, -1)) * directions.unsqueeze(2)
-    return by_direction.flatten(1, 2)
+    def _forward_in_bands(self, x: Tensor, y: Tensor) -> Tensor:
+        directions = None
+        if self.direction_attention:
+            directions = F.pad(
+                self.attention_layer(x[:, :, bands.HALO : -bands.HALO]),
+                (0, 0, bands.HALO, bands.HALO),
+            )
+        for place, window in bands.iterate_windows(x, 1):
+            y[place] = F.conv2d(window, self.conv_in.weight, padding=(0, 1))
+        scans = bands.convolve_scans(
+            y, *self.irnn1.stack_parameters(), self.conv2.weight, directions
+        )
+        for place, values in scans:
+            y[place] = values
+        mask = y.new_empty(len(y), 1, *y.shape[2:])
+        scans = bands.convolve_scans(
+            y, *self.irnn2.stack_parameters(), self.conv3.weight, directions
+        )
+        for place, values in scans:
+            mask[place] = torch.sigmoid(self.conv_out(values.relu_()))
+        return mask
 
 
 def is_dead_mask(mean: float, deviation: float) -> bool:
@@ -175,6 +206,8 @@ class SPANet(nn.Module):
         """
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"SPANet: image must be (N,3,H,W), got {tuple(image.shape)}")
+        if bands.takes_bands(image):
+            return self._forward_in_bands(image)
         x = self.conv_in(image.contiguous(memory_format=torch.channels_last))
         x = self._run("early blocks", self._blocks, x, None, 1)
         masks = []
@@ -184,6 +217,22 @@ class SPANet(nn.Module):
             x = self._run(part, self._blocks, x, masks[-1], 3 * stage + 1)
         x = self._run("late blocks", self._blocks, x, None, 16)
         return masks[0], self.conv_out(x)
+
+    def _forward_in_bands(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in two feature maps, which hold the image's rows and HALO more on both sides."""
+        image = F.pad(image, (0, 0, bands.HALO, bands.HALO)).contiguous(
+            memory_format=torch.channels_last
+        )
+        x = bands.clear_halo(self.conv_in(image))
+        spare = bands.clear_halo(torch.empty_like(x))
+        masks: list[Tensor] = []
+        for index in range(1, 18):
+            if index in range(4, 4 + 3 * STAGES, 3):
+                masks.append(self.SAM1(x, spare))
+            block = getattr(self, f"res_block{index}")
+            block.update(x, masks[-1] if masks and index < 4 + 3 * STAGES else None)
+        mask, clean = masks[0], self.conv_out(x)
+        return mask[:, :, bands.HALO : -bands.HALO], clean[:, :, bands.HALO : -bands.HALO]
 
     def _blocks(self, x: Tensor, mask: Tensor | None, first: int) -> Tensor:
         """Three residual blocks from number `first` on, or as many as there are."""

@@ -139,7 +139,7 @@ class Derainer:
         if self._size_changes == SIZE_CHANGES:
             machine.trim_memory()
             self._size_changes = 0
-        needed = tiles.estimate_memory(height, width, self.tile)
+        needed = self._estimate_memory(height, width, self.tile)
         if needed > self._largest_need and needed > free_memory(self.device, self.sharing):
             machine.trim_memory()  # what earlier images left with the process
             if needed > free_memory(self.device, self.sharing):
@@ -206,11 +206,14 @@ class Derainer:
         finally:
             cudnn.allow_tf32, cudnn.benchmark = before
 
+    def _estimate_memory(self, height: int, width: int, tile: int) -> int:
+        return tiles.estimate_memory(height, width, tile, in_bands=self.device.type == "cpu")
+
     def _memory_error(self, name: str, height: int, width: int) -> UserError:
-        needed = tiles.estimate_memory(height, width, self.tile)
+        needed = self._estimate_memory(height, width, self.tile)
         free = free_memory(self.device, self.sharing)
         sides = [side for side in TILE_SIDES if side < (self.tile or max(height, width))]
-        fitting = [side for side in sides if tiles.estimate_memory(height, width, side) <= free]
+        fitting = [side for side in sides if self._estimate_memory(height, width, side) <= free]
         hint = f", or --tile {fitting[-1]}" if fitting else ""
         return UserError(
             f"{name}: {width}x{height} pixels need about {needed / 2**30:.3g} GiB of memory on "

@@ -6,23 +6,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from irnn_cuda.bands import BAND_PIXELS
+
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 OVERLAP = 64  # pixels that neighbouring tiles share at least, or half a tile where that is less
 # Dimensions of (N,C,H,W) along which an image is flipped before it is derained, its output after.
 FLIPS: dict[int, list[tuple[int, ...]]] = {1: [()], 2: [(), (3,)], 4: [(), (3,), (2, 3), (2,)]}
-BYTES_PER_TILE_PIXEL = 4 * (128 + 32 + 32)  # at the peak: the scans, their input, their successor
+# At the peak: the scans, their input, their successor. In bands: two maps, the attention maps.
+BYTES_PER_TILE_PIXEL, BYTES_PER_BAND_PIXEL = 4 * (128 + 32 + 32), 4 * (32 + 32 + 4)
 BYTES_PER_IMAGE_PIXEL = 4 * 12  # the image, its outputs and their sums
 # Freed blocks that the process keeps: for each pixel of a tile, and at most.
-CACHED_BYTES_PER_PIXEL, MAX_CACHED_BYTES = 1100, 2**30
+CACHED_BYTES_PER_PIXEL, MAX_CACHED_BYTES = 600, 2**29
 
 
-def estimate_memory(height: int, width: int, tile: int = 0) -> int:
-    """Bytes that `derain_batch` takes for an image in float32, about."""
+def estimate_memory(height: int, width: int, tile: int = 0, in_bands: bool = False) -> int:
+    """Bytes that `derain_batch` takes for an image in float32, about.
+
+    Args:
+        in_bands: whether large images and tiles are derained in bands, see irnn_cuda/bands.py.
+    """
     pixels = height * width
     tile_pixels = min(height, tile) * min(width, tile) if tile else pixels
+    whole_pixels = min(tile_pixels, BAND_PIXELS) if in_bands else tile_pixels
     cached = min(CACHED_BYTES_PER_PIXEL * tile_pixels, MAX_CACHED_BYTES)
-    return BYTES_PER_TILE_PIXEL * tile_pixels + cached + BYTES_PER_IMAGE_PIXEL * pixels
+    maps = BYTES_PER_TILE_PIXEL * whole_pixels + BYTES_PER_BAND_PIXEL * (tile_pixels - whole_pixels)
+    return maps + cached + BYTES_PER_IMAGE_PIXEL * pixels
 
 
 def derain_batch(

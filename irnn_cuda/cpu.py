@@ -31,21 +31,24 @@ Array = np.ndarray
 @compiled()
 def _scan(
     x: Array, weight: Array, bias: Array, y: Array, direction: int, first: int,
-    stride: int, length: int, lines: int,
+    stride: int, length: int, lines: int, shift: int, begun: bool,
 ) -> None:  # fmt: skip
-    """Scan `lines` neighbouring lines, the first of which starts at pixel `first`."""
+    """Scan `lines` neighbouring lines, the first of which starts at pixel `first` of x.
+
+    Pixel p of x is pixel p + shift of y. If the scan has begun, y holds what is before the first.
+    """
     channels, zero = x.shape[1], x.dtype.type(0)  # a plain 0 would make float32 sums float64
     offset, w, b = direction * channels, weight[direction], bias[direction]
-    for pixel in range(first, first + lines):
-        source, target = x[pixel], y[pixel, offset : offset + channels]
+    for pixel in range(first, first if begun else first + lines):
+        source, target = x[pixel], y[pixel + shift, offset : offset + channels]
         for c in range(channels):
             value = source[c]
             target[c] = zero if value <= zero else value  # NaN stays NaN, as in torch.relu
-    for t in range(1, length):
+    for t in range(0 if begun else 1, length):
         start = first + t * stride
         for pixel in range(start, start + lines):
-            source, target = x[pixel], y[pixel, offset : offset + channels]
-            before = y[pixel - stride, offset : offset + channels]
+            source, target = x[pixel], y[pixel + shift, offset : offset + channels]
+            before = y[pixel + shift - stride, offset : offset + channels]
             for c in range(channels):
                 value = w[c] * before[c] + b[c] + source[c]
                 target[c] = zero if value <= zero else value
@@ -53,20 +56,23 @@ def _scan(
 
 @compiled(parallel=True)
 def _forward(
-    x: Array, weight: Array, bias: Array, y: Array, images: int, height: int, width: int
-) -> None:
-    for line in numba.prange(images * height):
+    x: Array, weight: Array, bias: Array, y: Array, images: int, height: int, width: int,
+    shift: int, from_above: bool, from_below: bool, down_alone: bool,
+) -> None:  # fmt: skip
+    for line in numba.prange(0 if down_alone else images * height):
         first = line * width
-        _scan(x, weight, bias, y, _RIGHT, first, 1, width, 1)
-        _scan(x, weight, bias, y, _LEFT, first + width - 1, -1, width, 1)
+        last = first + width - 1
+        _scan(x, weight, bias, y, _RIGHT, first, 1, width, 1, shift, False)
+        _scan(x, weight, bias, y, _LEFT, last, -1, width, 1, shift, False)
     strips = (width + _STRIP_COLUMNS - 1) // _STRIP_COLUMNS
     for strip in numba.prange(images * strips):
         column = strip % strips * _STRIP_COLUMNS
         columns = min(_STRIP_COLUMNS, width - column)
         top = strip // strips * height * width + column
         low = top + (height - 1) * width
-        _scan(x, weight, bias, y, _DOWN, top, width, height, columns)
-        _scan(x, weight, bias, y, _UP, low, -width, height, columns)
+        _scan(x, weight, bias, y, _DOWN, top, width, height, columns, shift, from_above)
+        if not down_alone:
+            _scan(x, weight, bias, y, _UP, low, -width, height, columns, shift, from_below)
 
 
 @compiled()
@@ -149,10 +155,17 @@ def _launch(kernel: Callable[..., None], *arguments: np.ndarray | int) -> None:
             torch.set_num_threads(num_threads)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
-    """Write irnn(x, weight, bias) into y, which is channels_last. float32 or float64."""
+def forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *part: int) -> None:
+    """Write irnn(x, weight, bias) into y. Both are channels_last, of float32 or float64.
+
+    Args:
+        part: if x (1,C,h,W) is some rows of an image: the row of y (1,4C,H,W) that belongs to the
+            first of them; whether the scans down and up go on from the rows of y above and below;
+            whether to scan down alone.
+    """
     n, _, h, w = x.shape
-    _launch(_forward, *map(_rows, (x, weight, bias, y)), n, h, w)
+    first_row, *flags = part or (0, False, False, False)
+    _launch(_forward, *map(_rows, (x, weight, bias, y)), n, h, w, first_row * w, *flags)
 
 
 def backward(grad: Tensor, y: Tensor, weight: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:

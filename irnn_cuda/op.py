@@ -21,7 +21,7 @@ from .reference import COARSE, check_shapes, irnn_backward_reference, irnn_refer
 
 
 @functools.cache
-def _cpu_kernels() -> types.ModuleType | None:
+def cpu_kernels() -> types.ModuleType | None:
     """The module cpu.py, or None (with one warning) where Numba cannot be loaded."""
     try:
         from . import cpu
@@ -41,7 +41,7 @@ def _kernels(x: Tensor) -> types.ModuleType | None:
     if nvidia and x.dtype in cuda.ARITHMETIC:
         return cuda  # without CuPy it raises: a silent turn to the reference would cost hours
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-        return _cpu_kernels()
+        return cpu_kernels()
     return None
 
 

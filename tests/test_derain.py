@@ -279,8 +279,8 @@ def test_a_picture_too_large_is_refused_with_what_it_needs(run, model, rainy, mo
     monkeypatch.setattr(machine, "free_memory", lambda: 30 * 2**20)
     status, _, err = run(*DERAIN, "-i", "a.png", "-o", "b.png")
     assert status == 2
-    assert err.startswith("main.py: a.png: 200x150 pixels need about 0.0535 GiB of memory on cpu, ")
-    assert err.endswith("0.0293 GiB are free; expected a smaller image, or --tile 64\n")
+    assert err.startswith("main.py: a.png: 200x150 pixels need about 0.0396 GiB of memory on cpu, ")
+    assert err.endswith("0.0293 GiB are free; expected a smaller image, or --tile 128\n")
     assert not Path("b.png").exists()
     status, out, err = run(*DERAIN, "-i", "a.png", "-o", "b.png", "--tile", 80)
     assert (status, err) == (0, "")

@@ -19,7 +19,7 @@ from irnn_cuda.reference import irnn_backward_reference
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kernel_equals_reference(shape, dtype):
-    assert op._cpu_kernels() is not None
+    assert op.cpu_kernels() is not None
     arguments = inputs(shape, dtype)
     assert_same(results(irnn, *arguments), results(irnn_reference, *arguments), dtype)
 
@@ -195,7 +195,7 @@ def test_wrong_shapes_are_named(function, x, weight, bias, message):
 
 def test_compiled_kernels_are_kept_on_disk():
     results(irnn, *inputs((1, 2, 3, 4), torch.float32))
-    for kernel in (op._cpu_kernels()._forward, op._cpu_kernels()._backward):
+    for kernel in (op.cpu_kernels()._forward, op.cpu_kernels()._backward):
         folder = Path(kernel.stats.cache_path)
         assert list(folder.glob(f"cpu.irnn_cuda.cpu.{kernel.__name__}-*.nbc"))
 

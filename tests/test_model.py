@@ -8,7 +8,7 @@ from conftest import golden
 import model
 from benchmarks.naive import NaiveSPANet, NaiveSSIM
 from cal_ssim import SSIM
-from irnn_cuda import convolution
+from irnn_cuda import bands, convolution
 from model import CHANNELS, Conv, SPANet
 
 
@@ -242,3 +242,42 @@ def test_baseline_of_the_benchmark_is_the_same_network():
     assert_close(gradients(net, image), gradients(naive, image), 1e-4)
     first, second = torch.rand(2, 1, 3, 16, 16)
     assert abs(SSIM()(first, second) - NaiveSSIM()(first, second)) < 1e-6
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 9, 7), (1, 3, 16, 5), (2, 3, 33, 10)])
+def test_bands_give_what_whole_maps_give(shape, attention, monkeypatch):
+    net, image = recipe_weights(SPANet(attention)), torch.rand(shape)
+    with torch.inference_mode():
+        whole = net(image)
+        monkeypatch.setattr(bands, "BAND_PIXELS", 0)  # so that a band has the fewest rows
+        banded = net(image)
+    for a, b in zip(banded, whole, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= 1e-6
+    assert len(bands.split_rows(*shape[2:])) == -(-shape[2] // bands.MIN_ROWS)
+
+
+def test_bands_of_16_bits_give_what_whole_maps_give(monkeypatch):
+    net, image = recipe_weights(SPANet(True)), torch.rand(1, 3, 30, 20)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        whole = net(image)
+        monkeypatch.setattr(bands, "BAND_PIXELS", 0)
+        banded = net(image)
+    for a, b in zip(banded, whole, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert (a - b).abs().max() <= 0.05
+
+
+def test_bands_are_for_inference_alone(monkeypatch):
+    monkeypatch.setattr(bands, "BAND_PIXELS", 0)
+    image = torch.rand(1, 3, 12, 10)
+    assert not bands.takes_bands(image)  # gradients are on
+    with torch.no_grad():
+        assert bands.takes_bands(image)
+        assert not bands.takes_bands(image.to("meta"))
+        program = torch.export.export(SPANet(), (image,))
+        traced = torch.jit.trace(SPANet(), image, check_trace=False)
+    calls = [node for node in program.graph.nodes if node.target == torch.ops.spanet.irnn.default]
+    assert len(calls) == 8
+    assert "spanet::irnn" in str(traced.inlined_graph)
