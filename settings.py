@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 
 def one_line(text: str, longest: int = 300) -> str:
@@ -307,9 +307,8 @@ class Settings:
     # fmt: on
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
         for f in fields(self):
-            _check(f, kinds[f.name], getattr(self, f.name))
+            check_field(f, f.type, getattr(self, f.name))
         if self.self_ensemble not in (1, 2, 4):
             raise UserError(f"--self-ensemble: {self.self_ensemble}; expected 1, 2 or 4")
         counts = len(as_tuple(self.train_weights)), len(as_tuple(self.train_list))
@@ -360,14 +359,14 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
-def _check(f: Any, kind: Any, value: Any) -> None:
+def check_field(f: Any, kind: Any, value: Any) -> None:
     """Raise UserError unless value is of the field's type and within its range."""
     name = flag(f.name)
     if get_origin(kind) is UnionType:  # of one value or several
         if value == ():
             raise UserError(f"{name}: expected one value or more")
         for each in as_tuple(value):
-            _check(f, get_args(kind)[0], each)
+            check_field(f, get_args(kind)[0], each)
         return
     if f.name == "action" or get_origin(kind) is Literal:
         known = list(get_args(kind) or ACTIONS)

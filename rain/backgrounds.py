@@ -1,57 +1,46 @@
-"""Pictures without rain to put rain on: photographs of installed packages, and drawn ones.
+"""Pictures without rain to put rain on: photographs of scikit-image or a folder, and drawn ones.
 
 What is drawn is there to be left alone: rain is thin, bright and upright, and so are slats, window
 frames, text, blades of grass, wires and the gleam along an edge.
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 import skimage.data
 
-from rain.streaks import SUBPIXEL, log_uniform, subpixels
+from media.folders import walk_folder
+from media.pictures import read_image
+from rain.streaks import SUBPIXEL, draw_stroke, fill_ellipse, log_uniform, subpixels
 from settings import UserError
 
 LEAVES = 300  # shapes in a dead-leaves image
 WORDS = "EXIT Rain 24h OPEN No.7 Hotel STOP Cafe 1984 Taxi P+R BUS Market Lane 35 km Bakery Gate"
 FONTS = (0, 2, 3, 4, 6)  # of OpenCV: simplex, duplex, complex, triplex, script simplex
-PACKAGES = {"sklearn": "scikit-learn", "pywt": "PyWavelets"}  # what pip calls them
 
 Rng = np.random.Generator
 
 
 def photograph(name: str) -> np.ndarray:
-    """A photograph by name, (H,W,3) uint8 BGR, from the installed package that has it.
+    """A photograph of skimage.data by name, (H,W,3) uint8 BGR."""
+    image = getattr(skimage.data, name)()
+    image = image[0] if isinstance(image, tuple) else image
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
 
-    Args:
-        name: of an image in skimage.data, or PACKAGE:PATH for a file of another package.
+
+def read_photographs(folder: Path) -> list[np.ndarray]:
+    """All pictures of a folder, in the order of their names, (H,W,3) uint8 BGR each.
 
     Raises:
-        UserError: the package is not installed, or does not hold that file.
+        UserError: it has none, or holds what is no opaque picture of 8 bits a channel.
+        OSError: it cannot be listed.
     """
-    package, _, inner = name.rpartition(":")
-    if not package:
-        image = getattr(skimage.data, name)()
-        image = image[0] if isinstance(image, tuple) else image
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:  # or a folder is left of it
-        title = PACKAGES.get(package, package)
-        raise UserError(
-            f"{title} is not installed, which has {inner}; expected pip install {title}"
-        )
-    path = Path(spec.origin).parent / inner
-    if path.suffix == ".npz" and path.is_file():
-        with np.load(path) as arrays:
-            grey = arrays[arrays.files[0]].astype(np.uint8)
-        return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-    photo = cv2.imread(str(path))
-    if photo is None:
-        raise UserError(f"{path}: expected a photograph, which other versions of {package} hold")
-    return photo
+    paths = [folder / inner / name for inner, _, names in walk_folder(folder) for name in names]
+    if not paths:
+        raise UserError(f"--photographs: {folder} is empty; expected a folder of pictures")
+    return [read_image(path, "--photographs") for path in paths]
 
 
 def dead_leaves(height: int, width: int, rng: Rng) -> np.ndarray:
@@ -118,11 +107,6 @@ def _colour(rng: Rng, ground: np.ndarray, bright: float = 0.7) -> np.ndarray:
     return np.clip(ground.mean((0, 1)) + step + rng.normal(0, 12, 3), 0, 255)
 
 
-def _stroke(canvas: np.ndarray, points: list | np.ndarray, colour: np.ndarray, width: int) -> None:
-    """Draw a line from point to point, (x,y) each."""
-    cv2.polylines(canvas, [subpixels(points)], False, colour.tolist(), width, cv2.LINE_AA, SUBPIXEL)
-
-
 def slats(canvas: np.ndarray, rng: Rng) -> None:
     """Upright bars, evenly apart: a fence, a blind, a front; many with an edge in another shade."""
     side, pitch = len(canvas), log_uniform(rng, 4, 60)
@@ -135,10 +119,10 @@ def slats(canvas: np.ndarray, rng: Rng) -> None:
         lean = tilt + bend * (x - side / 2) / side
         line = [(x + lean * top, top), (x + lean * bottom, bottom)]
         shade = np.clip(colour + rng.normal(0, 6), 0, 255)
-        _stroke(canvas, line, shade, width)
+        draw_stroke(canvas, line, shade, width)
         if width > 3 and rng.random() < 0.7:
             edge = [(a + width / 2, b) for a, b in line]
-            _stroke(canvas, edge, np.clip(shade + rng.uniform(-60, 60), 0, 255), 1)
+            draw_stroke(canvas, edge, np.clip(shade + rng.uniform(-60, 60), 0, 255), 1)
 
 
 def lattice(canvas: np.ndarray, rng: Rng) -> None:
@@ -151,7 +135,7 @@ def lattice(canvas: np.ndarray, rng: Rng) -> None:
         across = np.array([along[1], -along[0]])
         for shift in np.arange(-side, side, pitch) + rng.uniform(0, pitch):
             middle = side / 2 + across * shift
-            _stroke(canvas, [middle - along * side, middle + along * side], colour, width)
+            draw_stroke(canvas, [middle - along * side, middle + along * side], colour, width)
 
 
 def text(canvas: np.ndarray, rng: Rng) -> None:
@@ -179,7 +163,7 @@ def blades(canvas: np.ndarray, rng: Rng) -> None:
         across = slope * steps + rng.normal(0, 0.2) * steps**2
         points = np.stack([x + reach * across, y - reach * steps], 1)
         colour = np.clip(base + rng.normal(0, 25) + rng.normal(0, 6, 3), 0, 255)
-        _stroke(canvas, points, colour, width)
+        draw_stroke(canvas, points, colour, width)
 
 
 def wires(canvas: np.ndarray, rng: Rng) -> None:
@@ -194,7 +178,7 @@ def wires(canvas: np.ndarray, rng: Rng) -> None:
         else:
             end = start + rng.normal(0, 0.15) * side
             points = np.stack([start + (end - start) * steps, steps * side], 1)
-        _stroke(canvas, points, _colour(rng, canvas, 0.6), int(rng.choice([1, 1, 2, 3, 5])))
+        draw_stroke(canvas, points, _colour(rng, canvas, 0.6), int(rng.choice([1, 1, 2, 3, 5])))
 
 
 def gleams(canvas: np.ndarray, rng: Rng) -> None:
@@ -210,7 +194,7 @@ def gleams(canvas: np.ndarray, rng: Rng) -> None:
         where = x + rng.uniform(-0.6, 0.6) * wide / 2
         line = [(where, -5), (where + rng.normal(0, 1.5), side + 5)]
         bright = np.clip(colour + rng.uniform(60, 200), 0, 255)
-        _stroke(canvas, line, bright, int(rng.choice([1, 1, 2, 3])))
+        draw_stroke(canvas, line, bright, int(rng.choice([1, 1, 2, 3])))
 
 
 def foliage(canvas: np.ndarray, rng: Rng) -> None:
@@ -219,18 +203,13 @@ def foliage(canvas: np.ndarray, rng: Rng) -> None:
     slim, hang, light = rng.uniform(0.15, 0.6), rng.uniform(0, 180), rng.uniform(5, 90)
     for _ in range(int(min(2.5 * side**2 / (size**2 * slim * 3), 1500))):
         centre, half = rng.uniform(-5, side + 5, 2), size * rng.uniform(0.5, 1.5)
-        turn = np.deg2rad(hang + rng.normal(0, 40))
-        along = np.array([np.cos(turn), np.sin(turn)])
-        across = np.array([-along[1], along[0]])
-        round_ = np.linspace(0, 2 * np.pi, 17)
-        outline = np.outer(np.cos(round_), along) + slim * np.outer(np.sin(round_), across)
-        shade = base + rng.normal(0, 18) + rng.normal(0, 5, 3)
-        for points, lighter in ((outline, 0), (outline[:9], light * rng.random())):
-            colour = np.clip(shade + lighter, 0, 255).tolist()
-            cv2.fillPoly(canvas, [subpixels(centre + half * points)], colour, cv2.LINE_AA, SUBPIXEL)
+        turn, shade = hang + rng.normal(0, 40), base + rng.normal(0, 18) + rng.normal(0, 5, 3)
+        for last, lighter in ((360, 0), (180, light * rng.random())):
+            colour = np.clip(shade + lighter, 0, 255)
+            fill_ellipse(canvas, centre, [half, slim * half], turn, colour, last)
         if rng.random() < 0.4:
-            rib = [centre - half * along, centre + half * along]
-            _stroke(canvas, rib, np.clip(shade + light, 0, 255), 1)
+            along = half * np.array([np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))])
+            draw_stroke(canvas, [centre - along, centre + along], np.clip(shade + light, 0, 255), 1)
 
 
 def fibres(canvas: np.ndarray, rng: Rng) -> None:
@@ -247,9 +226,48 @@ def fibres(canvas: np.ndarray, rng: Rng) -> None:
     canvas[:] = np.clip(np.rint(canvas + light), 0, 255)
 
 
+def fence(canvas: np.ndarray, rng: Rng) -> None:
+    """Bars seen at a slant: ever narrower and closer, each with a lit and a shaded edge."""
+    side, pitch = len(canvas), log_uniform(rng, 8, 50)
+    x, closer, share = rng.uniform(-20, side / 3), rng.uniform(0.9, 0.99), rng.uniform(0.3, 0.8)
+    colour, lit = _colour(rng, canvas, 0.6), rng.uniform(-70, 70)
+    top, bottom = np.sort(rng.uniform(-0.3, 1.3, (2, 2)), 0) * side  # at the left and at the right
+    while x < side and pitch > 2.5:
+        for start, end, shade in ((0, 1, 0.0), (0, 0.25, lit), (0.75, 1, -lit / 2)):
+            across = x + pitch * share * np.array([start, end])
+            ends = [np.stack([across, np.interp(across, (0, side), y)], 1) for y in (top, bottom)]
+            tone = np.clip(colour + shade, 0, 255).tolist()
+            outline = subpixels(np.concatenate([ends[0], ends[1][::-1]]))
+            cv2.fillPoly(canvas, [outline], tone, cv2.LINE_AA, SUBPIXEL)
+        x, pitch = x + pitch, pitch * closer
+
+
+def rims(canvas: np.ndarray, rng: Rng) -> None:
+    """Cups, plates, wheels, handles: bright curved lines that water does not draw."""
+    side = len(canvas)
+    for _ in range(rng.integers(1, 5)):
+        centre, colour = rng.uniform(-0.1, 1.1, 2) * side, _colour(rng, canvas)
+        axes = log_uniform(rng, 0.06, 0.7) * side * np.array([1, rng.uniform(0.2, 1)])
+        width, turn = int(rng.choice([1, 1, 2, 2, 3, 5])), rng.uniform(0, 6)
+        for ring in range(rng.integers(1, 4)):
+            round_ = turn + np.linspace(0, rng.uniform(0.5, 6.3), 32)
+            points = centre + axes * 0.9**ring * np.stack([np.cos(round_), np.sin(round_)], 1)
+            draw_stroke(canvas, points, np.clip(colour + rng.uniform(-30, 80), 0, 255), width)
+
+
+def sparks(canvas: np.ndarray, rng: Rng) -> None:
+    """Dots: stars, buds, gravel, gleams on what is wet, lamps out of focus."""
+    side, size, base = len(canvas), log_uniform(rng, 0.5, 6), _colour(rng, canvas, 0.8)
+    for _ in range(int(log_uniform(rng, 10, 250))):
+        axes = size * rng.uniform(0.4, 1.6, 2)
+        colour = np.clip(base + rng.normal(0, 30) + rng.normal(0, 8, 3), 0, 255)
+        fill_ellipse(canvas, rng.uniform(0, side, 2), axes, 0, colour)
+
+
 Scene = Callable[[np.ndarray, Rng], None]  # draws on a (side,side,3) uint8 image
 DRY_SCENES: tuple[Scene, ...] = (slats, lattice, text, blades, wires, gleams)
 # What stands there more than once is drawn as much more often, and at times over itself.
 SCENES: tuple[Scene, ...] = (
-    slats, lattice, lattice, *DRY_SCENES, foliage, foliage, fibres, fibres,
+    slats, lattice, lattice, *DRY_SCENES, foliage, foliage, fibres, fibres, fence, fence,
+    rims, rims, sparks,
 )  # fmt: skip

@@ -4,14 +4,15 @@ Run as a program, it writes pairs and their list, or videos:
     python -m rain.synthetic_rain test -o DIR             the demo's test set, from photographs
     python -m rain.synthetic_rain dry -o DIR              pictures without rain, to be left alone
     python -m rain.synthetic_rain train -o DIR -n COUNT   training patches, from other backgrounds
+    python -m rain.synthetic_rain val -o DIR --photographs DIR    patches to choose weights by
     python -m rain.synthetic_rain sheet -o DIR            what training patches look like
     python -m rain.synthetic_rain videos -o DIR           short rain videos of a still camera
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from itertools import count, islice
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import av
@@ -20,11 +21,12 @@ import numpy as np
 
 from media.lists import write_list
 from media.video_container import ffmpeg_address
-from rain.backgrounds import DRY_SCENES, dead_leaves, draw_scenes, photograph
-from rain.streaks import Rain, add_rain, log_uniform, rain_frames
-from settings import UserError
-from system.commandline import Parser
+from rain.backgrounds import DRY_SCENES, dead_leaves, draw_scenes, photograph, read_photographs
+from rain.streaks import LOOKS, Rain, add_rain, log_uniform, rain_frames
+from settings import UserError, check_field, option
+from system.commandline import Parser, add_option
 from system.files import create_temp_beside, format_path, require_writable, write_atomically
+from system.overlap import map_processes
 from system.program import report_errors, run_program
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # we report errors ourselves
@@ -36,25 +38,61 @@ TRAINING_PHOTOGRAPHS = (
     "astronaut", "stereo_motorcycle", "camera", "coins", "hubble_deep_field", "retina",
     "immunohistochemistry", "grass", "gravel", "brick",
 )  # fmt: skip
-MORE_PHOTOGRAPHS = (  # of packages that the program itself does without
-    "sklearn:datasets/images/china.jpg", "sklearn:datasets/images/flower.jpg",
-    "matplotlib:mpl-data/sample_data/grace_hopper.jpg",
-    "pywt:data/ascent.npz", "pywt:data/aero.npz",
-)  # fmt: skip
 SMALLER = 0.6  # the scale of the test photographs, and of every other dry one
 LARGEST = 2.0  # the scale of a training photograph: frames of videos are as soft
 DRAWN_SIDE = 256  # pixels
 VIDEO_PHOTOGRAPHS = ("astronaut", "stereo_motorcycle", "camera")
 VIDEO_SIZE, VIDEO_FRAMES = (288, 272), 40  # width and height, and length
+# Kinds of rain to train on: how often, and the looks of each with their probabilities.
+KINDS: tuple[tuple[float, dict[str, float]], ...] = (
+    (0.15, {}),
+    (0.16, {"faint": 1}),
+    (0.26, {"near": 1, "faint": 0.5}),
+    (0.12, {"dense": 1, "near": 0.2}),
+    (0.07, {"fine": 1, "near": 0.3}),
+    (0.12, {"arc": 1, "near": 0.6, "faint": 0.3}),
+    (0.05, {"veil": 1, "thin": 0.5}),
+    (0.07, {"thin": 1, "near": 0.3}),
+)
 SETS = {
     "test": "the demo's test set, from photographs",
     "dry": "pictures without rain, to be left alone",
     "train": "training patches, from other backgrounds",
+    "val": "patches to choose weights by, from backgrounds that are not trained on",
     "sheet": "a picture of the first training patches",
     "videos": "short rain videos of a still camera",
 }
 SHEET_ROWS, SHEET_COLUMNS = 6, 8  # each place holds a rainy patch and a clean one
+EVERY, PATCHES = tuple(SETS), ("train", "val", "sheet")  # what an option serves
 Pair = tuple[np.ndarray, np.ndarray]  # a rainy image and its clean one, (H,W,3) uint8 BGR
+
+
+@dataclass(frozen=True)
+class SetSettings:
+    """All settings of one set. Raises UserError for a value of the wrong type or range."""
+
+    # fmt: off
+    set: str = option(MISSING, (), "set to write, one of SETS")
+    output: str = option("", EVERY, "folder to write it into")
+    seed: int = option(2019, EVERY, "random seed of the rain", low=0, high=2**63 - 1)
+    count: int = option(3000, ("train", "val"), "number of pairs", low=1, high=10**7)
+    side: int = option(128, PATCHES, "side of a patch, in pixels", low=1, high=300)
+    photographs: str = option("", PATCHES, {
+        "": "folder of pictures to cut patches from too",
+        "val": "folder of pictures to cut patches from, none of which is trained on",
+    })
+    num_workers: int = option(2, PATCHES,
+        "processes that draw; the patches do not change", low=0, high=1024)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            check_field(f, f.type, getattr(self, f.name))
+        folder = Path(self.output)
+        if not self.output or folder.is_file() or (folder / "rain" / Path(__file__).name).exists():
+            raise UserError(f"-o/--output: expected a folder for pictures, not {self.output!r}")
+        if self.set == "val" and not self.photographs:
+            raise UserError("--photographs: expected a folder of pictures that are not trained on")
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int]) -> None:
@@ -140,45 +178,52 @@ def iterate_drawings(seed: int) -> Iterator[tuple[str, Pair]]:
             yield f"{scene.__name__}_{which}", (image, image)
 
 
-def training_pair(photographs: list[np.ndarray], side: int, rng: np.random.Generator) -> Pair:
-    """A pair of training patches, rainy and clean, (side,side,3) uint8.
+def draw_patches(settings: SetSettings) -> Iterator[tuple[str, Pair]]:
+    """Named pairs of patches of a set, in the order of their numbers."""
+    names = () if settings.set == "val" else TRAINING_PHOTOGRAPHS
+    photographs = [photograph(name) for name in names]
+    if settings.photographs:
+        photographs += read_photographs(Path(settings.photographs))
+    seeds = settings.seed, 5 if settings.set == "val" else 3
+    count = SHEET_ROWS * SHEET_COLUMNS if settings.set == "sheet" else settings.count
+    cv2.setNumThreads(0)  # after a fork its threads would be missing, and waited for
+    draw = partial(draw_patch, photographs, settings.side, seeds)
+    return map_processes(range(count), draw, settings.num_workers)
 
-    One in six gets no rain: there is nothing to remove, and the target is the input. Three in ten
-    get faint rain alone, one in five near drops, as many heavy rain, the rest any look; few
-    streaks may all miss a small patch. One in three is compressed like frames of a video.
+
+def draw_patch(
+    photographs: list[np.ndarray], side: int, seeds: tuple[int, int], number: int
+) -> tuple[str, Pair]:
+    """The name and the pair of a patch, rainy and clean, (side,side,3) uint8.
+
+    Where there is no rain, the target is the input; few streaks may all miss a small patch. One in
+    three is compressed like frames of a video.
     """
+    rng = np.random.default_rng([*seeds, number])
     clean = _background(photographs, side, rng)
-    kind, rain = rng.random(), []
-    if kind < 1 / 6:
-        pass
-    elif kind < 0.46:
-        rain = [Rain.faint(rng) for _ in range(rng.integers(1, 3))]
-    elif kind < 0.66:
-        rain = [Rain.near(rng)] + ([Rain.faint(rng)] if rng.random() < 0.5 else [])
-    elif kind < 0.86:
-        rain = [Rain.dense(rng)] + ([Rain.near(rng)] if rng.random() < 0.2 else [])
-    else:
-        rain = [Rain.sample(rng) for _ in range(rng.integers(1, 3))]
-    rainy = add_rain(clean, rain, rng)
+    rainy = add_rain(clean, draw_looks(rng), rng)
     if rng.random() < 1 / 3:
         rainy, clean = _compressed(rainy, clean, rng)
-    return rainy, clean
+    return f"{number:05d}", (rainy, clean)
+
+
+def draw_looks(rng: np.random.Generator) -> list[Rain]:
+    """Looks of rain of one of KINDS, six times in ten nearer or farther."""
+    looks = KINDS[rng.choice(len(KINDS), p=[share for share, _ in KINDS])][1]
+    scale = log_uniform(rng, 0.5, 2) if rng.random() < 0.6 else 1.0
+    return [LOOKS[look].sample(rng, scale) for look in looks if rng.random() < looks[look]]
 
 
 def _background(photographs: list[np.ndarray], side: int, rng: np.random.Generator) -> np.ndarray:
-    kind = rng.random()
-    if kind < 0.45:
-        image = _random_patch(photographs, side, rng)
-    elif kind < 0.6:
+    kind, image = rng.random(), _random_patch(photographs, side, rng)
+    if kind < 0.08:
         image = dead_leaves(side, side, rng)
-    elif kind < 0.84:
-        image = draw_scenes(side, rng)
-    else:
-        image = draw_scenes(side, rng, _random_patch(photographs, side, rng))
+    elif kind < 0.4:
+        image = draw_scenes(side, rng, image if kind < 0.25 else None)
     if rng.random() < 0.3:  # soft, as videos are
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.4))
     if rng.random() < 0.7:  # in other light
-        image = _rounded(image * (log_uniform(rng, 0.2, 1.15) * rng.uniform(0.9, 1.1, 3)))
+        image = _rounded(image * (log_uniform(rng, 0.3, 1.15) * rng.uniform(0.9, 1.1, 3)))
     if rng.random() < 0.15:  # a camera's noise
         image = _rounded(image + rng.normal(0, rng.uniform(0.5, 4), image.shape))
     return image
@@ -187,12 +232,11 @@ def _background(photographs: list[np.ndarray], side: int, rng: np.random.Generat
 def _random_patch(photographs: list[np.ndarray], side: int, rng: np.random.Generator) -> np.ndarray:
     """A square patch of one of them at a random scale, turned and mirrored, in any colours."""
     image = photographs[rng.integers(len(photographs))]
-    scale = log_uniform(rng, max(0.4, side / min(image.shape[:2])), LARGEST)
+    scale = log_uniform(rng, side / min(image.shape[:2]), LARGEST)
     reach = min(int(np.ceil(side / scale)) + 2, *image.shape[:2])  # what is seen of it
     top, left = (rng.integers(length - reach + 1) for length in image.shape[:2])
     patch = _scaled(image[top : top + reach, left : left + reach], scale)[:side, :side]
-    if rng.random() < 0.5:
-        patch = np.rot90(patch, int(rng.integers(1, 4)))
+    patch = np.rot90(patch, int(rng.choice([0, 0, 0, 1, 2, 3])))
     if rng.random() < 0.5:
         patch = patch[:, ::-1]
     if rng.random() < 0.25:
@@ -209,9 +253,9 @@ def _compressed(rainy: np.ndarray, clean: np.ndarray, rng: np.random.Generator) 
     return np.where(has_rain, np.maximum(decoded, target), target), target
 
 
-def write_sheet(folder: Path, pairs: Iterable[Pair]) -> Path:
+def write_sheet(folder: Path, pairs: Iterable[tuple[str, Pair]]) -> Path:
     """A picture of the first pairs of the training set, rainy above clean. Returns its path."""
-    tiles = [np.vstack(pair) for pair in islice(pairs, SHEET_ROWS * SHEET_COLUMNS)]
+    tiles = [np.vstack(pair) for _, pair in pairs]
     starts = range(0, len(tiles), SHEET_COLUMNS)
     sheet = np.vstack([np.hstack(tiles[start : start + SHEET_COLUMNS]) for start in starts])
     return _write_picture(folder / "sheet.png", sheet)
@@ -234,53 +278,27 @@ def _write_picture(path: Path, image: np.ndarray) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Write a set, and print the paths of what to use. Returns the exit status."""
-
-    def write() -> None:
-        arguments = build_parser().parse_args(argv)
-        for path in write_set(arguments, Path(arguments.output)):
-            print(format_path(path), flush=True)
-
-    return report_errors("synthetic_rain", write)
-
-
-def build_parser() -> Parser:
     description = "Write synthetic rain: pairs and their list, or videos."
     parser = Parser(prog="python -m rain.synthetic_rain", description=description)
     sets = parser.add_subparsers(dest="set", metavar="SET", required=True)
     for name, purpose in SETS.items():
         options = sets.add_parser(name, help=purpose, description=f"Write {purpose}.")
-        options.add_argument("-o", "--output", required=True, type=_folder, metavar="DIR")
-        options.add_argument("--seed", type=_whole(0, 2**63), default=2019, metavar="N")
-        if name == "train":
-            options.add_argument(
-                "-n", "--count", type=_whole(1, 10**7), default=3000, metavar="PATCHES"
-            )
-        if name in ("train", "sheet"):
-            options.add_argument("--side", type=_whole(1, 300), default=128, metavar="PIXELS")
-            more = "also take photographs of scikit-learn, Matplotlib and PyWavelets"
-            options.add_argument("--more-photographs", action="store_true", help=more)
-    return parser
+        for f in fields(SetSettings):
+            if name in f.metadata["serves"]:
+                add_option(options, f, name)
+
+    def write() -> None:
+        values = vars(parser.parse_args(argv))
+        given = {name: value for name, value in values.items() if value is not None}
+        for path in write_set(SetSettings(**given)):
+            print(format_path(path), flush=True)
+
+    return report_errors("synthetic_rain", write)
 
 
-def _folder(text: str) -> str:
-    if not text or Path(text).is_file() or Path(text, "rain", Path(__file__).name).exists():
-        raise argparse.ArgumentTypeError(f"expected a folder for pictures, not {text!r}")
-    return text
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse_number(text: str) -> int:
-        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
-            expected = f"expected a whole number from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{expected}, not {text[:30]!r}")
-        return int(text)
-
-    return parse_number
-
-
-def write_set(arguments: argparse.Namespace, folder: Path) -> list[Path]:
+def write_set(settings: SetSettings) -> list[Path]:
     """Write the set that is asked for; the paths of what to use."""
-    name, seed = arguments.set, arguments.seed
+    name, seed, folder = settings.set, settings.seed, Path(settings.output)
     if name == "test":
         return [write_pairs(folder / "test.txt", iterate_test_pairs(seed))]
     if name == "dry":
@@ -290,13 +308,10 @@ def write_set(arguments: argparse.Namespace, folder: Path) -> list[Path]:
         ]
     if name == "videos":
         return [write_videos(folder, seed)]
-    names = TRAINING_PHOTOGRAPHS + MORE_PHOTOGRAPHS * arguments.more_photographs
-    photographs, side = [photograph(name) for name in names], arguments.side
-    pairs = (training_pair(photographs, side, np.random.default_rng([seed, 3, i])) for i in count())
+    patches = draw_patches(settings)
     if name == "sheet":
-        return [write_sheet(folder, pairs)]
-    numbered = ((f"{i:05d}", pair) for i, pair in enumerate(islice(pairs, arguments.count)))
-    return [write_pairs(folder / "train.txt", numbered)]
+        return [write_sheet(folder, patches)]
+    return [write_pairs(folder / f"{name}.txt", patches)]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from settings import ACTIONS, Settings, UserError, flag, nearest, one_or_several
 from system.config import VERSION, describe_code, read_config
@@ -26,7 +26,7 @@ more:
 LIST_HINT = "; -h lists the options"
 ACTION_HINT = "`python main.py -a ACTION -h` shows the options of one action, with an example."
 FOLDERS = ("model_dir", "log_dir", "result_dir")  # in which a named run has its own
-SHORT_FLAGS = {"action": "-a", "model": "-m", "input": "-i", "output": "-o"}
+SHORT_FLAGS = {"action": "-a", "model": "-m", "input": "-i", "output": "-o", "count": "-n"}
 
 
 def parse(argv: list[str]) -> Settings:
@@ -184,7 +184,7 @@ def build_parser(action: str | None) -> Parser:
 
 def add_option(group: Any, f: Field, action: str) -> None:
     """Add the option of a field, with its help for an action, or for all where that is ""."""
-    kind = get_type_hints(Settings)[f.name]
+    kind: Any = f.type
     is_shared = not action and f.name != "action"
     suffix = f" [{', '.join(f.metadata['serves'])}]" if is_shared else ""
     spec: dict[str, Any] = {"dest": f.name, "help": format_help(f, action) + suffix}
