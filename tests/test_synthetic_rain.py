@@ -1,16 +1,19 @@
 """Synthetic rain only brightens, is as varied as its look says, and makes the demo's sets."""
 
 import resource
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from media import lists
 from rain import backgrounds, synthetic_rain
 from rain import streaks as synthetic_streaks
 from rain.streaks import LOOKS, Rain, add_rain, streaks
+from system.commandline import parse
 
 GREY = np.full((80, 90, 3), 100, np.uint8)
 
@@ -237,6 +240,19 @@ def test_validation_has_other_patches_than_training(monkeypatch, capsys):
         assert len(seen.pop()) == 1 + len(synthetic_rain.TRAINING_PHOTOGRAPHS) * (name == "train")
     assert capsys.readouterr().out == "set/val.txt\nset/train.txt\n"
     assert len(lists.read_list("set/val.txt", need_clean=True)) == 3
+
+
+def test_the_training_of_the_demo_takes_the_sets_that_the_documentation_draws():
+    commands = (ROOT / "docs/train.md").read_text()
+    shutil.copy(ROOT / "docs/demo_weights.toml", "demo.toml")
+    settings = parse(["-a", "train", "--config", "demo.toml"])
+    for path in (settings.train_list, settings.val_list):
+        folder = Path(path).parent
+        assert f"synthetic_rain {folder.name} -o {folder} " in commands
+        assert path == f"{folder}/{folder.name}.txt"
+    assert f"engine.checkpoint {settings.model_dir}/best " in commands
+    assert settings.schedule == "cosine"
+    assert settings.ema == 0.999
 
 
 def test_a_set_is_the_same_in_any_number_of_processes():
