@@ -16,14 +16,7 @@ from media.folders import describe_skipped
 from media.inspection import inspect_headers
 from media.lists import Pair, PairList, name_sets, read_list, read_pair
 from media.pictures import read_image
-from media.results import (
-    Match,
-    Method,
-    find_methods,
-    match_results,
-    natural_order,
-    result_names,
-)
+from media.results import Match, Method, find_methods, match_results, natural_order, result_names
 from report import page, tables
 from report.metrics import MEASURE_BYTES_PER_PIXEL, PROTOCOLS, measure
 from report.result_folder import open_result_folder, read_head

@@ -207,9 +207,8 @@ def _open_events(run: TrainingRun, is_new: bool) -> Iterator[None]:
         if run.ranks.first and is_new:
             recipe = [f.name for f in fields(settings) if f.metadata["recipe"]]
             names = [*recipe, "train_list", "init_from"]
-            values = [getattr(settings, name) for name in names]
-            values = [str(value) if isinstance(value, tuple) else value for value in values]
-            record = dict(zip(names, values, strict=True))
+            values = {name: getattr(settings, name) for name in names}
+            record = {name: str(v) if isinstance(v, tuple) else v for name, v in values.items()}
             run.events[EVENTS].hparams(record, start + 1)
         yield
     except BaseException:
