@@ -59,7 +59,7 @@ class TrainingRun:
         self.data = self.val_data = ""
         self.init = "", ""
         self.events: dict[str, EventFile] = {}
-        self._save: Future[None] | None = None
+        self._pending_save: Future[None] | None = None
 
     @property
     def max_pending_steps(self) -> int:
@@ -115,7 +115,7 @@ class TrainingRun:
             is_cuda = self.device.type == "cuda"
             copied = torch.cuda.current_stream(self.device).record_event() if is_cuda else None
             pool = ThreadPoolExecutor(1)
-            self._save = pool.submit(self._write, path, content, copied)
+            self._pending_save = pool.submit(self._write, path, content, copied)
             pool.shutdown(wait=False)
 
     def _write(self, path: Path, content: dict[str, Any], copied: torch.cuda.Event | None) -> None:
@@ -130,7 +130,7 @@ class TrainingRun:
 
     def finish_save(self) -> None:
         """Wait until the save in progress, if any, has ended. Raises UserError if it has failed."""
-        save, self._save = self._save, None
+        save, self._pending_save = self._pending_save, None
         if save:
             save.result()
 
@@ -218,8 +218,8 @@ class TrainingRun:
             self.events[name] = EventFile(folder, purge_step=self.step + 1)
 
     def close(self) -> None:
-        if self._save:  # an error ended the run meanwhile, and is the one to report
-            wait([self._save])
+        if self._pending_save:  # an error ended the run meanwhile, and is the one to report
+            wait([self._pending_save])
         for file in self.events.values():
             file.close()
 
