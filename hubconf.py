@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 import types
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -107,7 +108,7 @@ def derainer(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["fp32", "tf32", "bf16"] = "fp32",
     self_ensemble: Literal[1, 2, 4] = 1,
-    tile: int = 0,
+    tile: int | Literal["auto"] = "auto",
 ) -> Callable[..., Image | tuple[Image, Image]]:
     """A function that derains pictures.
 
@@ -120,7 +121,8 @@ def derainer(
         device: "auto" takes the GPU where there is one.
         precision: of the network's arithmetic; tf32 needs a GPU.
         self_ensemble: 1, or the mean over 2 (mirrored) or 4 (also half-turned) views.
-        tile: side of blended tiles in pixels, for pictures that memory does not hold; 0: whole.
+        tile: side of blended tiles in pixels; 0: whole pictures alone; "auto": whole ones, or the
+            largest tiles that fit into memory, with a warning that says how exact they are.
 
     Raises:
         UserError: an argument or the file is bad; from the function, the picture does not fit into
@@ -129,7 +131,7 @@ def derainer(
     """
     # Checks the values. Threads, ranks and the current GPU are the caller's, and left alone.
     _load("settings").Settings(
-        "derain", device=device, precision=precision, self_ensemble=self_ensemble, tile=tile
+        "derain", device=device, precision=precision, self_ensemble=self_ensemble, tile=str(tile)
     )
     path, place = _find_checkpoint(weights), _load("engine.device").choose_device(device, precision)
     network = Derainer.load(path, place, precision=precision, views=self_ensemble, tile=tile)
@@ -144,7 +146,10 @@ def derainer(
             )
         if os.getpid() != process:  # forked: torch's threads are not there, and would be waited for
             torch.set_num_threads(1)
-        output = network.derain(np.ascontiguousarray(rainy[..., ::-1]))
+        image = np.ascontiguousarray(rainy[..., ::-1])
+        output = network.derain(image)
+        if tile == "auto" and (note := network.compare_tiles(image)):
+            warnings.warn(note, stacklevel=2)
         clean = np.ascontiguousarray(output.uint8_image[..., ::-1])
         return (clean, output.mask) if return_mask else clean
 

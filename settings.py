@@ -191,10 +191,11 @@ class Settings:
             "(also mirrored) or 4 (both also rotated by 180 degrees)",
         "train": "number of views of each image of --val-list: 1, 2 or 4, as in a test",
     })
-    tile: int = option(0, DERAINING, {
-        "": "save memory: process overlapping tiles of N x N pixels; 0 means whole images",
-        "train": "side of the tiles for the images of --val-list; 0 means whole images",
-    }, low=0, high=65536)
+    tile: str = option("auto", DERAINING, {
+        "": "overlapping tiles of N x N pixels, which save memory; auto: the largest ones that fit "
+            "into memory, for images that do not fit whole; 0: whole images alone",
+        "train": "side of the tiles for the images of --val-list: auto, 0 (whole) or a number",
+    })
 
     no_ema: bool = option(False, TEST + DERAIN + WEB + EXPORT,
         "use the last weights of a checkpoint, not their moving average (see train --ema)")
@@ -316,8 +317,9 @@ class Settings:
             raise UserError(
                 f"--train-weights: {counts[0]} for {counts[1]} lists; expected one for each list"
             )
-        if 0 < self.tile < 64:
-            raise UserError(f"--tile: {self.tile} is too small; expected 64 pixels or more, or 0")
+        side = int(self.tile[:9]) if self.tile.isdecimal() else -1
+        if self.tile != "auto" and side != 0 and not 64 <= side <= 65536:
+            raise UserError(f"--tile: {self.tile!r}; expected auto, 0, or from 64 to 65536 pixels")
         if -1 < self.percentile < 0:
             raise UserError(f"--percentile: {self.percentile} is neither -1 nor from 0 to 100")
         if not all(step.isdecimal() for step in self.lr_decay_step.split(",")):

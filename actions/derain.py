@@ -179,7 +179,7 @@ class _Run:
     def _derain_picture(self, item: tuple[int, Picture]) -> tuple[int, Picture, Derained]:
         number, picture = item
         silent, name = len(self.jobs) > 1 or not self.ranks.first, str(self.jobs[number].source)
-        count = self.derainer.count_parts(*picture.colour.shape[:2])
+        count = self.derainer.count_parts(*picture.colour.shape[:2], name=name)
         with Progress("part", 0, count, [], silent=silent, after=PROGRESS_SECONDS) as progress:
             derained, output = derain_picture(
                 self.derainer, picture, name, lambda *_: progress.advance(1)
@@ -230,7 +230,8 @@ class _Run:
                     "frame", 0, max(reader.count, 1), [], silent=not ranks.first, forecast=True
                 ) as progress,
             ):
-                note = self.derainer.compare_tiles(reader.convert_frame(reader.first))
+                first = reader.convert_frame(reader.first)
+                note = self.derainer.compare_tiles(first, str(job.source))
                 if note and ranks.first:
                     progress.say(note)
                 callbacks = show_progress, show_warning, report_early_end

@@ -197,8 +197,9 @@ class WebDerainer:
         """The derained picture, and what to say of it."""
         picture = read_picture(job.source)
         require_format(job.target, picture)
-        on_progress(0, derainer.count_parts(*picture.colour.shape[:2]))
-        derained, output = derain_picture(derainer, picture, str(job.source), on_progress)
+        name = str(job.source)
+        on_progress(0, derainer.count_parts(*picture.colour.shape[:2], name=name))
+        derained, output = derain_picture(derainer, picture, name, on_progress)
         write_atomically(job.target, encode_picture(job.target, derained), durable=False)
         dropped = describe_dropped(job.target, derained)
         return output, [output.note, f"not kept: {dropped}" if dropped else ""]
@@ -210,7 +211,8 @@ class WebDerainer:
         notes: list[str] = []
         with closing(VideoReader(job.source)) as reader:
             entry.begin = reader.start_time
-            notes.append(derainer.compare_tiles(reader.convert_frame(reader.first)))
+            first = reader.convert_frame(reader.first)
+            notes.append(derainer.compare_tiles(first, str(job.source)))
             output = derain_video(
                 derainer, self.ranks, reader, job.target,
                 on_frame=lambda done: on_progress(done, max(done, reader.count)),

@@ -4,14 +4,15 @@ The plain port is naive.py; on a GPU the IRNN is held against the published sche
 (rescan.cu). Ours and the baseline run by turns in one process, and so does a float32 matrix product
 (or a copy of memory): `share` is a fraction of the machine's own rate in it. The products counted
 are those of the convolutions, three times a forward pass for a step. In the group onnx, which is
-for a CPU alone, ONNX Runtime takes the baseline's place; tiles holds blended tiles against the
-whole image, by the weights of --weights. The group start holds the CPU time of whole programs that
-derain one picture against that of `import torch`. Memory is the peak over the start, in a process
-for each case. cases.py does the work of the groups.
+for a CPU alone, ONNX Runtime takes the baseline's place, in a process of its own, by turns; tiles
+holds blended tiles against the whole image, by the weights of --weights. The group start holds the
+CPU time of whole programs that derain one picture against that of `import torch`. Memory is the
+peak over the start, in a process for each case. cases.py does the work of the groups.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ MEMORY = [
     ("forward2160x3840", "ours"),
     ("forward1536x2048", "ours"),
     ("forward1536x2048", "tiled"),
+    ("forward3000x4000", "ours"),
     ("step", "ours"),
     ("step", "recomputed"),
     ("step", "baseline"),
@@ -45,6 +47,28 @@ def run(group: str, *options: str) -> list[dict]:
     if done.returncode:
         sys.exit(f"bench.py: the case '{' '.join([group, *options])}' failed")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_against_onnx(side: int, common: list[str]) -> dict:
+    """A row of the table for images of that side; faults are the page faults of a pass of ours."""
+    options = ["passes", *common, "--case", f"forward{side}x{side}"]
+    workers = {}
+    for kind in ("ours", "onnx"):  # one after the other, so that they warm up undisturbed
+        command = [sys.executable, str(Path(__file__).with_name("cases.py")), *options]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers[kind] = subprocess.Popen([*command, "--kind", kind], **pipes)
+        workers[kind].stdout.readline()
+    found = {kind: [] for kind in workers}
+    for _ in range(max(5, min(15, 15 * 512 // side))):
+        for kind, worker in workers.items():
+            print(file=worker.stdin, flush=True)
+            found[kind].append(json.loads(worker.stdout.readline()))
+    for worker in workers.values():
+        worker.communicate()
+    seconds = {kind: statistics.median(row[0] for row in rows) for kind, rows in found.items()}
+    faults = statistics.median(row[1] for row in found["ours"])
+    case = f"forward 1x{side}x{side} (ONNX Runtime; {faults:.0f} faults)"
+    return {"case": case, "ours": seconds["ours"], "baseline": seconds["onnx"]}
 
 
 def describe(device: str) -> str:
@@ -72,6 +96,9 @@ def show_memory(rows: list[dict]) -> None:
     for row in rows:
         whole = baselines.get(row["case"])
         share = f"{row['mebibytes'] / whole:.0%}" if whole else ""
+        if row["case"].startswith("forward") and not whole:
+            height, width = (int(side) for side in row["case"].removeprefix("forward").split("x"))
+            share = f"{row['mebibytes'] / (height * width / 1e6):.0f} MiB a megapixel"
         print(f"{row['case'] + ', ' + row['kind']:<48}{row['mebibytes']:>8.0f}  {share}")
 
 
@@ -94,9 +121,13 @@ def main() -> int:
     times, blended, peaks = [], [], []
     for group in GROUPS:
         if group in chosen and not (group == "onnx" and options.device == "cuda"):
-            found = run(group, *common, "--seconds", str(options.seconds))
-            show_times(found, heading=not times)
-            times += found
+            if group == "onnx":
+                rows = (run_against_onnx(side, common) for side in (256, 512, 1024, 2048))
+            else:
+                rows = run(group, *common, "--seconds", str(options.seconds))
+            for row in rows:
+                show_times([row], heading=not times)
+                times.append(row)
     if "tiles" in chosen:
         blended = run("tiles", *common)
         for row in blended:

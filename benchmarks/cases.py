@@ -181,32 +181,39 @@ def profile(options: argparse.Namespace) -> list[dict]:
     return found
 
 
-def onnx(options: argparse.Namespace) -> list[dict]:
-    """The exported network in ONNX Runtime, as the baseline, with as many threads."""
-    import onnxruntime
-
+def passes(options: argparse.Namespace) -> list[dict]:
+    """For each line of the input, [seconds, page faults] of a pass by us or by ONNX Runtime."""
     net = network("ours", options).eval().requires_grad_(False)
-    choices = onnxruntime.SessionOptions()
-    choices.intra_op_num_threads = torch.get_num_threads()
-    runtime = onnxruntime.InferenceSession(export.convert_network(net).SerializeToString(), choices)
-    found = []
-    for side in (256, 512):
-        rainy, _, _ = images((side, side), "cpu")
-        given = {export.INPUT: rainy.numpy()}
+    height, width = (int(word) for word in options.case.removeprefix("forward").split("x"))
+    rainy, _, _ = images((height, width), "cpu")
 
-        def ours(rainy=rainy):
-            with torch.inference_mode():
-                return net(rainy)
+    @torch.inference_mode()
+    def call() -> tuple[Tensor, Tensor]:
+        return net(rainy)
 
-        def theirs(given=given):
+    if options.kind == "onnx":
+        import onnxruntime
+
+        expected, given = call(), {export.INPUT: rainy.numpy()}
+        choices = onnxruntime.SessionOptions()
+        choices.intra_op_num_threads = torch.get_num_threads()
+        data = export.convert_network(net).SerializeToString()
+        runtime = onnxruntime.InferenceSession(data, choices)
+
+        def call() -> list[np.ndarray]:
             return runtime.run(export.OUTPUTS, given)
 
-        for a, b in zip(ours(), theirs(), strict=True):
+        for a, b in zip(expected, call(), strict=True):
             agree("onnx", a, torch.from_numpy(b))
-        case = f"forward 1x{side}x{side} (ONNX Runtime)"
-        calls = {"ours": ours, "baseline": theirs}
-        found.append({"case": case, **alternate(calls, options.seconds, "cpu")})
-    return found
+    call()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        print(json.dumps([seconds, faults]), flush=True)
+    return []
 
 
 def blended(options: argparse.Namespace) -> list[dict]:
@@ -330,15 +337,19 @@ def peak(device: str) -> float:
 
 
 def main() -> int:
-    groups = {"forward": forward, "step": step, "onnx": onnx, "tiles": blended, "loss": loss,
+    groups = {"forward": forward, "step": step, "passes": passes, "tiles": blended, "loss": loss,
               "data": data, "start": start, "profile": profile}  # fmt: skip
     parser = argparse.ArgumentParser(description="A group of the cases of bench.py.")
     parser.add_argument("group", choices=[*groups, "irnn", "memory"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--case", default="step", help="of memory: step or forwardHxW")
     parser.add_argument(
-        "--kind", default="ours", help="of memory: ours, recomputed, tiled or baseline"
+        "--case", default="step", help="of memory: step or forwardHxW; of passes: forwardHxW"
+    )
+    parser.add_argument(
+        "--kind",
+        default="ours",
+        help="of memory: ours, recomputed, tiled or baseline; of passes: ours or onnx",
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--count", type=int, default=16, help="of profile: crops in a step")

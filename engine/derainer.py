@@ -20,7 +20,7 @@ from settings import Settings, UserError
 from system import machine
 
 SIZE_CHANGES = 16  # after so many, freed memory goes back to the system
-TILE_SIDES = (64, 128, 256, 512, 1024)  # pixels, proposed if an image does not fit into memory
+TILE_SIDES = tuple(2**n for n in range(6, 14))  # pixels, for images that do not fit into memory
 SAMPLE_SIDE = 1024  # pixels at most, of the sample on which tiles are compared with the whole
 OnProgress = Callable[[int, int], object]  # called with how many parts are done, and of how many
 
@@ -56,7 +56,8 @@ class Derainer:
         device: where it is, and computes.
         precision: of the network's arithmetic: "fp32", "tf32" (on a GPU) or "bf16".
         views: 1, or the mean over 2 (mirrored) or 4 (also half-turned) views of an image.
-        tile: side of blended tiles, in pixels; 0 takes every image whole.
+        tile: side of blended tiles, in pixels; 0 takes every image whole; "auto" only those that
+            fit into memory, and the others in the largest tiles of TILE_SIDES that fit.
         sharing: processes of this machine that derain at the same time.
         path, step, digest: the checkpoint file, the step it was saved at, and its SHA-256. Weights
             in training have no file.
@@ -68,7 +69,7 @@ class Derainer:
     device: torch.device
     precision: str = "fp32"
     views: int = 1
-    tile: int = 0
+    tile: int | str = "auto"
     sharing: int = 1
     path: Path | None = None
     step: int | str = "unknown"
@@ -78,6 +79,7 @@ class Derainer:
     _tiles_compared: bool = field(default=False, init=False)
     _largest_need: int = field(default=0, init=False)  # bytes, of an image that was derained
     _last_size: tuple[int, int] = field(default=(0, 0), init=False)
+    _last_tile: int = field(default=0, init=False)
     _size_changes: int = field(default=0, init=False)
 
     @classmethod
@@ -132,19 +134,8 @@ class Derainer:
             UserError: the image does not fit into memory, or the output is not finite.
         """
         height, width = image.shape[:2]
-        # The blocks that one size leaves free are a little too small for another: without this the
-        # process would keep more and more memory.
-        self._size_changes += (height, width) != self._last_size
-        self._last_size = height, width
-        if self._size_changes == SIZE_CHANGES:
-            machine.trim_memory()
-            self._size_changes = 0
-        needed = self._estimate_memory(height, width, self.tile)
-        if needed > self._largest_need and needed > free_memory(self.device, self.sharing):
-            machine.trim_memory()  # what earlier images left with the process
-            if needed > free_memory(self.device, self.sharing):
-                raise self._memory_error(name, height, width)
-        parts, total = itertools.count(1), self.count_parts(height, width)
+        tile = self.choose_tile(height, width, name=name)
+        parts, total = itertools.count(1), self.count_parts(height, width, name=name)
         attention = getattr(self.net, "SAM1", self.net)  # every map of which is a part
 
         def show_progress(*_: object) -> None:
@@ -153,40 +144,72 @@ class Derainer:
         try:
             batch = self._to_batch(image)
             with attention.register_forward_hook(show_progress), self._precision_context():
-                mask, clean = tiles.derain_batch(self.net, batch, self.views, self.tile)
+                mask, clean = tiles.derain_batch(self.net, batch, self.views, tile)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise self._memory_error(name, height, width) from None
+            raise self._memory_error(name, height, width, tile) from None
         if not (clean.isfinite().all() and mask.isfinite().all()):
             weights = self.path or "the weights in training"
             raise UserError(f"{name}: the output of {weights} is not finite; expected others")
+        needed = self._estimate_memory(height, width, tile)
         self._largest_need = max(self._largest_need, needed)
         return DerainedImage(clean[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
 
-    def count_parts(self, height: int, width: int) -> int:
-        """How many times `derain` calls on_progress for an image of that size."""
+    def choose_tile(self, height: int, width: int, *, name: str = "image") -> int:
+        """The side of the tiles for images of that size, 0 for whole ones.
+
+        Raises:
+            UserError: they do not fit into memory; it calls them by that name.
+        """
+        if (height, width) == self._last_size:
+            return self._last_tile
+        # The blocks that one size leaves free are a little too small for another: without this the
+        # process would keep more and more memory.
+        self._size_changes += 1
+        if self._size_changes == SIZE_CHANGES:
+            machine.trim_memory()
+            self._size_changes = 0
+        sides = [0, *(side for side in reversed(TILE_SIDES) if side < max(height, width))]
+        if self.tile != "auto":
+            sides = [int(self.tile)]
+        needs = [self._estimate_memory(height, width, side) for side in sides]
+        free = self._free_memory()
+        if needs[0] > free:
+            machine.trim_memory()  # what earlier images left with the process
+            free = self._free_memory()
+        fitting = [side for side, need in zip(sides, needs, strict=True) if need <= free]
+        if not fitting:
+            raise self._memory_error(name, height, width, sides[-1])
+        self._last_size, self._last_tile = (height, width), fitting[0]
+        return fitting[0]
+
+    def count_parts(self, height: int, width: int, *, name: str = "image") -> int:
+        """How often `derain` calls on_progress for an image of that size; raises as it does."""
         stages = STAGES if hasattr(self.net, "SAM1") else 1
-        return stages * self.views * tiles.count_tiles(height, width, self.tile)
+        tile = self.choose_tile(height, width, name=name)
+        return stages * self.views * tiles.count_tiles(height, width, tile)
 
     @torch.inference_mode()
-    def compare_tiles(self, image: np.ndarray) -> str:
+    def compare_tiles(self, image: np.ndarray, name: str = "image") -> str:
         """How far tiles are from the whole, for the first image that is cut; otherwise empty.
 
         It is measured on a sample, in tiles of half its side, which takes no more memory than a
-        tile.
+        tile. Raises as choose_tile.
         """
-        if self._tiles_compared or not self.tile or max(image.shape[:2]) <= self.tile:
+        tile = 0 if self._tiles_compared else self.choose_tile(*image.shape[:2], name=name)
+        if not tile or max(image.shape[:2]) <= tile:
             return ""
         self._tiles_compared = True
-        side = min(self.tile, SAMPLE_SIDE)
+        side = min(tile, SAMPLE_SIDE)
         top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
         sample = np.ascontiguousarray(image[top : top + side, left : left + side])
         with self._precision_context():
             psnr = tiles.tile_psnr(self.net, self._to_batch(sample), side // 2, self.views)
         height, width = sample.shape[:2]
+        reason = f"too large for the memory, so in tiles of {tile}; " if self.tile == "auto" else ""
         return (
-            f"tiles are an approximation: on a sample of {width}x{height} pixels, tiles of "
+            f"{reason}tiles are an approximation: on a sample of {width}x{height} pixels, tiles of "
             f"{side // 2} come within {psnr:.1f} dB PSNR of the whole (more is closer)"
         )
 
@@ -209,10 +232,14 @@ class Derainer:
     def _estimate_memory(self, height: int, width: int, tile: int) -> int:
         return tiles.estimate_memory(height, width, tile, in_bands=self.device.type == "cpu")
 
-    def _memory_error(self, name: str, height: int, width: int) -> UserError:
-        needed = self._estimate_memory(height, width, self.tile)
+    def _free_memory(self) -> int:
+        """Bytes that an image can take: those that are free, or that an earlier image took."""
+        return max(free_memory(self.device, self.sharing), self._largest_need)
+
+    def _memory_error(self, name: str, height: int, width: int, tile: int) -> UserError:
+        needed = self._estimate_memory(height, width, tile)
         free = free_memory(self.device, self.sharing)
-        sides = [side for side in TILE_SIDES if side < (self.tile or max(height, width))]
+        sides = [side for side in TILE_SIDES if side < (tile or max(height, width))]
         fitting = [side for side in sides if self._estimate_memory(height, width, side) <= free]
         hint = f", or --tile {fitting[-1]}" if fitting else ""
         return UserError(

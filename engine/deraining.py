@@ -66,7 +66,7 @@ def derain_picture(
         derained = replace(picture, colour=output.uint8_image)
     else:
         derained = picture.with_colour(output.float_image)
-    mask, seconds, note = output.mask, time.monotonic() - start, derainer.compare_tiles(rainy)
+    mask, seconds, note = output.mask, time.monotonic() - start, derainer.compare_tiles(rainy, name)
     return derained, Derained(rainy, derained.colour, mask, seconds, note)
 
 

@@ -277,11 +277,24 @@ def test_a_picture_too_large_is_refused_with_what_it_needs(run, model, rainy, mo
     cv2.imwrite("a.png", cv2.resize(rainy, (200, 150)))
     whole = to_uint8(expected(cv2.imread("a.png")))
     monkeypatch.setattr(machine, "free_memory", lambda: 30 * 2**20)
-    status, _, err = run(*DERAIN, "-i", "a.png", "-o", "b.png")
+    status, _, err = run(*DERAIN, "-i", "a.png", "-o", "b.png", "--tile", 0)
     assert status == 2
     assert err.startswith("main.py: a.png: 200x150 pixels need about 0.0396 GiB of memory on cpu, ")
     assert err.endswith("0.0293 GiB are free; expected a smaller image, or --tile 128\n")
     assert not Path("b.png").exists()
+    status, out, err = run(*DERAIN, "-i", "a.png", "-o", "auto.png")
+    assert (status, err) == (0, "")
+    assert (
+        out.count("too large for the memory, so in tiles of 128; tiles are an approximation") == 1
+    )
+    assert run(*DERAIN, "-i", "a.png", "-o", "b.png", "--tile", 128)[0] == 0
+    assert Path("auto.png").read_bytes() == Path("b.png").read_bytes()
+    monkeypatch.setattr(machine, "free_memory", lambda: 2**20)
+    status, _, err = run(*DERAIN, "-i", "a.png", "-o", "auto.png")
+    assert status == 2
+    assert err.startswith("main.py: a.png: 200x150 pixels need about 0.00")
+    assert err.endswith("0.000977 GiB are free; expected a smaller image\n")
+    monkeypatch.setattr(machine, "free_memory", lambda: 30 * 2**20)
     status, out, err = run(*DERAIN, "-i", "a.png", "-o", "b.png", "--tile", 80)
     assert (status, err) == (0, "")
     assert "on a sample of 80x80 pixels, tiles of 40 come within " in out

@@ -119,6 +119,18 @@ def test_modules_of_the_same_names_stay_apart(tmp_path, way, first):
     assert done.returncode == 0, done.stderr
 
 
+def test_pictures_too_large_for_the_memory_are_cut_with_a_warning(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
+    expected = hubconf.derainer("model/demo", device="cpu", tile=128)(image)
+    machine = sys.modules[f"{hubconf.PACKAGE}.system.machine"]
+    monkeypatch.setattr(machine, "free_memory", lambda: 30 * 2**20)
+    derain = hubconf.derainer("model/demo", device="cpu")
+    with pytest.warns(UserWarning, match="so in tiles of 128; tiles are an approximation: on a"):
+        assert np.array_equal(derain(image), expected)
+    with pytest.raises(hubconf.UserError, match="GiB are free; expected a smaller image, or"):
+        hubconf.derainer("model/demo", device="cpu", tile=0)(image)
+
+
 def test_float32_on_the_cpu_whatever_the_defaults_are():
     derain, image = hubconf.derainer("model/demo", device="cpu", tile=64), np.ones((9, 80, 3), "u1")
     expected, weight = derain(image, True), hubconf.spanet("model/demo").conv_in[0].weight
@@ -200,7 +212,13 @@ def test_other_arrays_are_named(image, error, message):
 
 
 def test_bad_arguments_are_named():
-    for given in ({"tile": 3}, {"self_ensemble": 3}, {"precision": "fp8"}, {"device": "tpu"}):
+    for given in (
+        {"tile": 3},
+        {"tile": "all"},
+        {"self_ensemble": 3},
+        {"precision": "fp8"},
+        {"device": "tpu"},
+    ):
         with pytest.raises(UserError, match=next(iter(given)).replace("_", "-")):
             hubconf.derainer("model/demo", **given)
 

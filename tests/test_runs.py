@@ -228,7 +228,7 @@ def test_the_command_line_counts_more_than_the_file():
     assert clean == Settings("clean", config="own.toml")
     Path("own.toml").write_text("action = 'train'\nmodel = 'm'\ntile = 64\n")
     test = parse(["-a", "test", "--config", "own.toml"])
-    assert (test.tile, test.model) == (64, "latest")
+    assert (test.tile, test.model) == ("64", "latest")
 
 
 @pytest.mark.parametrize(
