@@ -61,12 +61,11 @@ def write_page(
     Raises:
         UserError: it cannot be written.
     """
-    lead = f"{format_count(len(results), 'picture')}: {', '.join(sides)}."
-    if not means:
-        lead += " Attention is the mean of the attention map; change is the mean difference in"
-        lead += " grey levels."
+    videos = sum(result.begin is not None for result in results)
+    counts = {"picture": len(results) - videos, "video": videos}
+    shown = [format_count(count, noun) for noun, count in counts.items() if count]
     data = {
-        "lead": lead,
+        "lead": f"{', '.join(shown)}: {', '.join(sides)}.",
         "links": list(links),
         "sides": [
             {"name": name, "kind": kind, "scored": bool(means) and name != CLEAN}

@@ -25,6 +25,8 @@ const cell = (row, value, digits, signed) =>
 const link = (parent, text, href) => addNode("a", parent, text, {href});
 
 byId("lead").textContent = data.lead;
+byId("more").hidden = !data.columns.length;
+byId("all-pictures").open = SCORED.length > 0;
 data.links.forEach(name => { byId("links").append(" "); link(byId("links"), name, name); });
 for (const [id, pairs] of [["run", data.run], ["settings", data.settings]])
   for (const [name, value] of pairs) { addNode("dt", byId(id), name); addNode("dd", byId(id), value); }
@@ -47,11 +49,14 @@ function showFacts(row) {
       }
     }
   }
-  const facts = byId("facts");
-  facts.textContent = "";
-  const fact = (name, text) => { addNode("dt", facts, name); return addNode("dd", facts, text); };
+  for (const id of ["facts", "figures"]) byId(id).textContent = "";
+  const fact = (name, text, list = byId("facts")) => {
+    addNode("dt", list, name);
+    return addNode("dd", list, text);
+  };
   fact("size", `${row.width} × ${row.height}`);
-  data.columns.forEach(({label, digits}, n) => fact(label, figure(row.values[n], digits)));
+  data.columns.forEach(({label, digits}, n) =>
+    fact(label, figure(row.values[n], digits), byId("figures")));
   const files = data.sides.filter(side => row.files[side.kind]);
   if (files.length) {
     const box = fact("files");
@@ -223,7 +228,7 @@ function buildThumb(row) {
   const name = `index_files/${String(row.index).padStart(6, "0")}-thumb.jpg`;
   addNode("img", button, undefined, {loading: "lazy", decoding: "async", alt: "", src: name});
   addNode("span", button, row.name);
-  const column = shownColumns[rankingColumn() ?? 0];
+  const column = SCORED.length && shownColumns[rankingColumn() ?? 0];
   if (column) {
     const {group, label, digits, signed, value} = column;
     addNode("span", button, `${label} ${figure(value(row), signed ? 2 : digits, signed)}`,
@@ -242,7 +247,7 @@ function rankingColumn() {
 function labelExtremes() {
   const [over, side] = chosenSides().map(n => data.sides[n].name);
   for (const id of ["most", "least"]) {
-    byId(id).hidden = rankingColumn() === null;
+    byId(id).hidden = rankingColumn() === null || data.rows.length <= 10;
     byId(id).textContent = hasGain() ? `10 ${id === "most" ? "best" : "worst"}` : `10 ${id} changed`;
     byId(id).title = hasGain() ? `by the PSNR gain of ${side} over ${over}` : "";
   }

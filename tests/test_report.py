@@ -56,7 +56,7 @@ def test_the_table_sorts_by_every_heading_and_shows_the_extremes(browser, tmp_pa
 
 
 def test_all_of_it_by_keyboard(browser, tmp_path):
-    seen = Watched(browser, write_test_page(tmp_path, 3))
+    seen = Watched(browser, write_test_page(tmp_path, 11))
     page, reached = seen.page, []
     for _ in range(60):
         page.keyboard.press("Tab")
@@ -134,7 +134,12 @@ def test_pages_of_real_runs(browser, run, model, tmp_path):
         text = seen.page.locator("#run").inner_text()
         for word in ("model/latest, step 4, SHA-256 ", "torch 2", "Python 3", "thread", "took"):
             assert word in text
-        seen.page.click("summary")
+        assert seen.page.locator("#table").is_visible() == (folder == "results")
+        assert seen.page.locator("#more").is_visible() == (folder == "out")
+        for word in ("attention", "change", "seconds", "frames"):  # below "Details" alone
+            assert word not in seen.page.locator("#facts, #lead, #strip").all_inner_texts()
+            assert (word in seen.page.locator("#figures").inner_text()) == (folder == "out")
+        seen.page.click("details:has(#settings) summary")
         assert "result_dir" in seen.page.locator("#settings").inner_text()
         links = [a.get_attribute("href") for a in seen.page.locator("#facts a, #links a").all()]
         assert len(links) == (5 if folder == "results" else 2)

@@ -3,9 +3,11 @@
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from pages import Watched
-from test_videos import DERAIN
+from test_videos import DERAIN, write_video
 from video_cases import make
 
 TIMES = "[...document.querySelectorAll('.stage video')].map(film => film.currentTime)"
@@ -37,6 +39,19 @@ def test_a_video_is_shown_before_and_after_in_step(browser, run, unchanged, word
     assert seen.page.evaluate("document.querySelector('#film1').paused")
     assert seen.complaints == []
     assert all(url.startswith(("file:", "data:")) for url in seen.requests)
+
+
+def test_the_controls_of_a_tall_video_are_in_view(browser, run, unchanged):
+    Path("in").mkdir()
+    write_video("in/tall.webm", (80, 200), sound=False, codec="libvpx")
+    cv2.imwrite("in/a.png", np.zeros((8, 8, 3), np.uint8))
+    assert run(*DERAIN, "-i", "in", "-o", "out")[0] == 0
+    seen = Watched(browser, Path("out/index.html"), width=1280)
+    assert seen.page.locator("#lead").inner_text() == "1 picture, 1 video: rainy, derained."
+    seen.page.click("#next")
+    wait(seen, READY, False)
+    box = seen.page.locator("#film").bounding_box()
+    assert box["y"] + box["height"] < 800 == seen.page.viewport_size["height"]
 
 
 def test_what_cannot_be_played_is_shown_as_a_frame(browser, run, unchanged):
