@@ -144,9 +144,9 @@ class Settings:
     model_dir: str = option("model", NETWORK, "folder of the checkpoints")
     log_dir: str = option("logdir", TRAIN + TEST, "folder for the TensorBoard event files")
     result_dir: str = option("results", TEST, "folder for the results of the test")
-    input: str = option("", SCORE + DERAIN + VIDEOS + LISTS, {
+    input: str | tuple[str, ...] = option("", SCORE + DERAIN + VIDEOS + LISTS, {
         "score": "folder of results to score, or of such folders, one for each method",
-        "derain": "picture, video, or folder of them, to derain",
+        "derain": "picture, video, or folder of them, to derain; or several of these",
         "clean": "rain video to read",
         "pairs": "rain video, or folder of rain videos, to read",
         "lists": "folder of pairs to list",
@@ -162,6 +162,9 @@ class Settings:
     })
     protocol: Literal["all", "released", "rgb", "y", "y_down", "y_round"] = option("all", SCORE,
         "protocol of the tables for a paper")
+    skip_existing: bool = option(False, DERAIN,
+        "leave results as they are that are newer than their source and the weights")
+    no_page: bool = option(False, DERAIN, "write no index.html into a folder of results")
     crop_to_common: bool = option(False, SCORE,
         "crop images of different sizes to their common part, at the top left")
     fix: str = option("", CHECK, "also write a list of the usable pairs to this file")
@@ -336,6 +339,14 @@ class Settings:
             raise UserError(f"--run: {self.run!r} is not a name; expected one without slashes")
         if "\0" in self.model or os.path.basename(self.model) in ("", ".", ".."):
             raise UserError(f"--model: {self.model!r} is not the name or path of a checkpoint")
+
+    @property
+    def only_input(self) -> str:
+        """What -i names, for an action that takes one input. Raises UserError if it is several."""
+        if isinstance(self.input, tuple):
+            count, action = len(self.input), self.action
+            raise UserError(f"-i: {count} inputs; expected one, as -a {action} takes no more")
+        return self.input
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

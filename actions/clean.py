@@ -36,10 +36,10 @@ def clean(settings: Settings) -> int:
     for target in targets:
         if target.is_dir():
             raise UserError(f"{target}: is a folder; expected the name of a PNG file")
-    check_no_overlap([Path(settings.input)], targets, "-o")
-    read_video(settings.input, settings.start, 1)  # bad input leaves no folder behind
+    check_no_overlap([Path(settings.only_input)], targets, "-o")
+    read_video(settings.only_input, settings.start, 1)  # bad input leaves no folder behind
     require_writable(path.parent)
-    video = load_video(settings.input, settings.start, max(counts))
+    video = load_video(settings.only_input, settings.start, max(counts))
     images, captions = [], []
     # Counts that the video is too short for come to the same, all of its frames.
     for count in sorted({min(count, video.shape[0]) for count in counts}):

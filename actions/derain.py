@@ -1,11 +1,14 @@
 """The action `derain`: a user's own pictures and videos, of which no clean version is known.
 
 What `-i` names goes to `-o`: a picture or a video to a file or a folder, a folder to a folder of
-the same structure. Pictures keep their kind (see media/pictures.py), videos the times of their
-frames, their sound and more (see media/video_writer.py). A result folder gets a page to look at
-them, index.html.
+the same structure, several of them to one folder. Pictures keep their kind (see media/pictures.py),
+videos the times of their frames, their sound and more (see media/video_writer.py). A result folder
+gets a page to look at them, index.html.
 """
 
+import contextlib
+import math
+import os
 import shlex
 import sys
 import time
@@ -35,7 +38,7 @@ from media.video_writer import VideoWriteError
 from report import page
 from report.result_folder import open_result_folder
 from report.tables import DERAINED, RAINY, Result
-from settings import Settings, UserError, first_few, one_line
+from settings import Settings, UserError, as_tuple, first_few, one_line
 from system.files import check_still_there, write_atomically
 from system.interrupt import defer_signals
 from system.overlap import count_threads, map_threads, prefetch
@@ -63,8 +66,9 @@ def derain(settings: Settings) -> int:
     """
     with Ranks() as ranks:
         jobs, folder, note, problems = plan_jobs(settings.input, settings.output)
+        source_names = first_few(as_tuple(settings.input))
         if (settings.start or settings.frames) and not any(job.is_video for job in jobs):
-            raise UserError(f"--start and --frames: are for videos; {settings.input} is none")
+            raise UserError(f"--start and --frames: are for videos; {source_names} is none")
         for problem in problems if ranks.first else ():
             warn(problem)
         if note:
@@ -80,25 +84,30 @@ def derain(settings: Settings) -> int:
             else:
                 require_format(job.target, read_picture(job.source))
         targets = [job.target for job in jobs]
+        current = _find_current(jobs, checkpoint) if settings.skip_existing else set()
+        if current:
+            ranks.say(f"{len(current)} of {len(jobs)} results are newer than source and weights")
+        page_folder = None if settings.no_page else folder
         with open_result_folder(
             folder or targets[0].parent,
             "-o",
             inputs=[checkpoint, *(job.source for job in jobs)],
             outputs=targets,
-            page=folder is not None,
+            page=page_folder is not None,
             lock=folder or targets[0],
             first=ranks.first,
             barrier=lambda: ranks.all_gather(None),
         ):
-            run = _Run(settings, ranks, derainer, jobs, folder)
+            run = _Run(settings, ranks, derainer, jobs, page_folder, current)
             run.derain_all()
             if ranks.first:
                 results = run.results
                 check_still_there([targets[number] for number in sorted(results)], "results")
-                place = (
-                    f"; open {folder / page.PAGE} to look at them" if folder else f": {targets[0]}"
-                )
-                print(f"{len(results)} of {len(jobs)} derained{place if results else ''}")
+                place = f": {folder or targets[0]}"
+                if page_folder:
+                    place = f"; open {page_folder / page.PAGE} to look at them"
+                derained = f"{len(results.keys() - current)} of {len(jobs)} derained"
+                print(f"{derained}{place if results else ''}")
                 warn_of_dead_masks(derainer, results.values())
             ranks.all_gather(None)  # a rank that leaves with status 2 would end the others
     return 2 if run.bad or problems else 0
@@ -109,7 +118,8 @@ class _Run:
     """A run of the action: what it works with, and its results.
 
     Attributes:
-        folder: where the page goes; None if the result is one file.
+        folder: where the page goes, if there is one.
+        current: the numbers of the jobs whose results an earlier run left; the page shows them.
         results: by the number of their job.
         bad: how many jobs failed, or had input with something missing.
     """
@@ -119,6 +129,7 @@ class _Run:
     derainer: Derainer
     jobs: list[Job]
     folder: Path | None
+    current: set[int]
     results: dict[int, Result] = field(default_factory=dict)
     bad: int = 0
 
@@ -128,25 +139,24 @@ class _Run:
         device = describe_device(derainer.device, self.ranks)
         self.ranks.say(f"{derainer.path}, step {derainer.step}, on {device}")
         try:
-            self._derain_pictures()
-            for number, job in enumerate(self.jobs):
-                if job.is_video:
-                    self._derain_video(number, job)
+            left = [n for n in range(len(self.jobs)) if self.folder or n not in self.current]
+            self._derain_pictures([n for n in left if not self.jobs[n].is_video])
+            for number in left:
+                if self.jobs[number].is_video:
+                    self._derain_video(number, self.jobs[number])
         finally:
             if self.ranks.first and self.folder and self.results:
                 results = [self.results[number] for number in sorted(self.results)]
-                title = (
-                    f"SPANet: {Path(settings.input).name}, derained by {Path(settings.model).name}"
-                )
+                names = first_few(Path(name).name for name in as_tuple(settings.input))
+                title = f"SPANet: {names}, derained by {Path(settings.model).name}"
                 source = ("model", derainer.describe_weights())
                 run = page.describe_run(source, device, time.monotonic() - start)
                 with defer_signals():
                     page.write_page(self.folder, title, results, run, settings)
 
-    def _derain_pictures(self) -> None:
+    def _derain_pictures(self, numbers: list[int]) -> None:
         """Derain the pictures: threads read ahead of the network, and write behind it."""
         ranks = self.ranks
-        numbers = [number for number, job in enumerate(self.jobs) if not job.is_video]
         own_numbers = numbers[ranks.rank :: ranks.world_size]
         pictures = prefetch(_attempt(self._read_picture, number) for number in own_numbers)
         outputs = (_attempt(self._derain_picture, item) for item in pictures)
@@ -178,6 +188,9 @@ class _Run:
 
     def _derain_picture(self, item: tuple[int, Picture]) -> tuple[int, Picture, Derained]:
         number, picture = item
+        if number in self.current:
+            earlier = read_picture(self.jobs[number].target)
+            return number, earlier, Derained(picture.colour, earlier.colour, None, math.nan)
         silent, name = len(self.jobs) > 1 or not self.ranks.first, str(self.jobs[number].source)
         count = self.derainer.count_parts(*picture.colour.shape[:2], name=name)
         with Progress("part", 0, count, [], silent=silent, after=PROGRESS_SECONDS) as progress:
@@ -194,6 +207,8 @@ class _Run:
             if isinstance(item, UserError):
                 raise item
             number, picture, output = item
+            if number in self.current:
+                return self._show_result(number, output)
             data = encode_picture(self.jobs[number].target, picture)
         except UserError as error:
             if len(self.jobs) == 1:
@@ -217,11 +232,12 @@ class _Run:
         def report_early_end(written: int) -> None:
             line = f"{job.target}: ends early, holds the first {written} frames"
             if not reader.frames or written < reader.frames:
-                source = f"-i {shlex.quote(str(job.source))} " if self.folder else ""
+                source = f"-i {shlex.quote(str(job.source))} " if len(self.jobs) > 1 else ""
                 frames = f" --frames {reader.frames - written}" if reader.frames else ""
                 line += f"; to go on from there, add {source}--start {reader.start + written}"
                 line += f"{frames} and give -o another name"
             print(f"\n{line}")
+            _date_as_part(job)
 
         try:
             with (
@@ -230,14 +246,22 @@ class _Run:
                     "frame", 0, max(reader.count, 1), [], silent=not ranks.first, forecast=True
                 ) as progress,
             ):
-                first = reader.convert_frame(reader.first)
-                note = self.derainer.compare_tiles(first, str(job.source))
+                rainy = reader.convert_frame(reader.first)
+                if number in self.current:
+                    with closing(VideoReader(job.target)) as earlier:
+                        frame, count = earlier.convert_frame(earlier.first), earlier.count
+                    output = Derained(rainy, frame, None, math.nan, frames=count)
+                    self.results[number] = self._show_result(number, output, reader.start_time)
+                    return
+                note = self.derainer.compare_tiles(rainy, str(job.source))
                 if note and ranks.first:
                     progress.say(note)
                 callbacks = show_progress, show_warning, report_early_end
-                output = derain_video(self.derainer, ranks, reader, job.target, *callbacks)
-                if output:
-                    self.results[number] = self._show_result(number, output, reader.start_time)
+                written = derain_video(self.derainer, ranks, reader, job.target, *callbacks)
+                if written:
+                    self.results[number] = self._show_result(number, written, reader.start_time)
+                    if settings.start or settings.frames:
+                        _date_as_part(job)
                 self.bad += reader.incomplete
         except UserError as error:
             # Only this rank knows what cannot be written; the others would wait for it.
@@ -248,6 +272,10 @@ class _Run:
     def _show_result(self, number: int, output: Derained, begin: float | None = None) -> Result:
         """The result of a job, whose images go to the page; `begin` of a video, in seconds."""
         job, rainy, derained = self.jobs[number], output.rainy, output.derained
+        if (rainy.shape, rainy.dtype) != (derained.shape, derained.dtype):
+            raise UserError(
+                f"{job.target}: is no result of {job.source}; expected none, or its own"
+            )
         if self.folder:
             previews = {RAINY: to_preview(rainy), DERAINED: to_preview(derained)}
             page.write_copies(self.folder, number, previews, output.mask)
@@ -260,6 +288,23 @@ class _Run:
         self.bad += 1
         if self.ranks.first:
             warn(message)
+
+
+def _find_current(jobs: list[Job], checkpoint: Path) -> set[int]:
+    """The numbers of the jobs whose results are newer than their sources and the checkpoint."""
+    current, weights = set(), checkpoint.stat().st_mtime_ns
+    for number, job in enumerate(jobs):
+        with contextlib.suppress(OSError):
+            if job.target.stat().st_mtime_ns > max(weights, job.source.stat().st_mtime_ns):
+                current.add(number)
+    return current
+
+
+def _date_as_part(job: Job) -> None:
+    """Give a part of a video the time of its source, so that it never counts as the whole."""
+    with contextlib.suppress(OSError):
+        status = job.source.stat()
+        os.utime(job.target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _attempt(step: Callable[[T], U], item: T | UserError) -> U | UserError:

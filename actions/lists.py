@@ -15,10 +15,11 @@ def lists(settings: Settings) -> int:
     target = Path(settings.output)
     if target.suffix.lower() != ".txt":
         raise UserError(f"-o: {settings.output!r}; expected the name of a list, such as pairs.txt")
-    if not Path(settings.input).is_dir():
-        raise UserError(f"-i: {settings.input!r} is not a folder; expected a folder of pairs")
+    source = settings.only_input
+    if not Path(source).is_dir():
+        raise UserError(f"-i: {source!r} is not a folder; expected a folder of pairs")
     notes: list[str] = []
-    pairs = read_list(settings.input, True, notes.append, settings.layout, settings.side_by_side)
+    pairs = read_list(source, True, notes.append, settings.layout, settings.side_by_side)
     lines = [format_pair(pair, target.parent) for pair in pairs]
     write_list(target, [*(f"# {one_line(note, 1000)}\n" for note in notes), *lines])
     print("\n".join(notes))

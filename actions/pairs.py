@@ -76,7 +76,7 @@ def pairs(settings: Settings) -> int:
         raise UserError("-i and -o: expected a rain video or a folder of them, and a folder")
     folder = Path(settings.output)
     settings = replace(settings, frames=settings.frames or DEFAULT_FRAMES)
-    videos = list_videos(Path(settings.input))
+    videos = list_videos(Path(settings.only_input))
     # Tried before anything is written, as a set is tied to its videos.
     scenes = split_scenes(select_readable(videos, settings.start), settings.test_share)
     inputs = [path for scene in scenes for path in (scene.video, scene.chosen_image) if path]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from media.folders import describe_skipped
+from media.folders import describe_skipped, natural_order
 from media.inspection import inspect_headers
 from media.lists import Pair, PairList, name_sets, read_list, read_pair
 from media.pictures import read_image
-from media.results import Match, Method, find_methods, match_results, natural_order, result_names
+from media.results import Match, Method, find_methods, match_results, result_names
 from report import page, tables
 from report.metrics import MEASURE_BYTES_PER_PIXEL, PROTOCOLS, measure
 from report.result_folder import open_result_folder, read_head
@@ -91,7 +91,7 @@ def _add_set(plan: Plan, settings: Settings, test_set: str, path: str) -> int:
     Returns:
         The number of pairs.
     """
-    methods, empty = find_methods(Path(settings.input), Path(settings.output), test_set)
+    methods, empty = find_methods(Path(settings.only_input), Path(settings.output), test_set)
     for method in methods:
         if method.name in (RAINY, CLEAN):
             raise UserError(f"-i: {settings.input}: no method can be called {method.name}")

@@ -185,6 +185,7 @@ class WebDerainer:
             lines.append(DEMO_WARNING)
         if is_shown:
             before, after = to_preview(output.rainy), to_preview(output.derained)
+            assert output.mask is not None  # it was derained here
             images = before, after, overlay_mask(before, output.mask)
             for name, image in zip(PICTURES, images, strict=True):
                 entry.save(name, image)

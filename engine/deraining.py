@@ -31,7 +31,7 @@ class Derained:
 
     Attributes:
         rainy, derained: (H,W,3) uint8 or, of a picture, uint16, BGR.
-        mask: the attention map, (H,W) float32 in 0..1.
+        mask: the attention map, (H,W) float32 in 0..1; None if an earlier run derained.
         seconds: that deraining took, of all frames.
         note: how far tiles are from the whole, see Derainer.compare_tiles.
         frames: the number of frames that were written.
@@ -39,7 +39,7 @@ class Derained:
 
     rainy: np.ndarray
     derained: np.ndarray
-    mask: np.ndarray
+    mask: np.ndarray | None
     seconds: float
     note: str = ""
     frames: int = 1

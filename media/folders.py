@@ -1,6 +1,7 @@
 """Folders: one walk for all that look for files in them, and a note on the files they skip."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
@@ -66,6 +67,11 @@ def walk_folder(
         warn(
             f"{root}: skipped links that lead nowhere or back, pipes and devices: {first_few(odd)}"
         )
+
+
+def natural_order(name: str) -> list[str | int]:
+    """A key for sorting by which 2 comes before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def split_by_suffix(

@@ -4,15 +4,16 @@ import contextlib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from media.folders import describe_skipped, split_by_suffix, walk_folder
+from media.folders import describe_skipped, natural_order, split_by_suffix, walk_folder
 from media.image_file import is_picture
 from media.pictures import FORMATS
 from media.video_reader import VideoReader
 from media.video_writer import ENCODERS
-from settings import UserError
+from settings import UserError, as_tuple, first_few
 from system.files import check_no_overlap, format_path
 
 OTHER_VIDEOS = {
@@ -31,7 +32,7 @@ FILE_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 
 @dataclass(frozen=True)
 class Job:
-    """One file to derain; its name is the path within the folder of input."""
+    """One file to derain; its name is where it lies in the folder of input, or of results."""
 
     source: Path
     target: Path
@@ -42,33 +43,50 @@ class Job:
         return self.target.suffix.lower() in ENCODERS
 
 
-def plan_jobs(source_name: str, target_name: str) -> tuple[list[Job], Path | None, str, list[str]]:
+def plan_jobs(
+    source_names: str | Iterable[str], target_name: str
+) -> tuple[list[Job], Path | None, str, list[str]]:
     """The files to derain, the folder of results if there is one, a note and error messages.
+
+    The files of a folder keep their places in it. Of several inputs, each folder goes to a folder
+    of its name, and all that the inputs name to one folder of results.
 
     Raises:
         UserError: nothing to derain, or a result would overwrite what one is made from.
     """
-    if not source_name:
+    sources = [Path(name) for name in as_tuple(source_names) if name]
+    if not sources:
         raise UserError("-i: expected a picture, a video or a folder of them")
     if not target_name:
         raise UserError("-o: expected a file or a folder to write")
-    source, target = Path(source_name), Path(target_name)
+    target, is_several = Path(target_name), len(sources) > 1
     is_file = _names_file(target_name)
-    folder: Path | None = target
-    if source.is_dir():
-        if is_file or (target.exists() and not target.is_dir()):
+    jobs: list[Job] = []
+    skipped: Counter[str] = Counter()
+    errors: list[OSError] = []
+    for source in sources:
+        is_folder = source.is_dir()
+        if (is_folder or is_several) and (is_file or (target.exists() and not target.is_dir())):
+            reason = f"{source} is one" if not is_several else "-i names several inputs"
             raise UserError(
-                f"-o: {target} is the name of a file; expected a folder, as {source} is one "
+                f"-o: {target} is the name of a file; expected a folder, as {reason} "
                 f"({target}{os.sep} makes a folder of that name)"
             )
+        if not is_folder:
+            jobs.append(_plan_file(source, target, is_file))
+            continue
         if target.exists() and target.samefile(source):
             raise UserError(f"-o: {target} is the input; expected another folder")
-        jobs, note, errors = _plan_folder(source, target)
-    else:
-        jobs, note, errors = [_plan_file(source, target, is_file)], "", []
-        folder = target if jobs[0].target != target else None
+        place = source.resolve().name if is_several else ""
+        jobs += _plan_folder(source, target, place, skipped, errors)
+    messages = [f"{error.filename}: cannot be read: {error.strerror}" for error in errors]
+    if not jobs:
+        none = f"none of its {skipped.total()} files is a picture or a video"
+        reason = f"{first_few(sources)}: {none}; expected {SUPPORTED_TEXT}"
+        raise UserError(messages[0] if messages else reason)
+    folder = target if is_several or jobs[0].target != target else None
     check_no_overlap((job.source for job in jobs), (job.target for job in jobs), "-o")
-    return jobs, folder, note, errors
+    return jobs, folder, describe_skipped(skipped) if skipped else "", messages
 
 
 def _names_file(name: str) -> bool:
@@ -81,23 +99,24 @@ def _names_file(name: str) -> bool:
     )
 
 
-def _plan_folder(source: Path, target: Path) -> tuple[list[Job], str, list[str]]:
-    """The files in a folder, but for those in the target, a note and error messages."""
-    jobs: list[Job] = []
-    skipped: Counter[str] = Counter()
-    errors: list[OSError] = []
+def _plan_folder(
+    source: Path, target: Path, place: str, skipped: Counter[str], errors: list[OSError]
+) -> list[Job]:
+    """The files in a folder, but for those in the target, in natural order.
+
+    Args:
+        place: the folder of its results within the target.
+        skipped: counts the suffixes of other files.
+        errors: gets that of each folder in it that cannot be read.
+    """
+    jobs = []
     for inner, _, files in walk_folder(source, target, errors.append):
         names, others = split_by_suffix(files, SUPPORTED)
         skipped += others
         for name in (Path(inner, file) for file in names):
-            result = target / _result_name(name, name.suffix.lower() in VIDEOS)
-            jobs.append(Job(source / name, result, format_path(name)))
-    messages = [f"{error.filename}: cannot be read: {error.strerror}" for error in errors]
-    if not jobs:
-        none = f"none of its {skipped.total()} files is a picture or a video"
-        reason = f"{source}: {none}; expected {SUPPORTED_TEXT}"
-        raise UserError(messages[0] if messages else reason)
-    return jobs, describe_skipped(skipped) if skipped else "", messages
+            result = target / place / _result_name(name, name.suffix.lower() in VIDEOS)
+            jobs.append(Job(source / name, result, format_path(place / name)))
+    return sorted(jobs, key=lambda job: [natural_order(part) for part in os.path.split(job.name)])
 
 
 def _plan_file(source: Path, target: Path, is_file: bool) -> Job:

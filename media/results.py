@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from media.folders import split_by_suffix, walk_folder
+from media.folders import natural_order, split_by_suffix, walk_folder
 from media.lists import PairList
 from media.pictures import FORMATS
 from settings import UserError, first_few, one_line
@@ -80,11 +80,6 @@ class Match:
     @property
     def complete(self) -> bool:
         return not (self.doubts or self.unmatched or self.missing)
-
-
-def natural_order(name: str) -> list[str | int]:
-    """A key for sorting by which 2 comes before 10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def find_methods(path: Path, excluded: Path, test_set: str = "") -> tuple[list[Method], list[Path]]:

@@ -118,7 +118,7 @@ const KEYS = [
   [["a"], "a", "show the attention map", () => !byId("attention").hidden && byId("overlay").click()],
   [["e"], "e", "show the error map: the difference from the clean image", () => CLEAN >= 0 && byId("error").click()],
   [["p"], "p", "play or pause a video", () => !byId("film").hidden && byId("play").click()],
-  [["s"], "s", "save the crop in view as a PNG file", saveCrop],
+  [["s"], "s", "save the crop in view as a PNG file", () => !byId("save").hidden && saveCrop()],
   [["?"], "?", "list these keys", () => byId("keys").showModal()],
 ];
 const pan = (x, y) => { view.x += 60 * x; view.y += 60 * y; placeImages(); };

@@ -5,7 +5,8 @@ page_pictures.js (the picture in view) and page_lists.js (scores, thumbnails, ta
 
 Its pictures are in index_files/: copies that it can draw, and thumbnails. A copy is a script that
 passes the image to the page: a page on disk may neither read nor save what it draws from an image
-file. It is exact up to VIEW pixels a side, and smaller above.
+file. It is exact up to VIEW pixels a side, and smaller above. Of pictures after the first
+MOST_COPIED it draws the files themselves: copies take a few MB for each.
 """
 
 import base64
@@ -37,6 +38,7 @@ SCRIPTS = ("page.js", "page_pictures.js", "page_lists.js")
 MODULES = ("torch", "numpy", "numba", "cv2", "skimage")  # whose versions the page shows
 COLUMNS = {"attention": 4, "change": 2, "seconds": 2, "frames": 0}  # digits, without clean images
 VIEW, THUMBNAIL = 1280, 160  # pixels of the longer side at most
+MOST_COPIED = 1000
 COPY_NAME = re.compile(r"\d{6,}-(rainy|derained|before|after|clean|mask|thumb|\d+)\.(js|jpg)")
 JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
 # The images of a picture that the page can compare: by their names, what the names of their copies
@@ -76,6 +78,7 @@ def write_page(
         "opening": _choose_opening(list(sides)),
         "columns": [] if means else [{"label": n, "digits": d} for n, d in COLUMNS.items()],
         "view": VIEW,
+        "copied": MOST_COPIED,
         "means": [
             {"side": m.method, "images": len(m.indices), "values": list(m.scores.values())}
             for m in means
@@ -102,14 +105,15 @@ def _choose_opening(sides: list[str]) -> list[int]:
 
 
 def _page_row(folder: Path, result: Result, sides: Mapping[str, str], has_scores: bool) -> dict:
-    longer = max(result.width, result.height)
+    longer, is_copied = max(result.width, result.height), result.index < MOST_COPIED
     scores = [result.scores.get(name) for name in sides]
     return {
         **{name: getattr(result, name) for name in ("index", "name", "width", "height", "begin")},
-        "reduced": longer > VIEW,
+        "copied": is_copied,
+        "reduced": is_copied and longer > VIEW,
         "copy": min(longer, VIEW),
         "has": [n for n, name in enumerate(sides) if scores[n] or not has_scores or name == CLEAN],
-        "mask": not math.isnan(result.attention),
+        "mask": is_copied and not math.isnan(result.attention),
         "files": {sides[n]: _link(folder, path) for n, path in result.files.items() if n in sides},
         "scores": [list(values.values()) if values else None for values in scores],
         "values": [] if has_scores else [getattr(result, name) for name in COLUMNS],
@@ -150,7 +154,7 @@ def find_copies(folder: Path) -> list[Path]:
 def write_copies(
     folder: Path, index: int, images: Mapping[str, np.ndarray], mask: np.ndarray | None = None
 ) -> None:
-    """Write the copies of picture `index`, and a thumbnail of its first image.
+    """Write the copies of picture `index`, if it has some, and a thumbnail of its first image.
 
     Args:
         images: (H,W,3) uint8 BGR, by what the names of their copies end with.
@@ -160,10 +164,11 @@ def write_copies(
         UserError: they cannot be written.
     """
     lossless = "clean" in images  # an error map would show the losses of a JPEG
-    for kind, image in images.items():
+    is_copied = index < MOST_COPIED
+    for kind, image in images.items() if is_copied else ():
         exact = lossless or max(image.shape[:2]) <= VIEW
         _write_copy(folder, index, kind, shrink(image, VIEW), exact)
-    if mask is not None:
+    if mask is not None and is_copied:
         alpha = np.rint(shrink(np.nan_to_num(mask).clip(0, 1), VIEW) * 255).astype(np.uint8)
         colour = np.full((*alpha.shape, 3), MASK_COLOUR, np.uint8)
         _write_copy(folder, index, "mask", np.dstack([colour, alpha]), exact=True)

@@ -62,6 +62,8 @@ function showFacts(row) {
     const box = fact("files");
     files.forEach(side => { link(box, side.name, row.files[side.kind]); box.append(" "); });
   }
+  if (!row.copied) fact("shown", `the files themselves; the page has copies of the first ${data.copied} pictures, `
+    + "whose crops can be saved");
   if (row.reduced) fact("shown", `a copy of ${row.copy} pixels on its longer side, which saved crops are `
     + "cut from; zooming in shows the file, if it is still there and the browser supports its format");
   for (const one of [...byId("table").tBodies[0].rows]) one.classList.toggle("current", one.row === row);
@@ -177,7 +179,9 @@ function sort(column, descending = false, limit = undefined) {
 }
 function clearSorting() { order = data.rows; sortedBy = null; fillLists(); }
 
-// Both lists of the pictures, in their order. Each line is built once: there may be thousands.
+// Both lists of the pictures, in their order. Each line is built once: there may be thousands. Of more than a
+// browser shows at ease, the first in the order are listed.
+const MOST_LISTED = 2000;
 function buildTableHead() {
   shownColumns = listColumns();
   const table = byId("table"), [groups, labels] = [0, 1].map(() => document.createElement("tr"));
@@ -208,9 +212,10 @@ function fillLists() {
   });
   byId("order").value = sortedBy ? column : "";
   byId("all").disabled = !sortedBy;
-  byId("table").tBodies[0].replaceChildren(...order.map(row => row.line ||= buildLine(row)));
-  byId("strip").replaceChildren(...order.map(row => row.thumb ||= buildThumb(row)));
-  byId("count").textContent = `${order.length} of ${data.rows.length} shown`;
+  const listed = order.slice(0, MOST_LISTED);
+  byId("table").tBodies[0].replaceChildren(...listed.map(row => row.line ||= buildLine(row)));
+  byId("strip").replaceChildren(...listed.map(row => row.thumb ||= buildThumb(row)));
+  byId("count").textContent = `${listed.length} of ${data.rows.length} shown`;
   showPicture(current);
 }
 function buildLine(row) {

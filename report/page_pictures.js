@@ -9,8 +9,9 @@ function copy(key, address) {
 }
 const keyOf = (row, kind) => `${String(row.index).padStart(6, "0")}-${kind}`;
 
-// The address of a copy. Rejected if its script is missing.
+// The address of a copy, or of the file where there are none. Rejected if it is missing.
 function fetchCopy(row, kind) {
+  if (!row.copied) return row.files[kind] ? Promise.resolve(row.files[kind]) : Promise.reject(new Error(kind));
   const key = keyOf(row, kind);
   if (copies.has(key)) return Promise.resolve(copies.get(key));
   if (!loading.has(key)) {
@@ -34,7 +35,9 @@ function showLayer(layer, row, kind) {
   if (layer.key === key) return;
   hideLayer(layer);
   Object.assign(layer, {key, row, kind});
-  Object.assign(layer.style, {width: `${row.width}px`, height: `${row.height}px`});
+  Object.assign(layer.style, {width: `${row.width}px`, height: `${row.height}px`,
+    objectPosition: "0 0", objectFit: row.copied ? "fill" : "none"});  // a result may have another size
+  layer.onerror = () => showError("a file is missing, or the browser does not support its format");
   fetchCopy(row, kind).then(
     address => { if (layer.key === key) { layer.src = address; sharpen(layer); } },
     () => { if (layer.key === key) showError("a picture of this page is missing in index_files"); });
@@ -93,6 +96,7 @@ function showPicture(row) {
   for (const select of selects)
     for (const option of select.options) option.disabled = !hasSide(row, +option.value);
   byId("attention").hidden = !row.mask;
+  byId("save").hidden = !row.copied;
   updateLayers();
   if (view.fit || !same) fit(); else placeImages();
   showFacts(row);

@@ -141,6 +141,122 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_stops_no_other(run, model, 
     assert (status, "3 of 3 derained" in out) == (0, True)
 
 
+def test_several_inputs_go_to_one_folder_in_natural_order(run, model, rainy):
+    for name in ("a.png", "b.jpg", "set/img10.png", "set/img2.png", "set/10/x.png", "set/9/x.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(name, rainy)
+    status, out, err = run(*DERAIN, "-i", "b.jpg", "a.png", "set", "-o", "out")
+    assert (status, err) == (0, "")
+    names = ["b.jpg", "a.png", "set/img2.png", "set/img10.png", "set/9/x.png", "set/10/x.png"]
+    assert [job.name for job in plan_jobs(("b.jpg", "a.png", "set"), "out")[0]] == names
+    assert "6 of 6 derained" in out
+    assert all(Path("out", name).exists() for name in names)
+    page = Path("out/index.html").read_text()
+    assert [page.index(f'"name": "{name}"') for name in names] == sorted(
+        page.index(f'"name": "{name}"') for name in names
+    )
+    assert "<h1>SPANet: b.jpg, a.png, set, derained by latest</h1>" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "-a derain -i a.png set -o new.png",
+            "-o: new.png is the name of a file; expected a folder",
+        ),
+        ("-a derain -i a.png set/a.png -o out", "-o: out/a.png is written twice; expected another"),
+        ("-a derain -i a.png none.png -o out", "-i: none.png: no such file or folder"),
+        ("-a derain -i a.png . -o .", "-o: . is the input; expected another folder"),
+        (
+            "-a clean -i a.mp4 b.mp4 -o c.png",
+            "-i: 2 inputs; expected one, as -a clean takes no more",
+        ),
+    ],
+)
+def test_several_inputs_that_do_not_fit_are_one_line(run, model, rainy, words, message):
+    Path("set").mkdir()
+    cv2.imwrite("a.png", rainy)
+    cv2.imwrite("set/a.png", rainy)
+    status, _, err = run(*words.split())
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"main.py: {message}")
+    assert not Path("out").exists()
+
+
+def age(path: str, seconds: float) -> None:
+    """Date a file back by so many seconds."""
+    moment = Path(path).stat().st_mtime - seconds
+    os.utime(path, (moment, moment))
+
+
+def test_existing_results_are_skipped_if_they_are_newer_than_source_and_weights(
+    run, model, rainy, monkeypatch
+):
+    derained, derain_image = [], Derainer.derain
+    monkeypatch.setattr(
+        Derainer, "derain", lambda *a, **k: derained.append(a[2]) or derain_image(*a, **k)
+    )
+    Path("in").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        cv2.imwrite(f"in/{name}", rainy)
+        age(f"in/{name}", 100)
+    age("model/latest", 100)
+    words = (*DERAIN, "-i", "in", "-o", "out", "--skip-existing")
+    assert "3 of 3 derained" in run(*words)[1]
+    derained.clear()
+    os.remove("out/a.png")
+    age("out/b.png", 1000)  # older than its source
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    assert "1 of 3 results are newer than source and weights\n" in out
+    assert "2 of 3 derained; open out/index.html" in out
+    assert sorted(derained) == ["in/a.png", "in/b.png"]
+    data = Path("out/index.html").read_text()
+    assert all(f'"name": "{name}.png"' in data for name in "abc")
+    assert Path("out/index_files/000002-derained.js").exists()
+    derained.clear()
+    age("model/latest", -1000)  # trained on
+    assert "3 of 3 derained" in run(*words)[1]
+    assert len(derained) == 3
+    age("model/latest", 2000)
+    Path("out/c.png").write_bytes(b"")
+    status, _, err = run(*words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("main.py: out/c.png: not an image that can be read")
+    cv2.imwrite("out/c.png", rainy[1:])
+    assert "out/c.png: is no result of in/c.png; expected none, or its own" in run(*words)[2]
+
+
+def test_a_part_of_a_video_never_counts_as_the_whole(run, unchanged):
+    Path("in").mkdir()
+    write_video("in/v.mkv", codec="ffv1")
+    age("in/v.mkv", 100)
+    age("model/latest", 100)
+    words = (*DERAIN, "-i", "in", "-o", "out", "--skip-existing")
+    assert run(*words, "--frames", 4)[0] == 0
+    assert "1 of 1 derained" in run(*words)[1]
+    assert len(frames("out/v.mkv")[0]) == 9
+    status, out, _ = run(*words)
+    assert (status, "0 of 1 derained; open out/index.html" in out) == (0, True)
+    assert '"frames"' in Path("out/index.html").read_text()
+    assert Path("out/index_files/000000-derained.js").exists()
+
+
+def test_without_a_page_only_results_are_written(run, model, rainy):
+    Path("in").mkdir()
+    cv2.imwrite("in/a.png", rainy)
+    Path("out").mkdir()
+    Path("out/index.html").write_text("my own")
+    status, out, err = run(*DERAIN, "-i", "in", "-o", "out", "--no-page")
+    assert (status, err) == (0, "")
+    assert "1 of 1 derained: out\n" in out
+    assert sorted(os.listdir("out")) == ["a.png", "index.html"]
+    assert Path("out/index.html").read_text() == "my own"
+    out = run(*DERAIN, "-i", "in", "-o", "out", "--no-page", "--skip-existing")[1]
+    assert "0 of 1 derained\n" in out
+
+
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [

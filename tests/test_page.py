@@ -293,6 +293,32 @@ def test_any_shape_can_be_looked_into(browser, tmp_path, size):
     assert [c for c in seen.complaints if "ERR_FILE_NOT_FOUND" not in c] == []
 
 
+def test_after_the_first_pictures_the_files_themselves_are_shown(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MOST_COPIED", 1)
+    images = drawn(tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    files = '{"rainy": "rainy.png", "derained": "none.png", "clean": "clean.png"}'
+    assert text.count('"files": {}') == 1
+    (tmp_path / "index.html").write_text(text.replace('"files": {}', f'"files": {files}'))
+    assert len(find_copies(tmp_path)) == 4 + 1 + 1  # of the first; a thumbnail of the other
+    seen = Watched(browser, tmp_path / "index.html")
+    assert seen.page.locator("#save").is_visible()
+    seen.press("ArrowRight")
+    assert "a file is missing, or the browser" in seen.page.locator("#lost").inner_text()
+    seen.page.select_option("#side1", "2")
+    seen.settle()
+    assert all(one.endswith(".png") for one in seen.page.evaluate(SOURCES))
+    seen.press(*["+"] * 8)
+    for column, kind in ((39, "rainy"), (41, "clean")):
+        assert np.array_equal(inked(seen, 30, column), images[kind][30, column])
+    seen.press("e")
+    expected = differences(images, "rainy", 8)[30, 39]
+    assert np.abs(inked(seen, 30, 39) - expected).max() <= 1
+    for name in ("#save", "#attention"):
+        assert not seen.page.locator(name).is_visible()
+    assert "copies of the first 1 pictures" in seen.page.locator("#facts").inner_text()
+
+
 def test_a_page_that_lost_its_pictures_says_so(browser, tmp_path):
     drawn(tmp_path)
     for path in find_copies(tmp_path):

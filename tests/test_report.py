@@ -118,6 +118,14 @@ def test_a_thousand_pictures_are_light(browser, tmp_path):
     assert "</script><script>alert(1)" in seen.page.locator("#run").inner_text()
 
 
+def test_a_hundred_thousand_lines_are_not_drawn(browser, tmp_path):
+    seen = Watched(browser, write_test_page(tmp_path, 2100, "{}"))
+    assert seen.page.locator("#count").inner_text() == "2000 of 2100 shown"
+    seen.page.select_option("#order", "-1")
+    seen.page.locator("#table thead th button").first.click()
+    assert seen.column(0)[:2] == ["2099", "2098"]
+
+
 def test_pages_of_real_runs(browser, run, model, tmp_path):
     pairs = write_pairs(tmp_path / "data", [(24, 31), (40, 32)])
     assert run("-a", "test", "--test-list", pairs, "--device", "cpu")[0] == 0
@@ -127,6 +135,9 @@ def test_pages_of_real_runs(browser, run, model, tmp_path):
     assert "2 of 2 derained; open out/index.html to look at them\n" in out
     for folder, columns in (("results", 7), ("out", 5)):
         seen = Watched(browser, Path(folder, "index.html"))
+        assert seen.page.locator("#table").is_visible() == (folder == "results")
+        if folder == "out":
+            seen.page.click("#all-pictures summary")
         assert len(seen.page.locator("#table thead th button").all()) == columns
         assert [Path(name).stem for name in seen.column(0)] == ["pair0", "pair1"]
         for name in ("#summary", "#distribution", "#errors"):  # where the truth is known
@@ -134,7 +145,6 @@ def test_pages_of_real_runs(browser, run, model, tmp_path):
         text = seen.page.locator("#run").inner_text()
         for word in ("model/latest, step 4, SHA-256 ", "torch 2", "Python 3", "thread", "took"):
             assert word in text
-        assert seen.page.locator("#table").is_visible() == (folder == "results")
         assert seen.page.locator("#more").is_visible() == (folder == "out")
         for word in ("attention", "change", "seconds", "frames"):  # below "Details" alone
             assert word not in seen.page.locator("#facts, #lead, #strip").all_inner_texts()

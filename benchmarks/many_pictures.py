@@ -1,0 +1,69 @@
+"""How `-a derain` scales with the number of pictures: memory, time a picture, size of OUT.
+
+    python benchmarks/many_pictures.py --counts 100 1000 10000
+
+For each count, one folder of tiny pictures is derained with a page, without one, and once more with
+--skip-existing. Prints a row of a Markdown table for each run.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = {"with a page": [], "`--no-page`": ["--no-page"], "`--skip-existing`": ["--skip-existing"]}
+RUNS["both options"] = ["--skip-existing", "--no-page"]
+
+
+def derain(source: Path, target: Path, options: list[str]) -> tuple[float, float]:
+    """Run the action on a folder. Returns the seconds that it took and its peak memory in MiB."""
+    words = ["-a", "derain", "--model-dir", str(ROOT / "model"), "-m", "demo"]
+    command = [sys.executable, str(ROOT / "main.py"), *words, "-i", str(source), "-o", str(target)]
+    start = time.perf_counter()
+    child = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"many_pictures.py: derain ended with status {status}")
+    return time.perf_counter() - start, usage.ru_maxrss / 2**10
+
+
+def measure_folder(folder: Path) -> tuple[int, float]:
+    """The number of files in a folder and below, and their bytes in MiB."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return len(files), sum(path.stat().st_size for path in files) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--side", type=int, default=16, help="of the pictures, in pixels")
+    arguments = parser.parse_args()
+    print("| pictures | run | time a picture | peak memory | files in OUT | size of OUT |")
+    print("|---|---|---|---|---|---|")
+    for count in arguments.counts:
+        with tempfile.TemporaryDirectory() as name:
+            source, target = Path(name, "in"), Path(name, "out")
+            source.mkdir()
+            rng = np.random.default_rng(0)
+            for number in range(count):
+                image = rng.integers(0, 256, (arguments.side, arguments.side, 3), np.uint8)
+                cv2.imwrite(str(source / f"{number}.png"), image)
+            for run, options in RUNS.items():
+                # A page takes time and room; the last two runs go on from what the second wrote.
+                place = target if options == [] else Path(name, "bare")
+                seconds, memory = derain(source, place, options)
+                files, size = measure_folder(place)
+                row = f"{1000 * seconds / count:.3g} ms", f"{memory:.0f} MiB", files
+                print(f"| {count} | {run} | {' | '.join(map(str, row))} | {size:.3g} MiB |")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
