@@ -344,8 +344,7 @@ class Settings:
     def only_input(self) -> str:
         """What -i names, for an action that takes one input. Raises UserError if it is several."""
         if isinstance(self.input, tuple):
-            count, action = len(self.input), self.action
-            raise UserError(f"-i: {count} inputs; expected one, as -a {action} takes no more")
+            raise UserError(f"-i: several inputs; expected one, as this is -a {self.action}")
         return self.input
 
 

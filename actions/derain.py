@@ -174,12 +174,9 @@ class _Run:
                 else:
                     self.results[number] = result
                 progress.advance(1)
-        by_dropped: dict[str, list[str]] = {}
-        for result in self.results.values():
-            by_dropped.setdefault(result.dropped, []).append(result.name)
-        for what, names in by_dropped.items():
-            if what:
-                ranks.say(f"not kept, as the format cannot hold it: {what} of {first_few(names)}")
+        for what in {result.dropped: None for result in self.results.values() if result.dropped}:
+            names = [result.name for result in self.results.values() if result.dropped == what]
+            ranks.say(f"not kept, as the format cannot hold it: {what} of {first_few(names)}")
 
     def _read_picture(self, number: int) -> tuple[int, Picture]:
         picture = read_picture(self.jobs[number].source)
@@ -303,8 +300,7 @@ def _find_current(jobs: list[Job], checkpoint: Path) -> set[int]:
 def _date_as_part(job: Job) -> None:
     """Give a part of a video the time of its source, so that it never counts as the whole."""
     with contextlib.suppress(OSError):
-        status = job.source.stat()
-        os.utime(job.target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.utime(job.target, ns=(time.time_ns(), job.source.stat().st_mtime_ns))
 
 
 def _attempt(step: Callable[[T], U], item: T | UserError) -> U | UserError:

@@ -186,8 +186,8 @@ def _log_results(
             scores = {measure: mean.scores[f"{protocol}_{measure}"] for measure in MEASURES}
             log.scalars({f"{protocol}/{mean.method}_{m}": v for m, v in scores.items()}, step)
         log.histogram(f"gain/{protocol}", [result.gain(protocol) for result in results], step)
-    ranked = [result for result in results if math.isfinite(result.gain("released"))]
-    ranked.sort(key=lambda result: result.gain("released"))
+    known = (result for result in results if math.isfinite(result.gain("released")))
+    ranked = sorted(known, key=lambda result: result.gain("released"))
     for kind, order in (("worst", ranked), ("best", ranked[::-1])):
         for rank, result in enumerate(order[:LOGGED_PICTURES], 1):
             picture = read_image(_picture_paths(folder, result.name)[-1], "results")

@@ -1,6 +1,13 @@
 "use strict";
 // The picture in view: two sides of it under one slider, zoomed and moved together.
 const data = JSON.parse(document.getElementById("data").textContent);
+for (const row of data.rows) {
+  const longer = Math.max(row.width, row.height);
+  row.copied = row.index < data.copied;  // else the page draws the files themselves
+  row.copy = Math.min(longer, data.view);  // pixels of the longer side of its copies
+  row.reduced = row.copied && longer > data.view;
+  row.mask &&= row.copied;
+}
 const byId = id => document.getElementById(id);
 const addNode = (tag, parent, text, attributes = {}) => {
   const svg = ["svg", "rect", "line", "text", "title"].includes(tag);

@@ -105,15 +105,11 @@ def _choose_opening(sides: list[str]) -> list[int]:
 
 
 def _page_row(folder: Path, result: Result, sides: Mapping[str, str], has_scores: bool) -> dict:
-    longer, is_copied = max(result.width, result.height), result.index < MOST_COPIED
     scores = [result.scores.get(name) for name in sides]
     return {
         **{name: getattr(result, name) for name in ("index", "name", "width", "height", "begin")},
-        "copied": is_copied,
-        "reduced": is_copied and longer > VIEW,
-        "copy": min(longer, VIEW),
         "has": [n for n, name in enumerate(sides) if scores[n] or not has_scores or name == CLEAN],
-        "mask": is_copied and not math.isnan(result.attention),
+        "mask": not math.isnan(result.attention),
         "files": {sides[n]: _link(folder, path) for n, path in result.files.items() if n in sides},
         "scores": [list(values.values()) if values else None for values in scores],
         "values": [] if has_scores else [getattr(result, name) for name in COLUMNS],
