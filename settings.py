@@ -228,9 +228,9 @@ class Settings:
         "step: reduce the learning rate at --lr-decay-step; cosine: lower it from the first step "
         "to the last, to almost 0", recipe=True)
     # The released loop lowers the rate before it takes step 29 999, not after.
-    lr_decay_step: str = option("29999", TRAIN,
-        "first step with the reduced learning rate; several, such as 1000,2000, reduce it again",
-        recipe=True)
+    lr_decay_step: int | tuple[int, ...] = option(29999, TRAIN,
+        "first step with the reduced learning rate; several, such as 1000 2000, reduce it again",
+        low=0, recipe=True)
     lr_decay: float = option(0.1, TRAIN,
         "factor that reduces the learning rate", low=0.0, high=1.0, recipe=True)
     warmup_steps: int = option(0, TRAIN,
@@ -325,11 +325,6 @@ class Settings:
             raise UserError(f"--tile: {self.tile!r}; expected auto, 0, or from 64 to 65536 pixels")
         if -1 < self.percentile < 0:
             raise UserError(f"--percentile: {self.percentile} is neither -1 nor from 0 to 100")
-        if not all(step.isdecimal() for step in self.lr_decay_step.split(",")):
-            raise UserError(
-                f"--lr-decay-step: {self.lr_decay_step!r}; expected a step, or several such as "
-                "1000,2000"
-            )
         if self.l1_weight == self.ssim_weight == 0:
             raise UserError(
                 "--l1-weight and --ssim-weight are both 0; expected one above 0, as nothing else "

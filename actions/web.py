@@ -27,6 +27,7 @@ from actions.web_server import Guard, MainThread, check_address, is_unexpected
 from engine.device import describe_device
 from engine.ranks import Ranks
 from settings import Settings, UserError
+from system.files import read_bytes
 
 ORPHAN_SECONDS = 86400  # after which a file that no tab owns is removed
 ORPHAN_CHECK_SECONDS = 3600
@@ -68,11 +69,12 @@ def web(settings: Settings) -> int:
         guard = Middleware(Guard, host=host, folder=folder, public=settings.root_path)
         page = WebPage(web_derainer, main_thread, folder).build()
         logging.getLogger("uvicorn.error").addFilter(partial(is_unexpected, temporary))
+        script = read_bytes(HERE / "web.js").decode()
         _, address, _ = page.launch(
             server_name=host, server_port=settings.port or None, quiet=True,
             prevent_thread_lock=True, share=False, ssr_mode=False, pwa=False, mcp_server=False,
             enable_monitoring=False, run_history=False, footer_links=[], theme=THEME,
-            css_paths=HERE / "web.css", head=f"<script>{(HERE / 'web.js').read_text()}</script>",
+            css_paths=HERE / "web.css", head=f"<script>{script}</script>",
             root_path=settings.root_path, max_file_size=settings.max_upload * 2**20,
             app_kwargs={"middleware": [guard]},
         )  # fmt: skip

@@ -236,7 +236,6 @@ def find_changes(saved: dict[str, Any], settings: Settings) -> list[str]:
     for field in dataclasses.fields(Settings) if saved else ():
         value, former = getattr(settings, field.name), saved.get(field.name, field.default)
         is_recipe = field.metadata["recipe"] or field.name in at_length
-        # As text: older checkpoints hold a number where several are possible by now.
-        if is_recipe and former != value and str(former) != str(value):
+        if is_recipe and former != value:
             changes.append(f"{flag(field.name)} is {value}, was {former}")
     return changes

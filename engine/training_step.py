@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cal_ssim import SSIM
 from dataset import BatchTensors
 from engine.ranks import Ranks
-from settings import Settings, UserError
+from settings import Settings, UserError, as_tuple
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -23,7 +23,7 @@ def learning_rate(settings: Settings, step: int) -> float:
         progress = min(1.0, max(0, step - warmup) / max(1, settings.num_steps - warmup))
         factor = 0.5 + 0.5 * math.cos(math.pi * progress)
     else:
-        decay_steps = [int(text) for text in settings.lr_decay_step.split(",")]
+        decay_steps = as_tuple(settings.lr_decay_step)
         factor = settings.lr_decay ** sum(step >= decay_step for decay_step in decay_steps)
     return settings.lr * factor * min(1.0, (step + 1) / max(1, warmup))
 

@@ -112,7 +112,7 @@ def test_no_word_at_all_gets_the_short_help(run):
 def test_defaults_are_the_recipe():
     settings = parse(["-a", "train", "-m", "latest"])
     assert (settings.batch_size, settings.patch_size, settings.num_steps) == (16, 256, 40001)
-    assert (settings.lr, settings.lr_decay, settings.lr_decay_step) == (5e-4, 0.1, "29999")
+    assert (settings.lr, settings.lr_decay, settings.lr_decay_step) == (5e-4, 0.1, 29999)
     assert (settings.seed, settings.crop_area_min, settings.crop_aspect_max) == (2019, 0.8, 4 / 3)
     cadences = (
         settings.val_batch_every, settings.latest_every, settings.picture_every,

@@ -137,7 +137,7 @@ def test_a_changed_recipe_is_refused_and_can_be_allowed(run, pairs):
 
 def test_what_of_the_settings_is_the_recipe():
     changed = {
-        "seed": 1, "batch_size": 2, "lr": 0.1, "lr_decay": 0.5, "lr_decay_step": "3",
+        "seed": 1, "batch_size": 2, "lr": 0.1, "lr_decay": 0.5, "lr_decay_step": 3,
         "patch_size": 8, "crop_area_min": 0.5, "crop_aspect_max": 1.5, "precision": "bf16",
         "direction_attention": True, "mask_threshold": 9,
     }  # fmt: skip
