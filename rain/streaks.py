@@ -172,8 +172,7 @@ def _draw_streaks(layer: np.ndarray, rain: Rain, rng: np.random.Generator) -> No
 
 def _draw_arcs(layer: np.ndarray, rain: Rain, rng: np.random.Generator) -> None:
     """Draw the strands of one edge: a parabola each, whole at first, then in pieces."""
-    height, width = layer.shape
-    start = rng.uniform((-0.2, -0.15), (0.7, 0.5)) * (width, height)
+    start = rng.uniform((-0.2, -0.15), (0.7, 0.5)) * layer.shape[::-1]
     slope = np.tan(np.deg2rad(rng.normal(0, 20)))
     for _ in range(rng.integers(1, 12)):
         start = start + rng.uniform(40, 160) / rain.density * np.array([1, slope])

@@ -179,16 +179,20 @@ def iterate_drawings(seed: int) -> Iterator[tuple[str, Pair]]:
 
 
 def draw_patches(settings: SetSettings) -> Iterator[tuple[str, Pair]]:
-    """Named pairs of patches of a set, in the order of their numbers."""
-    names = () if settings.set == "val" else TRAINING_PHOTOGRAPHS
-    photographs = [photograph(name) for name in names]
+    """Named pairs of patches of a set, in the order of their numbers.
+
+    Those to choose weights by all have rain: a dry one that is left as it is would score inf.
+    """
+    is_val = settings.set == "val"
+    photographs = [] if is_val else [photograph(name) for name in TRAINING_PHOTOGRAPHS]
     if settings.photographs:
         photographs += read_photographs(Path(settings.photographs))
-    seeds = settings.seed, 5 if settings.set == "val" else 3
     count = SHEET_ROWS * SHEET_COLUMNS if settings.set == "sheet" else settings.count
     cv2.setNumThreads(0)  # after a fork its threads would be missing, and waited for
+    seeds = settings.seed, 5 if is_val else 3
     draw = partial(draw_patch, photographs, settings.side, seeds)
-    return map_processes(range(count), draw, settings.num_workers)
+    pairs = map_processes(range(count), draw, settings.num_workers)
+    return ((name, pair) for name, pair in pairs if not is_val or (pair[0] != pair[1]).any())
 
 
 def draw_patch(

@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -234,12 +235,18 @@ def test_validation_has_other_patches_than_training(monkeypatch, capsys):
         "_background",
         lambda photographs, *more: seen.append(photographs) or background(photographs, *more),
     )
-    command = ["-o", "set", "-n", "3", "--side", "40", "--photographs", "held_out"]
+    command = ["-o", "set", "-n", "20", "--side", "40", "--photographs", "held_out"]
     for name in ("val", "train"):
         assert synthetic_rain.main([name, *command, "--num-workers", "0"]) == 0
-        assert len(seen.pop()) == 1 + len(synthetic_rain.TRAINING_PHOTOGRAPHS) * (name == "train")
+        assert len(seen[-1]) == 1 + len(synthetic_rain.TRAINING_PHOTOGRAPHS) * (name == "train")
     assert capsys.readouterr().out == "set/val.txt\nset/train.txt\n"
-    assert len(lists.read_list("set/val.txt", need_clean=True)) == 3
+    counts = {}
+    for name in ("val", "train"):
+        images = map(lists.read_pair, lists.read_list(f"set/{name}.txt", need_clean=True))
+        counts[name] = Counter((rainy != clean).any() for rainy, clean in images)
+    assert counts["train"][True] + counts["train"][False] == 20
+    assert 4 < counts["val"][True] < 20  # the others score inf if they are left as they are
+    assert counts["val"][False] == 0 < counts["train"][False]
 
 
 def test_the_training_of_the_demo_takes_the_sets_that_the_documentation_draws():
