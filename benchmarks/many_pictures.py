@@ -13,10 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from system import machine
+
+machine.share_cores()
+
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
 RUNS = {  # in this order
     "with a page": [],
     "once more with `--skip-existing`": ["--skip-existing"],

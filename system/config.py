@@ -51,9 +51,8 @@ def read_config(path: str) -> dict[str, Any]:
     for key in content.keys() - names.keys():
         raise UserError(f"{path}: unknown option {key}{nearest(key, list(names))}")
     values = {names[key]: one_or_several(value) for key, value in content.items()}
-    for name in ("tile", "lr_decay_step"):  # numbers, of which a command line also takes words
-        if type(values.get(name)) is int:
-            values[name] = str(values[name])
+    if type(values.get("tile")) is int:  # of which a command line also takes a word
+        values["tile"] = str(values["tile"])
     try:
         Settings(**{"action": "train"} | values)
     except UserError as error:

@@ -173,9 +173,9 @@ def test_signals_while_latest_is_saved_change_neither_outcome_nor_status(pairs):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as run:  # fmt: skip
         saves = (line for line in run.stdout if line == "saving\n")
-        next(saves)  # of the start
         next(saves)  # of step 0
-        until(lambda: clock("model/latest") == 0)
+        until(Path("model/latest").exists)
+        assert clock("model/latest") == 0
         os.killpg(run.pid, signal.SIGTERM)
         next(saves)  # of the step in hand
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):

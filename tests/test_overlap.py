@@ -292,6 +292,7 @@ def test_without_processes_this_one_works_alone_after_a_warning(monkeypatch, cap
 INTERRUPTED = """
 import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
+import cv2  # here, or each of the processes would
 from system.overlap import map_processes
 from system.program import report_errors, run_program
 
