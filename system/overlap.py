@@ -4,11 +4,15 @@ The order of the items is kept, and the number of those that wait is bounded.
 """
 
 import multiprocessing
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from settings import UserError
@@ -19,7 +23,6 @@ from system.progress import warn
 T = TypeVar("T")
 U = TypeVar("U")
 MEMORY_SHARE = 1 / 8  # of the free memory, for items that are finished at the same time
-_work: Callable  # of this process, if it is one of map_processes
 MAX_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
 
 
@@ -67,7 +70,7 @@ def map_processes(
 ) -> Generator[U, None, None]:
     """work(item) of each item in order, in that many processes; 0 is this process itself.
 
-    Where no processes can be started, as without semaphores, this one works alone after a warning.
+    Where no processes can be started, this one works alone after a warning.
 
     Args:
         work: picklable; a process gets it once. Items are pickled: batch small ones.
@@ -83,49 +86,82 @@ def map_processes(
 def _iterate_results(
     items: Iterable[T], work: Callable[[T], U], processes: int
 ) -> Generator[Any, None, None]:
-    pool = None
+    workers: list[tuple[BaseProcess, Connection]] = []
     try:
-        # An exception between a fork and the end of the start would leave the pool half started.
+        # An exception between a fork and the end of the start would lose a process.
         with defer_signals():
-            pool = _start_processes(processes, work) if processes else None
+            _start_processes(workers, processes, work)
         yield
-        results = _map_pool(iter(items), _call_work, pool, 2 * processes) if pool else None
-        yield from results or map(work, items)
-    except BrokenProcessPool:
-        raise UserError("a process that loads data was killed; was there enough memory?") from None
+        if not workers:
+            yield from map(work, items)
+            return
+        idle: SimpleQueue[Connection] = SimpleQueue()
+        for _, pipe in workers:
+            idle.put(pipe)
+        with _start_threads(len(workers)) as pool:  # each waits for the answer of a process
+            call = partial(_call_process, idle)
+            yield from _map_pool(iter(items), call, pool, 2 * len(workers))
     finally:
-        if pool:
-            _shut_down(pool)
+        with defer_signals():
+            _end_processes(workers)
 
 
-def _start_processes(count: int, work: Callable) -> ProcessPoolExecutor | None:
-    """A pool of processes for _call_work, or None, after a warning, if they cannot be started."""
-    others = multiprocessing.active_children()
+def _start_processes(
+    workers: list[tuple[BaseProcess, Connection]], count: int, work: Callable
+) -> None:
+    """Append processes and their pipes, or none, after a warning, if they cannot be started.
+
+    A queue that they share, as in concurrent.futures, stays locked if one is killed while it reads:
+    the others would wait for ever.
+    """
     try:
-        pool = ProcessPoolExecutor(count, initializer=_start_worker, initargs=(work,))
-        pool.submit(int)  # starts them
-        return pool
-    except (OSError, NotImplementedError) as error:
-        for process in multiprocessing.active_children():  # those that did start
-            if process not in others:
-                process.kill()
-        reason = getattr(error, "strerror", None) or error
+        for _ in range(count):
+            pipe, end = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=_serve_items, args=(end, work))
+            process.start()
+            workers.append((process, pipe))
+            end.close()  # only the process has it: its death closes the pipe
+    except OSError as error:
+        _end_processes(workers)
+        workers.clear()
+        reason = error.strerror or error
         warn(f"no processes can be started ({reason}): this one works alone, which takes longer")
-        return None
 
 
-def _start_worker(work: Callable) -> None:
-    """Prepare a process for _call_work: to be pickled with every item, work may be too large."""
+def _end_processes(workers: list[tuple[BaseProcess, Connection]]) -> None:
+    for process, pipe in workers:
+        with suppress(ConnectionError):  # it was killed
+            pipe.send(None)
+        process.join()
+        pipe.close()
+
+
+def _serve_items(pipe: Connection, work: Callable) -> None:
+    """In a process of map_processes: answer each item with its result or exception, until None."""
     import cv2
 
-    global _work
     leave_signals_to_parent()
     cv2.setNumThreads(0)  # the cores have a process each
-    _work = work
+    while (item := pipe.recv()) is not None:
+        try:
+            pipe.send((work(*item), None, ""))
+        except Exception as error:
+            pipe.send((None, error, traceback.format_exc()))
 
 
-def _call_work(item: Any) -> Any:
-    return _work(item)
+def _call_process(idle: "SimpleQueue[Connection]", item: Any) -> Any:
+    """The result of an item by the next idle process."""
+    pipe = idle.get()
+    try:
+        pipe.send((item,))
+        result, error, trace = pipe.recv()
+    except (EOFError, ConnectionError):
+        raise UserError("a process that loads data was killed; was there enough memory?") from None
+    finally:
+        idle.put(pipe)
+    if error:
+        raise error from RuntimeError(trace)
+    return result
 
 
 def _map_pool(
@@ -146,7 +182,7 @@ def _map_pool(
         except Exception as error:
             failure = error
             break
-        with defer_signals():  # it may start a thread or a process
+        with defer_signals():  # it may start a thread
             pending.append(pool.submit(finish, item))
         is_large = needed(item) * limit > machine.free_memory() * MEMORY_SHARE
         del item

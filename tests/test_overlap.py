@@ -248,6 +248,26 @@ def test_a_killed_process_is_one_line():
         list(map_processes(range(3), end, 2))
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_killed_while_it_waits_holds_up_no_other(victim):
+    def items():
+        yield from range(2)
+        for process in multiprocessing.active_children()[victim : victim + 1]:
+            process.kill()
+            process.join()
+        yield from range(2, 9)
+
+    with pytest.raises(UserError, match="was killed; was there enough memory"):
+        list(map_processes(items(), slow_square, 2))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_bug_in_a_process_comes_with_its_traceback():
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(map_processes([0], (1).__truediv__, 1))
+    assert "in _serve_items" in str(caught.value.__cause__)
+
+
 def test_no_processes_is_this_one():
     assert list(map_processes(range(3), slow_square, 0)) == [(n * n, os.getpid()) for n in range(3)]
 
@@ -272,13 +292,13 @@ def test_processes_start_at_once_and_get_their_work_once():
     assert Work.pickled <= 2  # not with every item: the list of a training run has 60 MB
 
 
-@pytest.mark.parametrize("missing", ["semaphores", "fork"])
+@pytest.mark.parametrize("missing", ["pipes", "fork"])
 def test_without_processes_this_one_works_alone_after_a_warning(monkeypatch, capsys, missing):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    if missing == "semaphores":
-        monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", refuse)
+    if missing == "pipes":
+        monkeypatch.setattr(multiprocessing, "Pipe", refuse)
     else:
         monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
     results = map_processes(iter(range(3)), slow_square, 2)
