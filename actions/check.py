@@ -6,10 +6,9 @@ again, continues where it ended. A row counts as long as neither file of its pai
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -21,13 +20,14 @@ from media.inspection import (
     shrink_advice,
 )
 from media.lists import Pair, format_pair, read_list, read_pair, write_list
-from report.tables import escape_csv_formula
+from report.tables import append_row, escape_csv_formula
 from settings import Settings, UserError, first_few
 from system import machine
 from system.files import (
     check_no_overlap,
     exclusive,
-    open_regular,
+    format_path,
+    read_bytes,
     require_writable,
     write_atomically,
 )
@@ -35,11 +35,7 @@ from system.overlap import map_processes
 from system.progress import Progress, warn
 
 TABLE = "check.csv"
-BATCH_PAIRS = 8  # that a process receives at a time
 MAX_WARNINGS = 10  # of pairs that cannot be used
-open_text = partial(  # names hold any bytes
-    io.TextIOWrapper, newline="", encoding="utf-8", errors="surrogateescape"
-)
 # A row of the table. `line` is where the list names the pair; `threshold` is the --mask-threshold
 # of `mask`; `files` are size and time of both files when they were read; `trouble` is why the pair
 # cannot be used, and `finding` what else is odd about it. The others are those of PixelInspection,
@@ -89,32 +85,24 @@ def check(settings: Settings) -> int:
 def _inspect_list(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Row]:
     """The row of each pair: from the table, or new and then added to the table at once."""
     saved = _read_table(table)
-    _write_table(table, list(saved.values()))
-    keys = [_key(_create_row(pair, threshold)) for pair in pairs]
-    new = [(pair, key) for pair, key in zip(pairs, keys, strict=True) if key not in saved]
+    _write_table(table, saved.values())
+    # Before the pairs are read: the row of a file that changes meanwhile is stale.
+    rows = [_create_row(pair, threshold) for pair in pairs]
+    new = [(pair, row) for pair, row in zip(pairs, rows, strict=True) if _key(row) not in saved]
     if saved:
         print(f"{table}: {len(pairs) - len(new)} of {len(pairs)} pairs were looked at before")
-    batches = (
-        [pair for pair, _ in new[start : start + BATCH_PAIRS]]
-        for start in range(0, len(new), BATCH_PAIRS)
-    )
-    inspect = partial(_inspect_batch, threshold=threshold)
-    results = map_processes(batches, inspect, machine.count_cores())
-    rows = chain.from_iterable(results)
+    inspect = partial(_inspect_pair, threshold=threshold)
+    inspected = map_processes(new, inspect, machine.count_cores())
     try:
-        with (
-            open_text(open_regular(table, "ab")) as file,
-            closing(results),
-            Progress("pair", 0, max(len(new), 1), []) as progress,
-        ):
-            for (_, key), row in zip(new, rows, strict=True):
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-                file.flush()
-                saved[key] = row  # of the key at the start, should the file have changed since
+        with closing(inspected), Progress("pair", 0, max(len(new), 1), []) as progress:
+            for row in inspected:
+                append_row(table, row)
+                saved[_key(row)] = row
                 progress.advance(1)
     except KeyboardInterrupt:
         print(f"{table}: the same command goes on from here", flush=True)
         raise
+    keys = [_key(row) for row in rows]
     if stale := len(saved.keys() - set(keys)):
         print(f"{table}: {stale} rows are left out, of other pairs or of files that have changed")
     return _add_findings(pairs, [saved[key] for key in keys])
@@ -123,25 +111,15 @@ def _inspect_list(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Ro
 def _read_table(table: Path) -> dict[tuple[str, ...], Row]:
     """The whole rows of a table by their keys."""
     try:
-        with open_text(open_regular(table)) as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or COLUMNS) != COLUMNS:
-                raise csv.Error
-            return {_key(row): row for row in reader if _is_whole(row)}
+        text = read_bytes(table).decode(errors="replace")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if tuple(reader.fieldnames or COLUMNS) != COLUMNS:
+            raise csv.Error
+        return {_key(row): row for row in reader if None not in row.values()}  # not cut short
     except FileNotFoundError:
         return {}
     except csv.Error:
         raise UserError(f"{table}: is not a table of -a check; expected another -o") from None
-
-
-def _is_whole(row: Row) -> bool:
-    """Whether a row was not cut short, or written by somebody else."""
-    if None in row or None in row.values():  # too many columns, or too few
-        return False
-    try:
-        return bool(row["trouble"] or _parse_inspection(row))
-    except ValueError:
-        return False
 
 
 def _key(row: Row) -> tuple[str, ...]:
@@ -149,17 +127,16 @@ def _key(row: Row) -> tuple[str, ...]:
 
 
 def _parse_inspection(row: Row) -> PixelInspection:
-    mask, difference, backward = map(float, (row["mask"], row["difference"], row["backward"]))
-    width, height = int(row["width"]), int(row["height"])
-    return PixelInspection(width, height, mask, difference, backward, row["digest"])
+    kinds = PixelInspection.__annotations__
+    return PixelInspection(*(kind(row[column]) for column, kind in kinds.items()))
 
 
 def _create_row(pair: Pair, threshold: int) -> Row:
     """The row of a pair that has not been read, with the state of its files."""
     row = dict.fromkeys(COLUMNS, "") | {"line": pair.location, "threshold": str(threshold)}
-    row["rainy"] = escape_csv_formula(str(pair.rainy))
+    row["rainy"] = escape_csv_formula(format_path(pair.rainy))
     # If one file holds both, the half that is rainy stands in the place of the clean one.
-    row["clean"] = escape_csv_formula(str(pair.halves or pair.clean))
+    row["clean"] = escape_csv_formula(format_path(pair.halves or pair.clean or ""))
     row["files"] = " ".join(_read_file_state(path) for path in (pair.rainy, pair.clean) if path)
     return row
 
@@ -172,19 +149,17 @@ def _read_file_state(path: Path) -> str:
     return f"{status.st_size}@{status.st_mtime_ns}"
 
 
-def _inspect_batch(pairs: Sequence[Pair], threshold: int) -> list[Row]:
-    rows = []
-    for pair in pairs:
-        row = _create_row(pair, threshold)  # first: the row of a file that changes now is stale
-        try:
-            rainy, clean = read_pair(pair)
-            assert clean is not None  # read_list required it
-            for column, value in inspect_pixels(rainy, clean, threshold)._asdict().items():
-                row[column] = f"{value:.6g}" if isinstance(value, float) else str(value)
-        except UserError as error:
-            row["trouble"] = escape_csv_formula(str(error).removeprefix(f"{pair.location}: "))
-        rows.append(row)
-    return rows
+def _inspect_pair(item: tuple[Pair, Row], threshold: int) -> Row:
+    """The row of a pair, filled in."""
+    pair, row = item
+    try:
+        rainy, clean = read_pair(pair)
+        assert clean is not None  # read_list required it
+        for column, value in inspect_pixels(rainy, clean, threshold)._asdict().items():
+            row[column] = f"{value:.6g}" if isinstance(value, float) else str(value)
+    except UserError as error:
+        row["trouble"] = escape_csv_formula(str(error).removeprefix(f"{pair.location}: "))
+    return row
 
 
 def _add_findings(pairs: Sequence[Pair], rows: list[Row]) -> list[Row]:
@@ -201,12 +176,12 @@ def _add_findings(pairs: Sequence[Pair], rows: list[Row]) -> list[Row]:
     return complete
 
 
-def _write_table(table: Path, rows: list[Row]) -> None:
+def _write_table(table: Path, rows: Iterable[Row]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(table, text.getvalue().encode("utf-8", "surrogateescape"))
+    write_atomically(table, text.getvalue().encode(errors="replace"))
 
 
 def _report(settings: Settings, table: Path, rows: list[Row], usable: list[Row]) -> None:

@@ -85,22 +85,22 @@ def test_a_list_without_what_cannot_be_used(run, mixed, tmp_path):
 
 def test_rows_that_are_there_are_not_looked_at_again(run, pairs, monkeypatch):
     run("-a", "check", "--train-list", pairs)
-    whole = Path("check.csv").read_text()
+    whole = Path("check.csv").read_bytes()
     looked = []
 
-    def spread(parts, work, processes):
-        for part in parts:
-            looked.extend(Path(pair.rainy).name for pair in part)
-            yield work(part)
+    def spread(items, work, processes):
+        for item in items:
+            looked.append(Path(item[0].rainy).name)
+            yield work(item)
 
     monkeypatch.setattr(actions.check, "map_processes", spread)
     run("-a", "check", "--train-list", pairs)
-    assert (looked, Path("check.csv").read_text()) == ([], whole)
+    assert (looked, Path("check.csv").read_bytes()) == ([], whole)
     # Killed within its fourth row.
     lines = whole.splitlines(keepends=True)
-    Path("check.csv").write_text("".join(lines[:4]) + lines[4][:-3])
+    Path("check.csv").write_bytes(b"".join(lines[:4]) + lines[4][:-3])
     run("-a", "check", "--train-list", pairs)
-    assert (looked, Path("check.csv").read_text()) == (["pair3.png", "pair4.png"], whole)
+    assert (looked, Path("check.csv").read_bytes()) == (["pair3.png", "pair4.png"], whole)
     # A file that has changed is another one, and so is the share of a mask of another threshold.
     looked.clear()
     os.utime(lists.read_list(str(pairs))[1].clean, (1, 1))
@@ -112,12 +112,11 @@ def test_rows_that_are_there_are_not_looked_at_again(run, pairs, monkeypatch):
 
 
 def test_rows_are_written_as_they_are_made(run, pairs, monkeypatch):
-    def spread(parts, work, processes):
-        yield work(next(parts))
+    def spread(items, work, processes):
+        yield from map(work, items[:2])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(actions.check, "map_processes", spread)
-    monkeypatch.setattr(actions.check, "BATCH_PAIRS", 2)
     status, out, _ = run("-a", "check", "--train-list", pairs, "-o", "t.csv")
     assert status == 130
     assert "t.csv: the same command goes on from here" in out
@@ -142,16 +141,13 @@ def test_the_row_of_a_file_that_changes_as_it_is_read_is_stale(run, pairs, monke
             os.utime(pair.rainy, (2, 2))
         return images
 
-    monkeypatch.setattr(actions.check, "map_processes", map_parts)
+    monkeypatch.setattr(
+        actions.check, "map_processes", lambda items, work, _: (work(i) for i in items)
+    )
     monkeypatch.setattr(actions.check, "read_pair", read_and_change)
     assert run("-a", "check", "--train-list", pairs)[0] == 0
     assert "@2000000000" not in table()[0]["files"]
     assert "4 of 5 pairs were looked at before" in run("-a", "check", "--train-list", pairs)[1]
-
-
-def map_parts(parts, work, processes):
-    for part in parts:
-        yield work(part)
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "words", "\0"])
