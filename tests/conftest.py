@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -211,15 +212,25 @@ def last_of_each(argv: Iterable[object]) -> list[str]:
 def started(words: list[str], fresh: bool = False, **options: Any) -> Iterator[subprocess.Popen]:
     """A program that runs beside the test, in a process group of its own, killed at the end.
 
+    It is killed after four minutes too, or a test that reads what it says could wait for ever.
+
     One of Python is forked, see forked.py, unless the test is about what it imports: `fresh`.
     """
     popen = subprocess.Popen if fresh or words[0] != sys.executable else forked.Forked
     with popen(words, start_new_session=True, **options) as process:
+
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        limit = threading.Timer(240, kill)
+        limit.daemon = True
+        limit.start()
         try:
             yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            limit.cancel()
+            kill()
 
 
 def finish(
@@ -233,7 +244,7 @@ def finish(
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:
-    return finish(["bash", "-c", line], timeout=240)
+    return finish(["bash", "-c", line], timeout=200)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

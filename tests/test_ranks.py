@@ -227,11 +227,8 @@ runpy.run_path(root + "/main.py", run_name="__main__")
 
 @pytest.mark.parametrize(("kind", "status"), [("UserError", 2), ("RuntimeError", 1)])
 def test_a_rank_that_fails_says_so_and_does_not_wait_for_the_others(kind, status):
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING, str(ROOT), kind],
-        capture_output=True, text=True, timeout=60,
-        env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"},
-    )  # fmt: skip
+    words = [sys.executable, "-c", FAILING, str(ROOT), kind]
+    done = finish(words, env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"})
     assert done.returncode == status
     last = done.stderr.splitlines()[-1]
     assert (

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command, finish, last_of_each, shell, started, write_pairs
+from conftest import ROOT, command, finish, last_of_each, started, write_pairs
 from soak import soak, steps_of_events
 from test_train import SMALL, clock, events, weights
 
@@ -235,8 +234,10 @@ def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
 
 
 def test_loading_processes_that_cannot_start_are_done_without(pairs):
-    line = shlex.join(command(*start(pairs, "--num-steps", 1, "--num-workers", 40)))
-    done = shell(f"ulimit -n 64; exec timeout -s KILL 200 {line}")
+    words = command(*start(pairs, "--num-steps", 1, "--num-workers", 40))
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
+    limited += "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = finish([words[0], "-c", limited, *words[1:]])
     assert done.returncode == 0
     assert clock("model/latest") == 0
     assert set(done.stderr.splitlines()) == {

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ sys.path.insert(0, sys.argv.pop(1))
 import main
 from actions import web
 from system import program
+from gradio.http_server import Server
 record, lock, running, most = open("record.txt", "a", buffering=1), threading.Lock(), 0, 0
 def watch(event, arguments):
     if event == "socket.connect":
@@ -50,12 +52,10 @@ def counted(*arguments):
         with lock:
             running -= 1
 web.WebDerainer.derain = counted
-close = web.gr.Blocks.close
-def timed(*arguments, **options):
-    start = time.monotonic()
-    close(*arguments, **options)
-    print(json.dumps(["close", time.monotonic() - start]), file=record)
-web.gr.Blocks.close = timed
+def close(server):  # of Gradio, which would wait for the tabs for five seconds and then go on
+    server.should_exit = True
+    server.thread.join()
+Server.close = close
 sys.exit(program.run_program(main.main))
 """
 DEVICE = ["--device", "cpu"]
@@ -76,17 +76,28 @@ class Server:
             words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"TMPDIR": str(self.temporary), "http_proxy": "http://127.0.0.1:9"},
         )  # fmt: skip
+        watchdog = threading.Timer(120, self.process.kill)
+        watchdog.start()
         lines = [self.process.stdout.readline() for _ in range(2)]
+        watchdog.cancel()
         found = re.match(r"open (http://127\.0\.0\.1:\d+/) in a browser", lines[1])
         assert found, lines + self.process.stdout.readlines()
         self.own_address, self.address = found[1], public or found[1]
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-        try:
-            said, _ = self.process.communicate(timeout=30)
-        finally:
-            self.process.kill()
+        """End it by a signal while a tab is open, which does not hold it up."""
+        import httpx  # which comes with Gradio
+
+        with (
+            httpx.Client(base_url=self.own_address, trust_env=False, timeout=60) as client,
+            client.stream("GET", "gradio_api/heartbeat/one") as beat,
+        ):
+            assert next(beat.iter_text()) == "data: ALIVE\n\n"
+            self.process.send_signal(number)
+            try:
+                said, _ = self.process.communicate(timeout=120)
+            finally:
+                self.process.kill()
         assert self.process.returncode == 128 + number
         assert "Traceback" not in said, said
         assert self.uploads() == []
