@@ -20,13 +20,14 @@ from media.inspection import (
     shrink_advice,
 )
 from media.lists import Pair, format_pair, read_list, read_pair, write_list
-from report.tables import append_row, escape_csv_formula
+from report.tables import escape_csv_formula
 from settings import Settings, UserError, first_few
 from system import machine
 from system.files import (
     check_no_overlap,
     exclusive,
     format_path,
+    open_regular,
     read_bytes,
     require_writable,
     write_atomically,
@@ -94,9 +95,14 @@ def _inspect_list(table: Path, pairs: Sequence[Pair], threshold: int) -> list[Ro
     inspect = partial(_inspect_pair, threshold=threshold)
     inspected = map_processes(new, inspect, machine.count_cores())
     try:
-        with closing(inspected), Progress("pair", 0, max(len(new), 1), []) as progress:
+        with (
+            io.TextIOWrapper(open_regular(table, "ab"), "utf-8", "replace", "") as file,
+            closing(inspected),
+            Progress("pair", 0, max(len(new), 1), []) as progress,
+        ):
             for row in inspected:
-                append_row(table, row)
+                csv.DictWriter(file, COLUMNS).writerow(row)
+                file.flush()
                 saved[_key(row)] = row
                 progress.advance(1)
     except KeyboardInterrupt:
@@ -115,11 +121,21 @@ def _read_table(table: Path) -> dict[tuple[str, ...], Row]:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         if tuple(reader.fieldnames or COLUMNS) != COLUMNS:
             raise csv.Error
-        return {_key(row): row for row in reader if None not in row.values()}  # not cut short
+        return {_key(row): row for row in reader if _is_whole(row)}
     except FileNotFoundError:
         return {}
     except csv.Error:
         raise UserError(f"{table}: is not a table of -a check; expected another -o") from None
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether a row was not cut short, or written by somebody else."""
+    if None in row or None in row.values():  # too many columns, or too few
+        return False
+    try:
+        return bool(row["trouble"] or _parse_inspection(row))
+    except ValueError:
+        return False
 
 
 def _key(row: Row) -> tuple[str, ...]:

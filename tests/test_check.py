@@ -150,6 +150,33 @@ def test_the_row_of_a_file_that_changes_as_it_is_read_is_stale(run, pairs, monke
     assert "4 of 5 pairs were looked at before" in run("-a", "check", "--train-list", pairs)[1]
 
 
+def test_rows_of_swapped_pairs_count_after_an_interrupt(run, pairs, monkeypatch):
+    lines = [" ".join(reversed(line.split())) for line in pairs.read_text().splitlines()]
+    swapped = pairs.with_name("swapped.txt")
+    swapped.write_text("\n".join(lines))
+
+    def spread(items, work, processes):
+        yield from map(work, items[:2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actions.check, "map_processes", spread)
+        assert run("-a", "check", "--train-list", swapped)[0] == 130
+    assert all(float(row["difference"]) < 0 for row in table())
+    assert "2 of 5 pairs were looked at before" in run("-a", "check", "--train-list", swapped)[1]
+
+
+@pytest.mark.parametrize(("column", "text"), [("mask", "much"), ("digest", "a,b")])
+def test_a_row_that_somebody_edited_is_looked_at_again(run, pairs, column, text):
+    run("-a", "check", "--train-list", pairs)
+    whole = Path("check.csv").read_bytes()
+    row = table()[0]
+    Path("check.csv").write_bytes(whole.replace(row[column].encode(), text.encode(), 1))
+    status, out, _ = run("-a", "check", "--train-list", pairs)
+    assert (status, Path("check.csv").read_bytes()) == (0, whole)
+    assert "4 of 5 pairs were looked at before" in out
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "words", "\0"])
 def test_another_table_is_not_overwritten(run, pairs, text):
     Path("check.csv").write_text(text)
