@@ -78,10 +78,13 @@ class Server:
         )  # fmt: skip
         watchdog = threading.Timer(120, self.process.kill)
         watchdog.start()
-        lines = [self.process.stdout.readline() for _ in range(2)]
+        found, lines = None, []
+        # Other lines may come before: one, if another server took the port at the same moment.
+        while not found and (line := self.process.stdout.readline()):
+            lines.append(line)
+            found = re.match(r"open (http://127\.0\.0\.1:\d+/) in a browser", line)
         watchdog.cancel()
-        found = re.match(r"open (http://127\.0\.0\.1:\d+/) in a browser", lines[1])
-        assert found, lines + self.process.stdout.readlines()
+        assert found, lines
         self.own_address, self.address = found[1], public or found[1]
 
     def stop(self, number: int = signal.SIGTERM) -> None:
