@@ -51,13 +51,16 @@ def option(
     low: float | None = None,
     high: float | None = None,
     recipe: bool = False,
+    several: tuple[str, ...] | None = None,
 ) -> Any:
     """A dataclass field with its actions, its help text and, for numbers, its inclusive range.
 
     help may differ by action: those that it does not name have the text of "".
     recipe marks what decides where a training run goes: a resume must not change it unnoticed.
+    several names the actions that take several values, if others take one.
     """
     metadata = {"serves": serves, "help": help, "low": low, "high": high, "recipe": recipe}
+    metadata["several"] = serves if several is None else several
     return field(default=default, metadata=metadata)
 
 
@@ -129,7 +132,7 @@ class Settings:
     # Files and folders
     train_list: str | tuple[str, ...] = option("training/real_world.txt", TRAIN + CHECK,
         "list of training pairs, one on each line: rainy image, clean image; or a folder of pairs; "
-        "train: or several of them")
+        "train: or several of them", several=TRAIN)
     train_weights: int | tuple[int, ...] = option(1, TRAIN,
         "of several lists of --train-list, how many crops come from each in turn, such as 3 1; 1 "
         "means as many from each", low=1, high=1000, recipe=True)
@@ -150,7 +153,7 @@ class Settings:
         "clean": "rain video to read",
         "pairs": "rain video, or folder of rain videos, to read",
         "lists": "folder of pairs to list",
-    })
+    }, several=DERAIN)
     output: str = option("", SCORE + DERAIN + EXPORT + VIDEOS + CHECK + LISTS, {
         "score": "folder to write the scores into",
         "derain": "file or folder to write",
@@ -312,7 +315,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            check_field(f, f.type, getattr(self, f.name))
+            value = getattr(self, f.name)
+            check_field(f, f.type, value)
+            if isinstance(value, tuple) and self.action not in f.metadata["several"]:
+                raise UserError(f"{flag(f.name)}: several; expected one for -a {self.action}")
         if self.self_ensemble not in (1, 2, 4):
             raise UserError(f"--self-ensemble: {self.self_ensemble}; expected 1, 2 or 4")
         counts = len(as_tuple(self.train_weights)), len(as_tuple(self.train_list))
@@ -337,9 +343,8 @@ class Settings:
 
     @property
     def only_input(self) -> str:
-        """What -i names, for an action that takes one input. Raises UserError if it is several."""
-        if isinstance(self.input, tuple):
-            raise UserError(f"-i: several inputs; expected one, as this is -a {self.action}")
+        """What -i names, for an action that takes one input."""
+        assert isinstance(self.input, str)
         return self.input
 
 

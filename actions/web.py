@@ -53,8 +53,8 @@ def web(settings: Settings) -> int:
         KeyboardInterrupt: see system/interrupt.py. Uploads and results are removed by then.
     """
     host = check_address(settings)
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    os.environ["no_proxy"] = "*"  # Gradio sends a request to its own server
+    # Without a proxy, as Gradio sends a request to its own server.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "no_proxy": "*"}
     with Ranks() as ranks, tempfile.TemporaryDirectory(
         prefix="spanet-web-", ignore_cleanup_errors=True
     ) as temporary:  # fmt: skip

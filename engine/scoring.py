@@ -113,11 +113,12 @@ def score(
 
 
 def warn_of_dead_masks(derainer: Derainer, results: Iterable[Result]) -> None:
-    """Warn if the attention map was dead in every image, those aside that are known to be clean."""
+    """Warn if the map was dead in every image that has one, those known to be clean aside."""
     masks = [
         (result.attention, result.deviation)
         for result in results
         if result.width * result.height > 1
+        and not math.isnan(result.attention)
         and result.scores.get(RAINY, {}).get("released_psnr", 0.0) < math.inf
     ]
     if masks and all(is_dead_mask(*mask) for mask in masks):

@@ -196,7 +196,9 @@ def add_option(group: Any, f: Field, action: str) -> None:
         spec["metavar"] = "|".join(get_args(kind))
     else:
         if get_origin(kind) is UnionType:
-            kind, spec["nargs"] = get_args(kind)[0], "+"
+            kind = get_args(kind)[0]
+            if is_shared or action in f.metadata["several"]:
+                spec["nargs"] = "+"
         last_word = f.name.split("_")[-1].upper()
         spec |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, last_word)}
     group.add_argument(*option_names(f), **spec)

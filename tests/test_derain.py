@@ -170,7 +170,7 @@ def test_several_inputs_go_to_one_folder_in_natural_order(run, model, rainy):
         ("-a derain -i a.png . -o .", "-o: . is the input; expected another folder"),
         (
             "-a clean -i a.mp4 b.mp4 -o c.png",
-            "-i: several inputs; expected one, as this is -a clean",
+            "--input: several; expected one for -a clean",
         ),
     ],
 )

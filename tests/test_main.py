@@ -80,6 +80,8 @@ def test_help_of_an_action_shows_its_options_alone(capsys, action):
     shown = {f.name for f in dataclasses.fields(Settings) if flag(f) in listed}
     served = {f.name for f in dataclasses.fields(Settings) if action in f.metadata["serves"]}
     assert shown == served
+    assert ("--input INPUT [INPUT ...]" in text) == (action == "derain")
+    assert ("--train-list LIST [LIST ...]" in text) == (action == "train")
     assert text.startswith(f"usage: python main.py -a {action} ")
     example = f"python main.py -a {action} {ACTIONS[action].example}"
     assert text.endswith(f"example:\n  {example}\n")
@@ -155,7 +157,7 @@ def test_values_are_typed():
             "-a train --train-list a b c --train-weights 3 1",
             "--train-weights: 2 for 3 lists; expected one for each list\n",
         ),
-        ("-a check --train-list a b", "--train-list: several; expected one, as -a check looks at"),
+        ("-a check --train-list a b", "--train-list: several; expected one for -a check\n"),
         ("-a train --lr fast", "--lr: invalid float value: 'fast'"),
         ("-a train --lr nan", "--lr: nan is out of range"),
         ("-a train --lr inf", "--lr: inf is out of range"),
