@@ -233,8 +233,6 @@ def _read_metadata(image: Image.Image) -> dict[str, Any]:
 def require_format(path: Path, picture: Picture) -> None:
     """Raise UserError unless the format that path's suffix names can hold the picture."""
     kind = FORMATS[path.suffix.lower()][0]
-    if kind == "HEIF":
-        image_file.require_heic(str(path))
     if picture.colour.dtype == np.uint16 and kind not in ("PNG", "TIFF"):
         raise UserError(f"{path}: {kind} cannot hold the input's 16 bits; expected PNG or TIFF")
     if picture.alpha is not None and kind in ("JPEG", "BMP"):

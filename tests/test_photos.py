@@ -6,13 +6,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 from conftest import ROOT
 from PIL import Image
 
 from media import image_file
 from media.jobs import plan_jobs
-from media.pictures import encode_picture, read_image, read_picture, require_format
+from media.pictures import encode_picture, read_image, read_picture
 from settings import UserError
 
 COLOURS = cv2.resize(np.random.default_rng(3).integers(0, 256, (4, 6, 3), np.uint8), (64, 48))
@@ -21,10 +22,6 @@ AVIF, HEIC = ".avif", ".heic"
 
 @pytest.fixture(params=[AVIF, HEIC])
 def suffix(request) -> str:
-    if request.param == HEIC:
-        pytest.importorskip(
-            "pillow_heif", reason="pillow-heif is not installed"
-        ).register_heif_opener()
     return request.param
 
 
@@ -107,9 +104,8 @@ def test_what_moves_is_refused_by_all(kind):
 
 
 def test_more_than_8_bits_of_a_photo_are_refused_not_lost():
-    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
     deep = (COLOURS.astype(np.uint16) * 257).tobytes()
-    heif.from_bytes(mode="RGB;16", size=(64, 48), data=deep).save("a.heic")
+    pillow_heif.from_bytes(mode="RGB;16", size=(64, 48), data=deep).save("a.heic")
     (told,) = refusals(Path("a.heic"))
     assert told.startswith("a.heic: HEIF of 10 bits; expected 8")
 
@@ -130,16 +126,6 @@ def test_the_content_decides_whatever_the_name():
         path = Path(f"{number}.heic")
         Image.fromarray(COLOURS).save(path, kind)
         assert np.array_equal(read_picture(path).colour, read_image(path, "x"))
-
-
-def test_without_its_package_heic_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    Path("a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400))
-    how = "HEIC needs a package: pip install pillow-heif"
-    assert refusals(Path("a.jpg")) == {f"a.jpg: {how}"}
-    picture = read_picture(save("b.png"))
-    with pytest.raises(UserError, match=f"c.heic: {how}"):
-        require_format(Path("c.heic"), picture)
 
 
 def test_a_folder_names_by_suffix_what_it_passes_over():
@@ -166,7 +152,6 @@ def test_links_to_folders_are_followed_and_never_in_circles():
 
 
 def test_photos_of_a_phone(run, shared):
-    pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
     words = ("-m", ROOT / "model" / "demo", "--device", "cpu", "-o", "out")
     status, out, _ = run("-a", "derain", "-i", shared / "cases" / "11_phone_photos", *words)
     assert status == 0
