@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> Settings:
     given = {
         name: one_or_several(value) for name, value in vars(values).items() if value is not None
     }
-    if given.pop("version"):
+    if "version" in given:
         code = describe_code()
         print(f"SPANet {VERSION}" + f", code {code}" * bool(code))
         sys.exit(0)
@@ -51,7 +51,7 @@ def parse(argv: list[str]) -> Settings:
     action = given.get("action", config.get("action"))
     if action is not None:
         Settings(action)  # raises where there is no such action
-    if given.pop("help"):
+    if "help" in given:
         build_parser(action).print_help()
         sys.exit(0)
     if extra:
@@ -121,18 +121,11 @@ def option_names(f: Field) -> list[str]:
 class GivenOnce(argparse.Namespace):
     """Values of a command line, which may give each option once."""
 
-    __slots__ = ("given",)  # and not in __dict__, which holds the values
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.given: set[str] = set()
-
     def __setattr__(self, name: str, value: object) -> None:
-        if name in vars(self):  # argparse sets the default of each first
-            if name in self.given:
-                both = f"{getattr(self, name)!r} and {value!r}"
-                raise UserError(f"{flag(name)}: given twice, as {both}; expected once")
-            self.given.add(name)
+        former = getattr(self, name, None)  # argparse sets each to None first
+        if former is not None:
+            both = f"{former!r} and {value!r}"
+            raise UserError(f"{flag(name)}: given twice, as {both}; expected once")
         super().__setattr__(name, value)
 
 
@@ -164,8 +157,9 @@ def build_parser(action: str | None) -> Parser:
         add_help=False,
     )
     common = parser.add_argument_group("options")
-    common.add_argument("-h", "--help", action="store_true", help="show help and exit")
-    common.add_argument("--version", action="store_true", help="show the version and exit")
+    once: Any = {"action": "store_const", "const": True}
+    common.add_argument("-h", "--help", help="show help and exit", **once)
+    common.add_argument("--version", help="show the version and exit", **once)
     if action:
         groups = {action: parser.add_argument_group(f"options of -a {action}")}
     else:

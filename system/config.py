@@ -33,7 +33,8 @@ def read_config(path: str) -> dict[str, Any]:
     """The settings of a file, by the names of their fields.
 
     Raises:
-        UserError: it cannot be read, is not TOML, or holds an unknown option or a bad value.
+        OSError: it cannot be read.
+        UserError: it is not TOML, or holds an unknown option or a bad value.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -41,8 +42,6 @@ def read_config(path: str) -> dict[str, Any]:
         import tomli as tomllib
     try:
         content = tomllib.loads(read_bytes(path).decode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         line = "expected lines such as `batch-size = 8`"
         raise UserError(f"{path}: is not TOML: {error}; {line}") from None

@@ -14,7 +14,6 @@ import re
 import secrets
 import stat
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -24,55 +23,30 @@ from settings import UserError, first_few
 TEMP_PREFIX = ".writing-"  # of unfinished files
 WRITER = re.compile(r"-([0-9a-f]{8})\.([0-9]+)-[0-9a-f]{16}")  # machine and process, in their names
 NOT_REGULAR = "not a regular file"
-WRITER_SECONDS = 2.0  # in which somebody must begin to write to a pipe
-POLL_SECONDS = 0.01
-PIPE_BYTES = 1 << 16  # read at a time
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a pipe waits for its other end
 
 
-def open_regular(path: str | Path, mode: str = "rb", encoding: str | None = None) -> IO:
+def open_regular(path: str | Path, mode: str = "rb") -> IO:
     """Open a file as `open` does.
 
     Raises:
         OSError: as `open` does, or path is a pipe, a device or a socket; strerror says so.
     """
-    return open(path, mode, encoding=encoding, opener=_open_without_waiting)
+    return open(path, mode, opener=_open_without_waiting)
 
 
 def read_bytes(path: str | Path, allow_pipe: bool = False) -> bytes:
-    """All of a file, or what comes through a pipe. Raises OSError, see open_regular."""
-    if allow_pipe and Path(path).is_fifo():
-        return _read_pipe(str(path))
-    with open_regular(path) as file:
-        return file.read()
-
-
-def _read_pipe(path: str) -> bytes:
-    """What comes through a pipe until its writers close it.
+    """All of a file, or what comes through a pipe until its writers close it.
 
     Raises:
-        OSError: there is no writer, or this is one of several ranks, each of which would get a
-            part.
+        OSError: see open_regular; or it is a pipe, of which each of several ranks would get a part.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise OSError(errno.EINVAL, "a pipe, which several ranks cannot share", path)
-    handle, data, start = os.open(path, os.O_RDONLY | NONBLOCK), bytearray(), time.monotonic()
-    try:
-        while True:
-            part = None
-            with contextlib.suppress(BlockingIOError):  # a writer is there, and has no more yet
-                part = os.read(handle, PIPE_BYTES)
-            if part:
-                data += part
-                continue
-            if part is not None and (data or time.monotonic() - start > WRITER_SECONDS):
-                break
-            time.sleep(POLL_SECONDS)
-    finally:
-        os.close(handle)
-    if not data:
-        raise OSError(errno.EINVAL, "a pipe that nobody writes to", path)
-    return bytes(data)
+    if allow_pipe and Path(path).is_fifo():
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise OSError(errno.EINVAL, "a pipe, which several ranks cannot share", path)
+        return Path(path).read_bytes()
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

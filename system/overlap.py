@@ -201,16 +201,11 @@ def _close_at_end(items: Any) -> AbstractContextManager:
 
 @contextmanager
 def _start_threads(count: int) -> Iterator[Executor]:
-    """A pool of threads, which ends when this is left."""
+    """A pool of threads, which ends when this is left; work that has not begun is dropped."""
     pool = ThreadPoolExecutor(count, "overlap")
     try:
         yield pool
     finally:
-        _shut_down(pool)
-
-
-def _shut_down(pool: Executor) -> None:
-    """End a pool; work that has not begun is dropped."""
-    # Work in progress must end before the caller goes on, for example to close a file.
-    with defer_signals():
-        pool.shutdown(wait=True, cancel_futures=True)
+        # Work in progress must end before the caller goes on, for example to close a file.
+        with defer_signals():
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -45,7 +45,7 @@ def test_a_regular_file_is_read():
     assert read_bytes("a") == b"12"
     Path("b").symlink_to("a")
     assert read_bytes(Path("b")) == b"12"
-    with open_regular("a", "r", "utf-8") as file:
+    with open_regular("a", "r") as file:
         assert file.read() == "12"
 
 
@@ -209,13 +209,9 @@ def test_a_list_is_read_once_from_a_pipe(run, tmp_path):
     assert "3 of 3" in done.stdout or "3 images" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("path", "reason"),
-    [("pipe", "a pipe that nobody writes to"), ("/dev/zero", "not a regular file")],
-)
-def test_a_list_that_has_no_end_or_no_writer_is_refused_within_seconds(pipe, path, reason):
-    with pytest.raises(UserError, match=f"^{path}: cannot read the list: {reason}; "):
-        read_list(path)
+def test_a_list_that_has_no_end_is_refused():
+    with pytest.raises(UserError, match="/dev/zero: cannot read the list: not a regular"):
+        read_list("/dev/zero")
 
 
 def test_ranks_refuse_a_list_from_a_pipe(pipe, monkeypatch):

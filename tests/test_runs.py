@@ -243,7 +243,7 @@ def test_the_command_line_counts_more_than_the_file():
         ("batch_size = 1", "own.toml: unknown option batch_size; did you mean batch-size?"),
         ("action = 'tset'", "own.toml: --action: 'tset' is not one of "),
         ("\udcff", "own.toml: is not TOML: 'utf-8' codec can't decode"),
-        (None, "own.toml: cannot be read: No such file or directory"),
+        (None, "own.toml: No such file or directory"),
     ],
 )
 def test_a_bad_file_of_settings_is_one_line(run, text, message):
