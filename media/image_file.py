@@ -39,6 +39,7 @@ FORMATS_TEXT = "PNG, JPEG, WebP, AVIF, HEIC, TIFF or BMP"
 MULTI_IMAGE = {"MPO"}  # a JPEG with more images appended: the first is the picture
 PIXI_BOX = re.compile(rb"pixi\0{4}([\x01-\x04])(.{4})", re.DOTALL)  # channels, bits of each
 HEADER_BYTES = 1 << 16  # in which a file declares its bit depth
+INFLATE_BYTES = 1 << 20  # unpacked at a time
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
 RGB = 2  # photometric interpretation; 0 and 1 are grey
 DEFLATE = (8, 32946)
@@ -208,4 +209,9 @@ def check_tiff(data: bytes, image: TiffImageFile) -> None:
     image.load()
     if page.compression in DEFLATE:
         for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-            zlib.decompress(data[start : start + length])
+            inflater, part = zlib.decompressobj(), data[start : start + length]
+            while part:  # a part at a time, as a small file may unpack to any size
+                inflater.decompress(part, INFLATE_BYTES)
+                part = inflater.unconsumed_tail
+            if not inflater.eof:
+                raise ValueError("cut short")

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import secrets
+import select
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from settings import UserError, first_few
 TEMP_PREFIX = ".writing-"  # of unfinished files
 WRITER = re.compile(r"-([0-9a-f]{8})\.([0-9]+)-[0-9a-f]{16}")  # machine and process, in their names
 NOT_REGULAR = "not a regular file"
+WRITER_SECONDS = 2.0  # in which somebody must begin to write to a pipe
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a pipe waits for its other end
 
 
@@ -39,12 +41,18 @@ def read_bytes(path: str | Path, allow_pipe: bool = False) -> bytes:
     """All of a file, or what comes through a pipe until its writers close it.
 
     Raises:
-        OSError: see open_regular; or it is a pipe, of which each of several ranks would get a part.
+        OSError: see open_regular; or it is a pipe that has no writer, or of which each of several
+            ranks would get a part.
     """
     if allow_pipe and Path(path).is_fifo():
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise OSError(errno.EINVAL, "a pipe, which several ranks cannot share", path)
-        return Path(path).read_bytes()
+        with open(os.open(path, os.O_RDONLY | NONBLOCK), "rb") as pipe:
+            select.select([pipe], [], [], WRITER_SECONDS)
+            os.set_blocking(pipe.fileno(), True)
+            if data := pipe.read():  # at once, if nobody has the other end
+                return data
+        raise OSError(errno.EINVAL, "a pipe that nobody writes to", path)
     with open_regular(path) as file:
         return file.read()
 

@@ -202,16 +202,20 @@ def test_a_list_is_read_once_from_a_pipe(run, tmp_path):
     for action, option in (("check", "--train-list"), ("test", "--test-list")):
         words = [ROOT / "main.py", "-a", action, option]
         words += ["-m", ROOT / "model" / "demo", "--num-workers", "0"] * (action == "test")
-        script = " ".join(map(str, words)).replace(option, f"{option} <(sleep 1; cat list.txt)")
+        script = " ".join(map(str, words)).replace(option, f"{option} <(sleep 2.5; cat list.txt)")
         script = ["bash", "-c", f"cd {path.parent}; {sys.executable} {script}"]
         done = subprocess.run(script, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     assert "3 of 3" in done.stdout or "3 images" in done.stdout
 
 
-def test_a_list_that_has_no_end_is_refused():
-    with pytest.raises(UserError, match="/dev/zero: cannot read the list: not a regular"):
-        read_list("/dev/zero")
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("pipe", "a pipe that nobody writes to"), ("/dev/zero", "not a regular file")],
+)
+def test_a_list_that_has_no_end_or_no_writer_is_refused_within_seconds(pipe, path, reason):
+    with pytest.raises(UserError, match=f"^{path}: cannot read the list: {reason}; "):
+        read_list(path)
 
 
 def test_ranks_refuse_a_list_from_a_pipe(pipe, monkeypatch):
