@@ -24,6 +24,7 @@ import numpy as np
 
 from actions.clean import DEFAULT_FRAMES, compute_clean_image, load_video, write_image
 from media.folders import split_by_suffix, walk_folder
+from media.inspection import HIGH_MASK_SHARE, inspect_pixels
 from media.jobs import VIDEOS
 from media.pictures import read_image
 from rain.frames import Video, read_video
@@ -35,7 +36,6 @@ from system.overlap import count_threads, map_threads
 from system.progress import Progress, warn
 
 SAMPLED_PAIRS = 64  # that the advice on training is computed from
-NOISE_SHARE = 0.6  # of differing pixels above which the mask label says little about rain
 # Settings that decide what a set holds.
 MANIFEST_SETTINGS = (
     "start", "frames", "percentile", "frame_step", "patch_size", "test_patch_size", "test_share",
@@ -304,10 +304,9 @@ def print_threshold_advice(folder: Path, lines: list[str], level: int) -> None:
     shares = []  # of the pixels that differ at all, and by more than `level`
     for line in lines[:: -(-len(lines) // SAMPLED_PAIRS)]:
         rainy, clean = (read_image(folder / name, str(folder)) for name in line.split())
-        difference = cv2.absdiff(rainy, clean).max(-1)
-        shares.append([(difference > least).mean() for least in (0, level)])
+        shares.append([inspect_pixels(rainy, clean, least).mask for least in (0, level)])
     differing, rain = np.mean(shares, 0)
-    if differing > NOISE_SHARE:
+    if differing > HIGH_MASK_SHARE:
         print(
             f"train with --mask-threshold {level}: in {len(shares)} pairs, rainy and clean differ "
             f"on {differing:.0%} of the pixels, by more than {level} grey levels on {rain:.0%}; "

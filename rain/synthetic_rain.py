@@ -9,6 +9,7 @@ Run as a program, it writes pairs and their list, or videos:
     python -m rain.synthetic_rain videos -o DIR           short rain videos of a still camera
 """
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -20,12 +21,11 @@ import cv2
 import numpy as np
 
 from media.lists import write_list
-from media.video_container import ffmpeg_address
 from rain.backgrounds import DRY_SCENES, dead_leaves, draw_scenes, photograph, read_photographs
 from rain.streaks import LOOKS, Rain, add_rain, log_uniform, rain_frames
 from settings import UserError, check_field, option
 from system.commandline import Parser, add_option
-from system.files import create_temp_beside, format_path, require_writable, write_atomically
+from system.files import format_path, require_writable, write_atomically
 from system.overlap import map_processes
 from system.program import report_errors, run_program
 
@@ -96,27 +96,21 @@ class SetSettings:
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int]) -> None:
-    """Write frames (H,W,3) uint8 BGR of size (W,H) without loss.
+    """Write frames (H,W,3) uint8 BGR of size (W,H) as an MKV file without loss.
 
     Raises:
         UserError: it cannot be written; then there is no file of that name.
-        OSError: nor can its folder be made.
     """
-    unfinished = create_temp_beside(path, path.suffix)
-    try:
-        with av.open(ffmpeg_address(unfinished), "w") as file:
-            stream = file.add_stream("ffv1", rate=25)
-            stream.width, stream.height, stream.pix_fmt = *size, "bgr0"
-            for index, image in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
-                frame.pts = index
-                file.mux(stream.encode(frame))
-            file.mux(stream.encode(None))
-        unfinished.replace(path)
-    except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = io.BytesIO()
+    with av.open(content, "w", format="matroska") as file:
+        stream = file.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, "bgr0"
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+            frame.pts = index
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    write_atomically(path, content.getvalue(), durable=False)
 
 
 def write_pair(folder: Path, name: str, rainy: np.ndarray, clean: np.ndarray) -> str:
