@@ -22,7 +22,7 @@ import gradio as gr
 from gradio import processing_utils
 from starlette.middleware import Middleware
 
-from actions.web_derainer import CANCELLED, NEXT, WAITING, Entry, WebDerainer
+from actions.web_derainer import CANCELLED, NEXT, WAITING, Entry, WebDerainer, list_remaining
 from actions.web_server import Guard, MainThread, check_address, is_unexpected
 from engine.device import describe_device
 from engine.ranks import Ranks
@@ -325,5 +325,6 @@ class WebPage:
 
 def list_rows(entries: list[Entry]) -> Any:
     """The table of files."""
-    rows = [[entry.source.name, entry.state, entry.remaining] for entry in entries]
+    remaining = list_remaining(entries)
+    rows = [[entry.source.name, entry.state, next(remaining)] for entry in entries]
     return gr.update(value=rows, visible=bool(rows))

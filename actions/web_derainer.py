@@ -1,10 +1,12 @@
 """What runs behind the page of `-a web`: files are derained as by `derain`."""
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +19,7 @@ from engine.derainer import Derainer
 from engine.deraining import Derained, derain_picture, derain_video
 from engine.device import is_out_of_memory
 from engine.ranks import Ranks
+from media.image_file import image_size
 from media.jobs import VIDEOS, Job, plan_jobs
 from media.pictures import (
     describe_dropped,
@@ -48,7 +51,8 @@ class Entry:
         source: the upload.
         folder: of its results, and of the pictures to show.
         text: what to say of it, in lines.
-        share: of the work that is done, since `start`.
+        share: of the work that is done.
+        seconds: what that took, since `start`.
         result: the derained file; None if there is none yet.
         begin: where in the file a video begins, seconds.
     """
@@ -58,6 +62,7 @@ class Entry:
     state: str = WAITING
     text: str = ""
     share: float = 0.0
+    seconds: float = 0.0
     start: float = 0.0
     result: Path | None = None
     begin: float = 0.0
@@ -67,12 +72,16 @@ class Entry:
         """Whether there is work to do, or in progress."""
         return self.state in (WAITING, NEXT, DERAINING)
 
-    @property
-    def remaining(self) -> str:
-        """How long it will take, if that can be said."""
-        if self.state != DERAINING or not self.share:
-            return ""
-        return f"{(time.monotonic() - self.start) * (1 / self.share - 1):.0f} s"
+    @cached_property
+    def pixels(self) -> int:
+        """How many there are, in all frames; 0 if its header does not say."""
+        if not self.is_video:
+            return math.prod(image_size(self.source) or [0])
+        try:
+            with closing(VideoReader(self.source, quick=True)) as reader:
+                return reader.width * reader.height * reader.count
+        except (UserError, OSError):  # which deraining reports
+            return 0
 
     def save(self, name: str, image: np.ndarray) -> None:
         """Save a picture to show, (H,W,3) uint8 BGR."""
@@ -112,6 +121,20 @@ class Entry:
         return "".join(films)
 
 
+def list_remaining(entries: list[Entry]) -> Iterator[str]:
+    """How long until each file is derained, by the pace of those before it; empty without one."""
+    begun = [entry for entry in entries if entry.state in (DERAINING, DERAINED)]
+    pixels = sum(entry.share * entry.pixels for entry in begun)
+    pace = sum(entry.seconds for entry in begun) / pixels if pixels else 0.0
+    seconds = 0.0
+    for entry in entries:
+        if entry.is_open and pace:
+            seconds += pace * entry.pixels * (1 - entry.share)
+            yield f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        else:
+            yield ""
+
+
 @dataclass(frozen=True)
 class WebDerainer:
     """Derains the files of the page by the settings of the action."""
@@ -146,7 +169,7 @@ class WebDerainer:
         def record_progress(done: int, total: int) -> None:
             if is_wanted and not is_wanted():
                 raise Unwanted
-            entry.share = done / total
+            entry.share, entry.seconds = done / total, time.monotonic() - entry.start
 
         entry.state, entry.start, state = DERAINING, time.monotonic(), FAILED
         try:
@@ -179,8 +202,9 @@ class WebDerainer:
         output, notes = derain(derainer, job, entry, on_progress)
         height, width = output.rainy.shape[:2]
         weights = f"{model}, {views} views," if views > 1 else model
-        seconds = time.monotonic() - entry.start
-        lines = [f"{source.name}: {width}x{height} pixels, by {weights} in {seconds:.1f} s", *notes]
+        entry.seconds = time.monotonic() - entry.start
+        size = f"{width}x{height} pixels"
+        lines = [f"{source.name}: {size}, by {weights} in {entry.seconds:.1f} s", *notes]
         if derainer.path and derainer.path.resolve() == DEMO:
             lines.append(DEMO_WARNING)
         if is_shown:
@@ -199,7 +223,9 @@ class WebDerainer:
         picture = read_picture(job.source)
         require_format(job.target, picture)
         name = str(job.source)
-        on_progress(0, derainer.count_parts(*picture.colour.shape[:2], name=name))
+        height, width = picture.colour.shape[:2]
+        entry.pixels = height * width
+        on_progress(0, derainer.count_parts(height, width, name=name))
         derained, output = derain_picture(derainer, picture, name, on_progress)
         write_atomically(job.target, encode_picture(job.target, derained), durable=False)
         dropped = describe_dropped(job.target, derained)

@@ -18,7 +18,7 @@ from settings import Settings, UserError
 
 pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
 
-from actions.web_derainer import Entry, WebDerainer
+from actions.web_derainer import Entry, WebDerainer, list_remaining
 from actions.web_server import MainThread, is_unexpected
 
 
@@ -56,12 +56,20 @@ def test_progress_is_reported_to_its_end(web_derainer, rainy):
         assert entry.state == "derained"
 
 
-def test_the_remaining_time_follows_from_what_is_done(monkeypatch):
-    entry = Entry(Path("a.png"), Path("out"), "deraining", share=0.25, start=100.0)
-    monkeypatch.setattr("time.monotonic", lambda: 110.0)
-    assert entry.remaining == "30 s"
-    entry.state = "derained"
-    assert entry.remaining == ""
+def test_the_remaining_time_follows_from_the_pace_of_what_is_done(rainy):
+    for name, size in (("small.png", (40, 30)), ("large.png", (80, 60))):
+        cv2.imwrite(name, cv2.resize(rainy, size))
+    write_rain(Path("film.mkv"), 5, size=(48, 40))
+    Path("bad.png").write_bytes(b"no picture")
+    names = ["small.png", "bad.png", "large.png", "small.png", "film.mkv", "large.png"]
+    entries = [Entry(Path(name), Path("out")) for name in names]
+    assert list(list_remaining(entries)) == [""] * 6  # nothing is known yet
+    entries[0].state, entries[0].share, entries[0].seconds = "deraining", 0.25, 3.0
+    assert list(list_remaining(entries)) == ["9 s", "9 s", "57 s", "69 s", "3 min", "4 min"]
+    entries[0].state, entries[0].share, entries[0].seconds = "derained", 1.0, 6.0
+    entries[1].state, entries[1].seconds = "failed", 99.0
+    entries[3].state = "cancelled"
+    assert list(list_remaining(entries)) == ["", "", "24 s", "", "72 s", "96 s"]
 
 
 def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
