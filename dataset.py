@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from media.lists import Mixture, Pair, Pairs, read_pair
-from settings import Settings, UserError
-from system.overlap import map_processes, prefetch
+from settings import Settings
+from system.overlap import attempt, map_processes, prefetch
 
 BatchTensors = tuple[Tensor, Tensor, Tensor]  # rainy, clean and label, see Batch.tensors
 # Branches of the random stream: training and validation never share a draw.
@@ -214,11 +214,4 @@ def load_batches(
 
 def load_images(pairs: Sequence[Pair], num_workers: int) -> Generator[Any, None, None]:
     """read_pair of each pair in turn, or a UserError in the place of a bad one, by processes."""
-    return map_processes(pairs, _read_pair_or_error, min(num_workers, len(pairs)))
-
-
-def _read_pair_or_error(pair: Pair) -> tuple[np.ndarray, np.ndarray | None] | UserError:
-    try:
-        return read_pair(pair)
-    except UserError as error:
-        return error
+    return map_processes(pairs, partial(attempt, read_pair), min(num_workers, len(pairs)))

@@ -12,11 +12,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
@@ -41,11 +39,9 @@ from report.tables import DERAINED, RAINY, Result
 from settings import Settings, UserError, as_tuple, first_few, one_line
 from system.files import check_still_there, write_atomically
 from system.interrupt import defer_signals
-from system.overlap import count_threads, map_threads, prefetch
+from system.overlap import attempt, count_threads, map_threads, prefetch
 from system.progress import Progress, warn
 
-T = TypeVar("T")
-U = TypeVar("U")
 DEMO = Path(__file__).resolve().parent.parent / "model" / "demo"
 DEMO_WARNING = (
     "warning: model/demo was trained on synthetic rain only and can damage real photographs; for "
@@ -158,8 +154,8 @@ class _Run:
         """Derain the pictures: threads read ahead of the network, and write behind it."""
         ranks = self.ranks
         own_numbers = numbers[ranks.rank :: ranks.world_size]
-        pictures = prefetch(_attempt(self._read_picture, number) for number in own_numbers)
-        outputs = (_attempt(self._derain_picture, item) for item in pictures)
+        pictures = prefetch(attempt(self._read_picture, number) for number in own_numbers)
+        outputs = (attempt(self._derain_picture, item) for item in pictures)
         own_results = map_threads(outputs, self._write_picture, count_threads(ranks.local_size))
         silent, count = len(self.jobs) == 1 or not ranks.first, len(numbers)
         with (
@@ -301,11 +297,3 @@ def _date_as_part(job: Job) -> None:
     """Give a part of a video the time of its source, so that it never counts as the whole."""
     with contextlib.suppress(OSError):
         os.utime(job.target, ns=(time.time_ns(), job.source.stat().st_mtime_ns))
-
-
-def _attempt(step: Callable[[T], U], item: T | UserError) -> U | UserError:
-    """step(item), or the UserError that it raises, or that an earlier step left for the item."""
-    try:
-        return item if isinstance(item, UserError) else step(item)
-    except UserError as error:
-        return error

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 from media.image_file import image_size
 from media.lists import Pair, read_pair
 from settings import UserError
-from system.overlap import map_threads
+from system.overlap import attempt, map_threads
 from system.progress import SLOW_SECONDS, Progress
 
 HEADER_THREADS = 8  # they wait for disks more than they work
@@ -93,10 +94,10 @@ def inspect_pixels(rainy: np.ndarray, clean: np.ndarray, threshold: int) -> Pixe
     )
 
 
-def inspect_header(pair: Pair) -> tuple[int, int] | UserError:
+def inspect_header(pair: Pair) -> tuple[int, int]:
     """(width, height) of a pair, by its headers alone if they are in order.
 
-    If they are not, the pair is read whole, and what is wrong with it is returned.
+    If they are not, the pair is read whole. Raises UserError if something is wrong with it.
     """
     sizes = {image_size(path) for path in (pair.rainy, pair.clean) if path is not None}
     size = sizes.pop() if len(sizes) == 1 else None
@@ -104,18 +105,19 @@ def inspect_header(pair: Pair) -> tuple[int, int] | UserError:
         return size
     if size and size[0] % 2 == 0:
         return size[0] // 2, size[1]
-    try:
-        rainy, _ = read_pair(pair)
-    except UserError as error:
-        return error
+    rainy, _ = read_pair(pair)
     return rainy.shape[1], rainy.shape[0]
 
 
 def inspect_headers(
     pairs: Sequence[Pair], indices: Sequence[int], silent: bool = False
 ) -> Iterator[tuple[int, tuple[int, int] | UserError]]:
-    """Each of the indices with inspect_header of its pair; with progress if it takes long."""
-    results = map_threads((pairs[index] for index in indices), inspect_header, HEADER_THREADS)
+    """Each of the indices with inspect_header of its pair, or the UserError that it raises.
+
+    With progress if it takes long.
+    """
+    inspect = partial(attempt, inspect_header)
+    results = map_threads((pairs[index] for index in indices), inspect, HEADER_THREADS)
     progress = Progress("header", 0, len(indices), [], silent=silent, after=SLOW_SECONDS)
     with closing(results), progress:
         for index, result in zip(indices, results, strict=True):

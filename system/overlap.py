@@ -26,6 +26,14 @@ MEMORY_SHARE = 1 / 8  # of the free memory, for items that are finished at the s
 MAX_THREADS = 4  # that finish results: more would hold more, and few loops are that quick
 
 
+def attempt(work: Callable[[T], U], item: T | UserError) -> U | UserError:
+    """work(item), or the UserError that it raises, or that an earlier step left for the item."""
+    try:
+        return item if isinstance(item, UserError) else work(item)
+    except UserError as error:
+        return error
+
+
 def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
     """The items; a thread loads the next one while one is used.
 

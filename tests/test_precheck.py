@@ -78,9 +78,8 @@ def test_a_header_that_promises_no_picture_of_8_bits_tells_nothing():
     names = ("deep.png", "deep.tif", "text.png", "none.png")
     assert [image_file.image_size(Path(name)) for name in names] == [None] * 4
     pair = lists.Pair(Path("deep.png"), Path("deep.png"), "list:1")
-    found = inspection.inspect_header(pair)
-    assert isinstance(found, UserError)
-    assert "expected 8 bits a channel" in str(found)
+    with pytest.raises(UserError, match="expected 8 bits a channel"):
+        inspection.inspect_header(pair)
 
 
 def test_training_says_how_much_is_mask(run, pairs):
