@@ -49,10 +49,12 @@ def run(settings: Settings) -> int:
             f"-a {settings.action}: {error}; expected `pip install -r {file}`"
         ) from None
     except (MemoryError, RuntimeError) as error:
-        message = explain_error(error)
-        if message:
-            raise UserError(message) from None
-        raise
+        from engine.device import is_out_of_memory  # which takes seconds
+
+        if not is_out_of_memory(error):
+            raise
+        expected = "expected smaller images, crops or batches, or fewer processes"
+        raise UserError(f"not enough memory; {expected}") from None
 
 
 def prepare_process(settings: Settings) -> None:
@@ -65,15 +67,6 @@ def prepare_process(settings: Settings) -> None:
         threads = settings.num_threads or machine.count_cores()
         limit_pool(threads)
         use_threads(threads)
-
-
-def explain_error(error: MemoryError | RuntimeError) -> str:
-    """What a user can mend of an error that may come at any moment; empty for other errors."""
-    from engine.device import is_out_of_memory  # which takes seconds
-
-    if is_out_of_memory(error):
-        return "not enough memory; expected smaller images, crops or batches, or fewer processes"
-    return ""
 
 
 if __name__ == "__main__":

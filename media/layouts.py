@@ -62,28 +62,18 @@ class Folder:
     images: list[str]
 
 
-class File(NamedTuple):
-    """An image by its folder and its name: many share the text of one folder."""
-
-    folder: str
-    name: str
-
-    def __str__(self) -> str:
-        return _join(*self)
-
-
 @dataclass
 class Pairing:
-    """Pairs of rainy and clean files, and the files without a partner.
+    """Pairs of rainy and clean files by their relative names, and the files without a partner.
 
     A pair in one file, and an unpaired image, is a tuple of that file alone.
     """
 
     name: str
     description: str
-    pairs: list[tuple[File, ...]] = field(default_factory=list)
-    rainy_left: list[File] = field(default_factory=list)
-    clean_left: list[File] = field(default_factory=list)
+    pairs: list[tuple[str, ...]] = field(default_factory=list)
+    rainy_left: list[str] = field(default_factory=list)
+    clean_left: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -96,7 +86,7 @@ class Pairing:
 
 def read_folder(
     path: str, layout: str, side_by_side: str, say: Callable[[str], object], allow_unpaired: bool
-) -> tuple[list[tuple[File, ...]], str]:
+) -> tuple[list[tuple[str, ...]], str]:
     """The pairs of a folder in one of the layouts of Train_Dataset_README.md.
 
     Args:
@@ -114,7 +104,7 @@ def read_folder(
     """
     path, notify = str(Path(path)), SlowNotice(say).update
     tree, skipped = _list_images(path, notify)
-    images = [File(inner, name) for inner, folder in tree.items() for name in folder.images]
+    images = [_join(inner, name) for inner, folder in tree.items() for name in folder.images]
     notify(f"{path}: pairing {len(images)} images")
     pairing = _choose_pairing(path, [p for p in _find_pairings(path, tree) if p.pairs], layout)
     if pairing is None:
@@ -126,7 +116,9 @@ def read_folder(
         say(one_line(f"{path}: {line}", 1000))
     if skipped:
         say(f"{path}: {describe_skipped(skipped)}")
-    return sorted(pairing.pairs), side_by_side
+    # By folders, each with all its files before those of the folders in it.
+    pairs = sorted(pairing.pairs, key=lambda files: [file.rpartition("/") for file in files])
+    return pairs, side_by_side
 
 
 def sole_image(folder: Path) -> str | None:
@@ -203,7 +195,7 @@ def _find_sides(name: str, folder: Folder) -> Iterator[tuple[str, str]]:
 
 def _iterate_side(
     tree: dict[str, Folder], parent: str, side: str
-) -> Iterator[tuple[str, str, File]]:
+) -> Iterator[tuple[str, str, str]]:
     """(folder within the side, stem, file) of each image of a side."""
     top = parent if side == SAME_FOLDER else _join(parent, side)
     folders = [top]
@@ -213,7 +205,7 @@ def _iterate_side(
         within = normalize("NFC", folder[len(top) + 1 :])  # macOS stores accents separately
         for name in tree[folder].images:
             stem = normalize("NFC", name.partition("/")[0].rpartition(".")[0])
-            yield within, stem, File(folder, name)
+            yield within, stem, _join(folder, name)
 
 
 def _add_pairs(
@@ -222,8 +214,8 @@ def _add_pairs(
     """Add what a rule finds below a folder to a pairing. Returns whether it found a pair."""
     rainy_side, clean_side, _ = pairing.name.split(":")
     clean_stem = rule.clean_stem if rainy_side == clean_side else None
-    clean_files: dict[tuple[str, str], File] = {}  # by folder and stem
-    duplicates: dict[File, File] = {}  # of the same stem
+    clean_files: dict[tuple[str, str], str] = {}  # by folder and stem
+    duplicates: dict[str, str] = {}  # of the same stem
     for folder, stem, file in _iterate_side(tree, parent, clean_side):
         if clean_stem is None or clean_stem.match(stem):
             first = clean_files.setdefault((folder, stem), file)
@@ -252,7 +244,7 @@ def _add_pairs(
     return bool(pairs)
 
 
-def _find_clean(clean_files: dict[tuple[str, str], File], folder: str, stem: str) -> File | None:
+def _find_clean(clean_files: dict[tuple[str, str], str], folder: str, stem: str) -> str | None:
     """The clean image of that stem in the folder of that name, or in the nearest above it."""
     while folder and (folder, stem) not in clean_files:
         folder = folder.rpartition("/")[0]
@@ -288,7 +280,7 @@ def _choose_pairing(path: str, pairings: list[Pairing], layout: str) -> Pairing 
 
 
 def _take_unpaired(
-    path: str, images: list[File], side_by_side: str, allow_unpaired: bool
+    path: str, images: list[str], side_by_side: str, allow_unpaired: bool
 ) -> Pairing:
     """Every image of a folder, as both of a pair, or alone. Raises UserError."""
     if not images:
@@ -303,7 +295,7 @@ def _take_unpaired(
     return Pairing("", description, [(image,) for image in images])
 
 
-def _describe_leftovers(images: list[File], pairing: Pairing) -> Iterator[str]:
+def _describe_leftovers(images: list[str], pairing: Pairing) -> Iterator[str]:
     """Lines on the images that are not in pairs."""
     paired = {file for pair in pairing.pairs for file in pair}
     others = set(images) - paired - {*pairing.rainy_left, *pairing.clean_left}

@@ -183,7 +183,7 @@ def read_list(
     if Path(path).is_dir():
         rows, halves = read_folder(path, layout, halves, say, allow_unpaired)
         path = str(Path(path))
-        encoded = ((n, [str(file).encode() for file in files]) for n, files in enumerate(rows, 1))
+        encoded = ((n, [file.encode() for file in files]) for n, files in enumerate(rows, 1))
         try:
             packed = _pack_names(encoded)
         except UnicodeEncodeError as error:

@@ -151,18 +151,16 @@ class VideoIntegrity:
         indexed = self.indexed.get(self.stream.index, 0)
         unread = max(indexed - self.packets[self.stream.index], 0)
         promised = max(indexed - self.counts["hidden"], 0)
-        decoded, is_avi = self.counts["decoded"], "avi" in self.formats
+        decoded = self.counts["decoded"]
+        # A packet in an AVI may repeat the last picture: no frame comes of it.
+        lost = unread if "avi" in self.formats else promised - decoded
         tolerance = max(DURATION_TOLERANCE, 1.5 / float(self.rate))
         ends_early = self.end_time + tolerance < self.duration
         if self.all_read and (ends_early or (unread and not self.duration)):
             total = promised if unread else f"about {self.total}"
             frames = format_count(decoded, "frame")
             yield f"cut short: {frames} decoded, of {total} that it promises"
-        elif self.all_read and unread and is_avi:
-            yield f"damaged: {unread} of {indexed} frames could not be read, left out"
-        # A packet in an AVI may repeat the last picture: no frame comes of it.
-        elif self.all_read and promised > decoded and not is_avi:
-            lost = promised - decoded
+        elif self.all_read and lost > 0:
             yield f"damaged: {lost} of {promised} frames could not be decoded, left out"
         elif self.counts["failed"]:
             failed = format_count(self.counts["failed"], "piece")

@@ -66,6 +66,7 @@ def write_page(
     videos = sum(result.begin is not None for result in results)
     counts = {"picture": len(results) - videos, "video": videos}
     shown = [format_count(count, noun) for noun, count in counts.items() if count]
+    methods = [number for number, name in enumerate(sides) if name not in (RAINY, CLEAN)]
     data = {
         "lead": f"{', '.join(shown)}: {', '.join(sides)}.",
         "links": list(links),
@@ -75,7 +76,8 @@ def write_page(
         ],
         "protocols": list(PROTOCOLS) if means else [],
         "gains": RAINY in sides,
-        "opening": _choose_opening(list(sides)),
+        # The two sides that it opens on.
+        "opening": methods[:2] if len(methods) > 1 else [0, min(1, len(sides) - 1)],
         "columns": [] if means else [{"label": n, "digits": d} for n, d in COLUMNS.items()],
         "view": VIEW,
         "copied": MOST_COPIED,
@@ -96,12 +98,6 @@ def write_page(
     }
     page = re.sub(r"\{\{[A-Z]+\}\}", lambda match: parts[match[0]], _read_part("page.html"))
     write_atomically(folder / PAGE, page.encode())
-
-
-def _choose_opening(sides: list[str]) -> list[int]:
-    """The two sides that a page opens on: the first two methods, if there are several."""
-    methods = [number for number, name in enumerate(sides) if name not in (RAINY, CLEAN)]
-    return methods[:2] if len(methods) > 1 else [0, min(1, len(sides) - 1)]
 
 
 def _page_row(folder: Path, result: Result, sides: Mapping[str, str], has_scores: bool) -> dict:

@@ -22,7 +22,7 @@ def test_an_avi_is_held_to_its_index(run, unchanged, codec):
     data = bytearray(path.read_bytes())
     data[place - 8 : place - 4] = b"JUNK"  # the chunk is no frame any more
     path.write_bytes(data)
-    message = "damaged: 1 of 40 frames could not be read, left out"
+    message = "damaged: 1 of 40 frames could not be decoded, left out"
     assert derain(run, path, "out.mkv") == (2, [f"warning: a.avi: {message}"])
     assert len(read("out.mkv")[0]) == 39
 
