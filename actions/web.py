@@ -119,6 +119,17 @@ class Tab:
         self.archive = path
 
 
+class Blocks(gr.Blocks):
+    """Takes wrong data in a call by hand as a line, where Gradio prints a traceback."""
+
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> list[Any]:
+        """See Gradio. Raises gr.Error: too few values, or one that the field cannot hold."""
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except Exception as error:
+            raise gr.Error(str(error).partition("\n")[0], print_exception=False) from None
+
+
 class WebPage:
     """The page: its layout, and what happens when a file is uploaded or a tab is closed.
 
@@ -134,7 +145,7 @@ class WebPage:
     def build(self) -> gr.Blocks:
         """The page, ready to be launched."""
         settings = self.derainer.settings
-        with gr.Blocks(
+        with Blocks(
             title="SPANet", analytics_enabled=False, fill_width=True,
             delete_cache=(ORPHAN_CHECK_SECONDS, ORPHAN_SECONDS),
         ) as page:  # fmt: skip
@@ -219,7 +230,7 @@ class WebPage:
     def _receive(
         self, uploads: list[dict[str, Any]], model: str, views: int, request: gr.Request
     ) -> list[Any]:
-        paths = [self._find_upload(upload) for upload in uploads]
+        paths = [self._find_upload(upload) for upload in uploads or []]
         tab = self._find_tab(request)
         tab.choice, tab.shown, tab.archive = (model, views), len(tab.entries), None
         tab.entries = [*tab.entries, *map(tab.create_entry, paths)]
@@ -273,7 +284,7 @@ class WebPage:
     def _show(self, tab: Tab) -> list[Any]:
         """Values for table, film, slider, download, archive, cancel and text."""
         entries = tab.entries
-        if not entries:
+        if not 0 <= tab.shown < len(entries):
             return [gr.skip()] * 7
         entry = entries[tab.shown]
         pictures, film = entry.list_pictures(tab.attention), entry.format_film()

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
@@ -43,9 +44,13 @@ def check_address(settings: Settings) -> str:
 
 
 def is_unexpected(folder: str, record: logging.LogRecord) -> bool:
-    """Whether the server's log shows a record: not if a tab was closed during an upload."""
+    """Whether the server's log shows a record.
+
+    Not if a tab was closed during an upload, or a call by hand names an endpoint that there is not.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, FileNotFoundError | RuntimeError) and folder in str(error))
+    is_closed = isinstance(error, FileNotFoundError | RuntimeError) and folder in str(error)
+    return not (is_closed or isinstance(error, FnIndexInferError))
 
 
 class Guard:

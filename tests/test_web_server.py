@@ -49,11 +49,13 @@ def upload(
     return client.post(UPLOAD, files={"files": (name, data)}, headers=headers)
 
 
-def call(client: httpx.Client, name: str, session: str, *data: object) -> httpx.Response:
+def call(
+    client: httpx.Client, name: str, session: str, *data: object, **more: object
+) -> httpx.Response:
     """Have the server do what an event of the page does that does not queue."""
     functions = client.get("config").json()["dependencies"]
     number = next(one["id"] for one in functions if one["api_name"] == name)
-    event = {"data": data, "fn_index": number, "session_hash": session}
+    event = {"data": data, "fn_index": number, "session_hash": session, **more}
     return client.post("gradio_api/run/predict", json=event)
 
 
@@ -177,6 +179,21 @@ def test_a_wrong_choice_is_a_line(client, server, rainy, choice):
     answer = derain(client, "one")
     assert "expected" in answer
     assert "Traceback" not in answer
+
+
+def test_wrong_data_of_a_call_by_hand_is_a_line(client):
+    """And no traceback on the terminal; see Server.stop."""
+    wrong = [(), (None, "latest", 1), (5, "latest", 1), ([5], "latest", 1), ([claim("x")], {}, [])]
+    for data in wrong:
+        answer = call(client, "_receive", "one", *data)
+        text = answer.json().get("error", "") if answer.status_code == 500 else ""
+        assert (text.count("\n"), bool(text)) == (0, data != wrong[1]), data
+    event = {"event_data": {"index": [9, 0], "value": ""}}
+    assert call(client, "_select", "one", **event).status_code == 200
+    for data, found in (([], "needed: 3, got: 0"), (["x", "latest", 1], "not an upload")):
+        number = client.post("gradio_api/call/derain", json={"data": data}).json()["event_id"]
+        assert found in client.get(f"gradio_api/call/derain/{number}").text
+    assert client.post("gradio_api/call/clean", json={"data": []}).status_code == 500
 
 
 def wait(done: Callable[[], bool]) -> None:
