@@ -263,7 +263,8 @@ def browser():
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+            # One process for all tabs of a site: a tab of its own compiles the scripts anew.
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--process-per-site"],
         )
         yield browser
         browser.close()

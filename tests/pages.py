@@ -1,8 +1,10 @@
 """Pages of results opened in a real browser without a window: Chromium, where it is there."""
 
 import base64
+import functools
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -15,23 +17,33 @@ from settings import Settings
 COLOURS = ((0, 0, 200), (0, 200, 0), (200, 0, 0))  # BGR, of rainy, derained and clean
 
 
+@functools.cache
+def keep_page(browser):
+    """One page for all tests: each further one starts processes of Chromium."""
+    return browser.new_context().new_page()
+
+
 class Watched:
     """A page, and what it asked for and complained of."""
 
-    def __init__(
-        self, browser, path: Path, scheme: str = "light", script: bool = True, width: int = 1200
-    ) -> None:
+    listeners: ClassVar[dict] = {}
+
+    def __init__(self, browser, path: Path, scheme: str = "light", width: int = 1200) -> None:
         self.requests, self.complaints = [], []
-        context = browser.new_context(
-            color_scheme=scheme,
-            viewport={"width": width, "height": 800},
-            java_script_enabled=script,
+        self.page = keep_page(browser)
+        self.page.goto("about:blank")  # what the former page still asks for ends here
+        for event, listener in self.listeners.items():
+            self.page.remove_listener(event, listener)
+        self.listeners.update(
+            request=lambda request: self.requests.append(request.url),
+            requestfailed=lambda request: self.complaints.append(request.url),
+            console=lambda message: self.complaints.append(message.text),
+            pageerror=lambda error: self.complaints.append(str(error)),
         )
-        self.page = context.new_page()
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("requestfailed", lambda request: self.complaints.append(request.url))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        for event, listener in self.listeners.items():
+            self.page.on(event, listener)
+        self.page.emulate_media(color_scheme=scheme)
+        self.page.set_viewport_size({"width": width, "height": 800})
         self.page.goto(path.resolve().as_uri())
         self.settle()
 
