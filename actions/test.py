@@ -24,8 +24,7 @@ from engine.derainer import Derainer
 from engine.device import count_workers, describe_device
 from engine.events import EventFile
 from engine.ranks import Ranks
-from engine.scoring import DerainedPair, derain_pairs, warn_of_dead_masks
-from media.inspection import inspect_headers
+from engine.scoring import DerainedPair, check_headers, derain_pairs, warn_of_dead_masks
 from media.lists import Pair, name_sets, read_list
 from media.pictures import read_image
 from media.results import result_names
@@ -70,7 +69,9 @@ def test(settings: Settings) -> int:
         inputs = [path for pair in listed for path in (pair.rainy, pair.clean) if path]
         inputs += [*map(Path, sets.values()), checkpoint]
         outputs = [path for name in names for path in _picture_paths(folder, name)]
-        readable = _find_readable(listed, ranks)
+        readable = check_headers(listed, range(len(listed)), ranks)
+        if not readable:
+            raise UserError(f"none of the {len(listed)} images of the list can be used")
         pairs, names = [listed[i] for i in readable], [names[i] for i in readable]
         with open_result_folder(
             folder, "--result-dir", inputs=inputs, outputs=outputs, stale=(METRICS_CSV, SUMMARY),
@@ -93,25 +94,6 @@ def test(settings: Settings) -> int:
                 check_still_there(pictures, "results")
         ranks.all_gather(None)  # a rank that leaves with status 2 ends the others
     return 0 if len(results) == len(listed) else 2
-
-
-def _find_readable(pairs: Sequence[Pair], ranks: Ranks) -> list[int]:
-    """The numbers of the pairs whose headers are in order. Warns of the others.
-
-    Raises:
-        UserError: there is none.
-    """
-    own = range(ranks.rank, len(pairs), ranks.world_size)
-    headers = inspect_headers(pairs, own, silent=not ranks.first)
-    own_errors = {index: str(error) for index, error in headers if isinstance(error, UserError)}
-    errors = {index: text for part in ranks.all_gather(own_errors) for index, text in part.items()}
-    if len(errors) == len(pairs) == 1:
-        raise UserError(errors[0])
-    for index in sorted(errors) if ranks.first else ():
-        warn(errors[index])
-    if len(errors) == len(pairs):
-        raise UserError(f"none of the {len(pairs)} images of the list can be used")
-    return [index for index in range(len(pairs)) if index not in errors]
 
 
 def _picture_paths(folder: Path, name: str) -> list[Path]:

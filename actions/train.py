@@ -13,6 +13,7 @@ from engine.checkpoint import checkpoint_path
 from engine.device import describe_device
 from engine.events import EVENTS as EVENT_FILE
 from engine.ranks import Ranks
+from engine.scoring import check_headers
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, run_steps
 from engine.training_run import TrainingRun
 from media import inspection
@@ -47,7 +48,7 @@ def train(settings: Settings) -> int:
         val_pairs = lists[settings.val_list] if settings.val_list else pairs
         run.data = " ".join(map(fingerprint, own))
         run.val_data = fingerprint(lists[settings.val_list]) if settings.val_list else ""
-        sizes = {name: check_headers(name, lists[name], settings.seed, ranks) for name in lists}
+        sizes = {name: check_sample(name, lists[name], settings.seed, ranks) for name in lists}
         folder = Path(settings.model_dir)
         inputs = [*map(Path, lists), _init_path(run)]
         outputs = [folder / LATEST, folder / BEST, folder / FILE, *folder.glob("step_*")]
@@ -74,40 +75,29 @@ def train(settings: Settings) -> int:
         return 128 + number if number else 0
 
 
-def check_headers(
+def check_sample(
     name: str, pairs: Sequence[Pair], seed: int, ranks: Ranks
 ) -> list[tuple[int, int]]:
-    """Read the headers of a sample of a list, on the first rank.
-
-    Returns:
-        (width, height) of each pair of the sample, on every rank.
+    """(width, height) of each pair of a sample of a list, by its header.
 
     Raises:
         UserError: a pair cannot be used. Of several, each has been printed.
     """
-    results: list[tuple[int, int] | UserError] = []
-    if ranks.first:
-        indices = inspection.sample_indices(len(pairs), HEADERS, seed)
-        results = [result for _, result in inspection.inspect_headers(pairs, indices)]
-    results = ranks.all_gather(results)[0]
-    errors = [result for result in results if isinstance(result, UserError)]
-    if len(errors) == 1:
-        raise errors[0]
-    for error in errors if ranks.first else ():
-        warn(str(error))
-    if errors:
+    indices = inspection.sample_indices(len(pairs), HEADERS, seed)
+    sizes = check_headers(pairs, indices, ranks, need_all=True)
+    if bad := len(indices) - len(sizes):
         raise UserError(
-            f"{name}: {len(errors)} of the {len(results)} pairs looked at cannot be used; expected "
-            "none: -a check looks at all, and --fix writes a list of the others"
+            f"{name}: {bad} of the {len(indices)} pairs looked at cannot be used; expected none: "
+            "-a check looks at all, and --fix writes a list of the others"
         )
-    return [result for result in results if not isinstance(result, UserError)]
+    return list(sizes.values())
 
 
 def report_data(settings: Settings, pairs: Sequence[Pair], sizes: list[tuple[int, int]]) -> None:
     """Print the share of mask pixels in a sample of the pairs, and warn of what looks wrong.
 
     Args:
-        sizes: what check_headers returned.
+        sizes: what check_sample returned.
 
     Raises:
         UserError: a pair of the sample cannot be read.

@@ -1,10 +1,11 @@
-"""Derain the pairs of a list: the loop that testing and the scores of a training run share."""
+"""What testing and training do with a list: check its headers, derain its pairs, score them."""
 
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 import dataset
 from engine.derainer import DerainedImage, Derainer
 from engine.ranks import Ranks
+from media.inspection import inspect_headers
 from media.lists import Pair
 from model import is_dead_mask
 from report.metrics import MEASURE_BYTES_PER_PIXEL, measure
@@ -22,6 +24,29 @@ from system.progress import SlowNotice, warn
 
 T = TypeVar("T")
 IMAGE_BYTES_PER_PIXEL = 54  # rainy, derained and clean image, as floats and as they were read
+
+
+def check_headers(
+    pairs: Sequence[Pair], indices: Sequence[int], ranks: Ranks, need_all: bool = False
+) -> dict[int, tuple[int, int]]:
+    """Read the headers of pairs, which the ranks share.
+
+    Returns:
+        (width, height) by the indices, on every rank, of the pairs that can be used. The first rank
+        warns of the others.
+
+    Raises:
+        UserError: what is wrong with the only pair, or with the only bad one if all are needed.
+    """
+    own = indices[ranks.rank :: ranks.world_size]
+    results = ranks.all_gather(list(inspect_headers(pairs, own, silent=not ranks.first)))
+    headers = dict(sorted(chain.from_iterable(results)))
+    errors = [header for header in headers.values() if isinstance(header, UserError)]
+    if len(errors) == 1 and (need_all or len(indices) == 1):
+        raise errors[0]
+    for error in errors if ranks.first else ():
+        warn(str(error))
+    return {i: header for i, header in headers.items() if not isinstance(header, UserError)}
 
 
 @dataclass

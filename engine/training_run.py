@@ -134,11 +134,6 @@ class TrainingRun:
         if save:
             save.result()
 
-    def save(self, name: str) -> None:
-        """Save the run as it stands, on the first rank. Raises UserError."""
-        self.launch_save(name)
-        self.finish_save()
-
     def load_weights(self, path: Path) -> None:
         """Start from the weights of a checkpoint, as they derain. Raises as resume."""
         content = checkpoint.load(path)

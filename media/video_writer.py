@@ -31,7 +31,7 @@ VP9 = ("libvpx-vp9", VP9_OPTIONS, "sides of at most 65535 pixels and usual rates
 FFV1: tuple[str, dict[str, str], str] = ("ffv1", {}, "sides of at least 2 pixels")
 ENCODERS = {".mp4": X264, ".m4v": X264, ".mov": X264, ".mkv": X264, ".webm": VP9}
 CONTAINERS = {".mkv": "matroska", ".m4v": "mp4"}  # if the suffix is not FFmpeg's name
-MP4_FORMATS = ("mp4", "mov")
+MP4_SUFFIXES = (".mp4", ".m4v", ".mov")
 LOSSLESS = {"ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "lagarith", "magicyuv"}
 RGB, BT709, BT2020 = 0, 1, 9  # FFmpeg's numbers of colour spaces
 # Older PyAV does not convert to the last.
@@ -92,7 +92,6 @@ class VideoWriter:
 
     def __init__(self, path: Path, source: VideoReader) -> None:
         self.path, self.source, self.frame_count = path, source, 0
-        self._format = CONTAINERS.get(path.suffix.lower(), path.suffix.lower()[1:])
         self._dropped_packets: Counter[int] = Counter()  # by the index of their stream
         self._last_dts: dict[int, int] = {}
         self.warnings: list[str] = []
@@ -112,18 +111,15 @@ class VideoWriter:
         self._cleanup.callback(self.temp_path.unlink, missing_ok=True)
         metadata = self._filter_metadata(source.container.metadata)
         needs_quicktime_keys = not {key.lower() for key in metadata} <= MP4_KEYS
-        needs_quicktime_keys &= self._format in MP4_FORMATS
-        options = self._container_options(self._format)
-        if needs_quicktime_keys:
-            options["movflags"] = "use_metadata_tags"
-        address = ffmpeg_address(self.temp_path)
-        self.container = av.open(address, "w", format=self._format, container_options=options)
+        options = {"movflags": "use_metadata_tags"} if needs_quicktime_keys else {}
+        address, suffix = ffmpeg_address(self.temp_path), self.path.suffix
+        self.container = self._open_container(address, suffix, options)
         self._cleanup.callback(self.container.close)
         self.container.metadata.update(metadata)
         self._chapters = source.container.chapters()
         if not source.start and not source.frames:
             self.container.set_chapters(self._chapters)
-        self.stream = self._add_video_stream(self.container, self.path.suffix)
+        self.stream = self._add_video_stream(self.container, suffix)
         self.copies: dict[int, av.stream.Stream] = {}
         for each in source.copied:
             self._copy_stream(each)
@@ -155,10 +151,16 @@ class VideoWriter:
             return FFV1
         return ENCODERS[suffix.lower()]
 
-    def _container_options(self, container: str) -> dict[str, str]:
+    def _open_container(
+        self, file: Any, suffix: str, options: dict[str, str] | None = None
+    ) -> OutputContainer:
+        """Open a file to write of the kind that a suffix names; the options are those of MP4."""
+        suffix = suffix.lower()
         # Edit lists count in this unit, and would hide frames that are shown for less.
-        unit = max(1000, round(self.source.rate))
-        return {"movie_timescale": str(unit)} if container in MP4_FORMATS else {}
+        unit = {"movie_timescale": str(max(1000, round(self.source.rate)))}
+        options = unit | (options or {}) if suffix in MP4_SUFFIXES else {}
+        name = CONTAINERS.get(suffix, suffix[1:])
+        return av.open(file, "w", format=name, container_options=options)
 
     def _require_fit(self) -> None:
         """Raise UserError if this kind of file cannot hold frames of the source's size and rate."""
@@ -177,10 +179,8 @@ class VideoWriter:
         """Whether a file of this suffix holds the source's frames: three are written and read."""
         source, file = self.source, io.BytesIO()
         image = np.zeros((source.height, source.width, 3), np.uint8)
-        container = CONTAINERS.get(suffix.lower(), suffix.lower()[1:])
-        options = self._container_options(container)
         with contextlib.suppress(av.error.FFmpegError, ValueError, NotImplementedError):
-            with av.open(file, "w", format=container, container_options=options) as trial:
+            with self._open_container(file, suffix) as trial:
                 stream = self._add_video_stream(trial, suffix)
                 for index in range(3):
                     frame = av.VideoFrame.from_ndarray(image, format="bgr24")
@@ -195,7 +195,7 @@ class VideoWriter:
     def _copy_stream(self, stream: av.stream.Stream) -> None:
         """Add a copy of a stream, if this kind of file can hold it."""
         try:
-            with av.open(io.BytesIO(), "w", format=self._format) as trial:
+            with self._open_container(io.BytesIO(), self.path.suffix) as trial:
                 trial.add_stream_from_template(stream)
                 trial.start_encoding()
         except (av.error.FFmpegError, ValueError):
@@ -281,7 +281,7 @@ class VideoWriter:
         source = self.source
         with self._translate_errors():
             packets = self.stream.encode(None)
-            if packets and self._format in MP4_FORMATS:
+            if packets and self.path.suffix.lower() in MP4_SUFFIXES:
                 # The packet that is last in the file decides how long the last frame is shown.
                 packets[-1].duration = max(packets, key=lambda packet: packet.pts or 0).duration
             self.container.mux(packets)

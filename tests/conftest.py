@@ -103,12 +103,17 @@ def golden(name: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def save_run(run: TrainingRun, name: str = "latest") -> None:
+    run.launch_save(name)
+    run.finish_save()
+
+
 @pytest.fixture
 def model() -> None:
     """A checkpoint model/latest, as a run of five steps would have left it."""
     run = TrainingRun(Settings("train", device="cpu"))
     run.step = 4
-    run.save("latest")
+    save_run(run)
 
 
 @pytest.fixture

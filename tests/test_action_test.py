@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import command, finish, shell, write_pairs
+from conftest import command, finish, save_run, shell, write_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import events
 
@@ -233,12 +233,12 @@ def test_headers_are_looked_at_before_the_first_image_is_derained(run, pairs, mo
     wrong = lines[1].split()[0] + " " + lines[0].split()[1]
     pairs.write_text(f"{wrong}\n{lines[0]}\n")
     events, derain = [], Derainer.derain
-    monkeypatch.setattr("actions.test.warn", events.append)
+    monkeypatch.setattr("engine.scoring.warn", events.append)
     monkeypatch.setattr(Derainer, "derain", lambda *a: events.append("derained") or derain(*a))
     assert run("-a", "test", "--test-list", pairs, "--device", "cpu")[0] == 2
     assert "list.txt:1: the images of a pair differ in size" in events[0]
     assert (events[1:], len(rows())) == (["derained"], 1)
-    monkeypatch.setattr("actions.test.warn", warn)
+    monkeypatch.setattr("engine.scoring.warn", warn)
     pairs.write_text(f"{wrong}\n{wrong}\n")
     before = Path("results/summary.json").read_text()
     status, out, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
@@ -328,7 +328,7 @@ def test_derain_tells_of_a_constant_attention_map_too(run, pairs, model):
 def test_direction_attention_is_read_from_the_checkpoint(run, pairs):
     training = TrainingRun(Settings("train", device="cpu", direction_attention=True))
     training.step = 0
-    training.save("latest")
+    save_run(training)
     status, _, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")
     assert (status, err) == (0, "")
     assert json.loads(Path("results/summary.json").read_text())["direction_attention"] is True

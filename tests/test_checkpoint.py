@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, shell
+from conftest import ROOT, command, save_run, shell
 
 from engine import checkpoint
 from engine.derainer import Derainer
@@ -30,7 +30,7 @@ def training_run(**values) -> TrainingRun:
 def saved(name: str = "latest", **values) -> Path:
     one = training_run(**values)
     one.step = 7
-    one.save(name)
+    save_run(one, name)
     return one.path(name)
 
 
@@ -54,7 +54,7 @@ def test_round_trip_restores_weights_clock_and_optimiser():
     (mask.mean() + output.mean()).backward()
     first.optimiser.step()
     first.step = 41
-    first.save("latest")
+    save_run(first)
     second = training_run(seed=2, allow_changed_settings=True)
     second.resume(second.path("latest"))
     assert second.step == 41
@@ -156,7 +156,7 @@ def test_pickle_payload_is_refused_and_does_not_run(how, kind):
     ],
 )
 def test_wrong_content_is_one_line(change, words):
-    stepped().save("latest")
+    save_run(stepped())
     rewrite(Path("model/latest"), change)
     message = refusal()
     assert message.startswith("model/latest: ")
@@ -198,7 +198,7 @@ def stepped() -> TrainingRun:
 
 def test_settings_of_a_saved_optimiser_do_not_come_along():
     one = stepped()
-    one.save("latest")
+    save_run(one)
     change = {"amsgrad": True, "weight_decay": 3.0}
     rewrite(one.path("latest"), lambda c: c["opt"]["param_groups"][0].update(change))
     two = training_run()
@@ -247,7 +247,7 @@ def test_released_checkpoint_loads_with_its_optimiser(shared):
 
 def test_a_fused_step_after_a_state_of_another_layout_is_that_of_a_plain_one(monkeypatch):
     """Published moments are NCHW, our weights channels_last; a GPU's optimiser is fused."""
-    stepped().save("latest")
+    save_run(stepped())
 
     def to_nchw(content) -> None:
         for state in content["opt"]["state"].values():
@@ -275,9 +275,9 @@ def test_full_disk_leaves_the_last_good_one_and_nothing_unfinished():
     good = saved().read_bytes()
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_checkpoint import training_run\n"
+        "from test_checkpoint import save_run, training_run\n"
         "from settings import UserError\n"
-        "try:\n    training_run(seed=5).save('latest')\n"
+        "try:\n    save_run(training_run(seed=5))\n"
         "except UserError as error:\n    print(error)\n"
     )
     python = shlex.join([command()[0], "-c", program, str(ROOT / "tests")])
@@ -295,7 +295,7 @@ def test_read_only_folder_is_one_line(monkeypatch):
     saved()
     monkeypatch.setattr(files, "create_temp_beside", refuse)
     with pytest.raises(UserError, match=r"model/latest: cannot be written: Permission denied"):
-        training_run().save("latest")
+        save_run(training_run())
 
 
 def test_stripping_keeps_the_weights_and_drops_the_optimiser(capsys):

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT, command, finish, started, write_pairs
+from conftest import ROOT, command, finish, save_run, started, write_pairs
 from test_model import recipe_weights
 from test_resume import start, until
 from test_train import SMALL, clock, events, weights
@@ -158,7 +158,7 @@ training_step.compute_losses = broken
 
 def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
     torch.manual_seed(0)
-    TrainingRun(Settings("train", device="cpu")).save("latest")
+    save_run(TrainingRun(Settings("train", device="cpu")))
     words = ["-a", "test", "--test-list", pairs, "--device", "cpu", "--num-threads", 1]
     assert finish(command(*words, "--result-dir", "one")).returncode == 0
     done = run_ranks(2, *words, "--result-dir", "two", "--log-dir", "logdir2")
