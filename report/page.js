@@ -49,7 +49,7 @@ function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
   view.x = x - (x - view.x) * k / view.k;
   view.y = y - (y - view.y) * k / view.k;
   view.k = k;
-  view.fit = k <= fitScale();
+  view.fit = k <= 1.001 * fitScale();  // zoomed in and out again it is not quite the same number
   placeImages();
 }
 

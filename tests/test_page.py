@@ -242,6 +242,55 @@ def test_keys_anywhere_on_the_page(browser, tmp_path):
     assert not seen.page.locator("#keys").is_visible()
 
 
+# Each button of the page of a test, an expression, and its value after a press.
+PRESSED = [
+    ("#next", "byId('name').innerText", "image <b>1</b>"),
+    ("#previous", "byId('name').innerText", "image <b>0</b>"),
+    ("#flip", "byId('cut').value", "0"),
+    ("#in", "view.fit", False),
+    ("#out", "view.fit", True),
+    ("#in", "view.fit", False),
+    ("#pixels", "view.fit", True),  # the picture is small
+    ("#in", "view.fit", False),
+    ("#fit", "view.fit", True),
+    ("#overlay", "byId('mask').hidden", False),
+    ("#error", "halves[0].querySelector('.truth').src !== ''", True),
+    ("#help", "byId('keys').open", True),
+    ("#keys button", "byId('keys').open", False),
+    ("#most", "byId('count').innerText", "10 of 12 shown"),
+    ("#least", "byId('all').disabled", False),
+    ("#all", "byId('count').innerText", "12 of 12 shown"),
+    ("#strip button >> nth=2", "byId('name').innerText", "image <b>2</b>"),
+    ("#table thead button >> nth=0", "byId('order').value", "-1"),
+    ("#table .pick >> nth=1", "byId('name').innerText", "image <b>1</b>"),
+    ("details:has(#settings) summary", "byId('settings').checkVisibility()", True),
+    ("#all-pictures summary", "byId('table').checkVisibility()", False),
+]
+UNPRESSED = """[...document.querySelectorAll("button, summary, input[type=checkbox], header a")]
+    .filter(node => node.checkVisibility() && !node.closest("#strip, .pressed"))
+    .map(node => node.outerHTML)"""
+
+
+def test_every_button_and_link_does_its_work(browser, tmp_path):
+    seen = Watched(browser, write_test_page(tmp_path, 12))
+    (tmp_path / "metrics.csv").write_text("a,b")
+    (tmp_path / "derained").mkdir()
+    cv2.imwrite(str(tmp_path / "derained" / "1 %.png"), np.zeros((8, 8, 3), np.uint8))
+    seen.page.evaluate("""document.addEventListener("click", event =>
+        event.target.closest("button, a, summary, input")?.classList.add("pressed"), true)""")
+    for button, expression, expected in PRESSED:
+        seen.page.click(button)
+        seen.settle()
+        assert seen.page.evaluate(expression) == expected, button
+    for button, name in (("#save", "image_b_1_b_"), ("#links a", "metrics.csv")):
+        with seen.page.expect_download() as download:
+            seen.page.click(button)
+        assert download.value.suggested_filename.startswith(name)
+    assert seen.page.evaluate(UNPRESSED) == []
+    seen.page.click("#facts a")
+    assert seen.page.url.endswith("/derained/1%20%25.png")
+
+
 SOURCES = "[...document.querySelectorAll('.half img:first-child')].map(one => one.src)"
 
 
