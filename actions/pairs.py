@@ -41,6 +41,7 @@ MANIFEST_SETTINGS = (
     "start", "frames", "percentile", "frame_step", "patch_size", "test_patch_size", "test_share",
     "rain_level", "rain_share",
 )  # fmt: skip
+DAMAGED = ", of a damaged video"  # at the end of a scene's lines
 Patch = tuple[slice, slice]  # rows and columns
 
 
@@ -95,8 +96,8 @@ def pairs(settings: Settings) -> int:
                     warn(f"warning: {scene.video}: damaged or cut short; what can be read is used")
             else:
                 scene_lines, complete = make_scene(folder, scene, settings)
-                ending = format_ending(len(scene_lines), complete)
-                write_atomically(path, "".join([*scene_lines, ending]).encode())
+                ending = f"# pairs: {len(scene_lines)}" + DAMAGED * (not complete)
+                write_atomically(path, "".join([*scene_lines, f"{ending}\n"]).encode())
             lines[scene.kind] += scene_lines
             incomplete |= not complete
         for kind, kind_lines in lines.items():
@@ -270,18 +271,12 @@ def name_patches(scene: Scene, frame: int, patch: Patch) -> tuple[str, str]:
     return rainy, f"{scene.kind}_gt/{scene.name}/{scene.name}_{place}"
 
 
-def format_ending(count: int, complete: bool) -> str:
-    """The last line of a scene's list, without which it is not whole."""
-    return f"# pairs: {count}{'' if complete else ', of a damaged video'}\n"
-
-
 def read_scene(path: Path) -> tuple[list[str], bool]:
     """The lines of a scene's pairs, and whether its video is whole. Raises UserError."""
     *lines, ending = read_bytes(path).decode(errors="replace").splitlines(keepends=True) or [""]
-    complete = ending == format_ending(len(lines), True)
-    if not complete and ending != format_ending(len(lines), False):
+    if not ending.startswith(f"# pairs: {len(lines)}"):
         raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")
-    return lines, complete
+    return lines, DAMAGED not in ending
 
 
 def write_pair_list(path: Path, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Derainer: a network ready for inference. An image goes in, a clean image and a mask come out."""
+"""Derainer: a network ready for inference. An image goes in, a derained one and a mask come out."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -28,18 +28,18 @@ OnProgress = Callable[[int, int], object]  # called with how many parts are done
 class DerainedImage:
     """A derained image on the device that computed it; its properties copy it to the CPU."""
 
-    def __init__(self, clean: Tensor, mask: Tensor) -> None:
-        self._clean, self._mask = clean, mask
+    def __init__(self, derained: Tensor, mask: Tensor) -> None:
+        self._derained, self._mask = derained, mask
 
     @property
     def float_image(self) -> np.ndarray:
-        """The clean image (H,W,3) float32, BGR, in 0..1."""
-        return self._clean.cpu().numpy()
+        """The derained image (H,W,3) float32, BGR, in 0..1."""
+        return self._derained.cpu().numpy()
 
     @property
     def uint8_image(self) -> np.ndarray:
-        """The clean image (H,W,3) uint8, BGR."""
-        return self._clean.mul(255).round_().to(torch.uint8).cpu().numpy()
+        """The derained image (H,W,3) uint8, BGR."""
+        return self._derained.mul(255).round_().to(torch.uint8).cpu().numpy()
 
     @property
     def mask(self) -> np.ndarray:
@@ -144,17 +144,17 @@ class Derainer:
         try:
             batch = self._to_batch(image)
             with attention.register_forward_hook(show_progress), self._precision_context():
-                mask, clean = tiles.derain_batch(self.net, batch, self.views, tile)
+                mask, derained = tiles.derain_batch(self.net, batch, self.views, tile)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise self._memory_error(name, height, width, tile) from None
-        if not (clean.isfinite().all() and mask.isfinite().all()):
+        if not (derained.isfinite().all() and mask.isfinite().all()):
             weights = self.path or "the weights in training"
             raise UserError(f"{name}: the output of {weights} is not finite; expected others")
         needed = self._estimate_memory(height, width, tile)
         self._largest_need = max(self._largest_need, needed)
-        return DerainedImage(clean[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
+        return DerainedImage(derained[0].permute(1, 2, 0).clamp_(0, 1), mask[0, 0])
 
     def choose_tile(self, height: int, width: int, *, name: str = "image") -> int:
         """The side of the tiles for images of that size, 0 for whole ones.

@@ -48,21 +48,21 @@ def derain_batch(
             the network see a whole line, so tiles are an approximation.
 
     Returns:
-        mask (N,1,H,W) in 0..1 and the clean image (N,3,H,W), float32, not clamped.
+        mask (N,1,H,W) in 0..1 and the derained image (N,3,H,W), float32, not clamped.
     """
     height, width = image.shape[2:]
     if not tile or max(height, width) <= tile:
         return _average_views(net, image, views)
-    mask, clean = (image.new_zeros(len(image), c, height, width) for c in (1, 3))
+    mask, derained = (image.new_zeros(len(image), c, height, width) for c in (1, 3))
     for top, row_weights in _blending_weights(height, tile, image):
         for left, column_weights in _blending_weights(width, tile, image):
             rows = slice(top, top + len(row_weights))
             columns = slice(left, left + len(column_weights))
             weights = row_weights[:, None] * column_weights
-            tile_mask, tile_clean = _average_views(net, image[..., rows, columns], views)
+            tile_mask, tile_derained = _average_views(net, image[..., rows, columns], views)
             mask[..., rows, columns] += tile_mask * weights
-            clean[..., rows, columns] += tile_clean * weights
-    return mask, clean
+            derained[..., rows, columns] += tile_derained * weights
+    return mask, derained
 
 
 def tile_psnr(net: Network, image: Tensor, tile: int, views: int = 1) -> float:
@@ -80,8 +80,8 @@ def _average_views(net: Network, image: Tensor, views: int) -> tuple[Tensor, Ten
     for dims in FLIPS[views]:
         outputs = [output.float().flip(dims) for output in net(image.flip(dims))]
         sums = [a.add_(b) for a, b in zip(sums, outputs, strict=True)] if sums else outputs
-    mask, clean = (total.div_(views) for total in sums)
-    return mask, clean
+    mask, derained = (total.div_(views) for total in sums)
+    return mask, derained
 
 
 def count_tiles(height: int, width: int, tile: int) -> int:

@@ -36,7 +36,6 @@ Image.MAX_IMAGE_PIXELS = None  # a user's own files; the decoder checks the memo
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 FORMATS = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "TIFF", "BMP"}  # as Pillow calls them
 FORMATS_TEXT = "PNG, JPEG, WebP, AVIF, HEIC, TIFF or BMP"
-MULTI_IMAGE = {"MPO"}  # a JPEG with more images appended: the first is the picture
 PIXI_BOX = re.compile(rb"pixi\0{4}([\x01-\x04])(.{4})", re.DOTALL)  # channels, bits of each
 HEADER_BYTES = 1 << 16  # in which a file declares its bit depth
 INFLATE_BYTES = 1 << 20  # unpacked at a time
@@ -65,7 +64,8 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
             require_tiff_kind(file, name)
         raise
     count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format not in MULTI_IMAGE:
+    # An MPO is a JPEG with more images appended: the first is the picture.
+    if count > 1 and image.format != "MPO":
         raise UserError(f"{name}: holds {count} images; expected one")
     if image.format not in FORMATS:
         raise UserError(f"{name}: is {image.format}; expected {FORMATS_TEXT}")

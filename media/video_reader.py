@@ -259,7 +259,8 @@ class VideoReader:
         end: float | Fraction = -math.inf if self.start or self.frames else math.inf
         waiting: list[tuple[Fraction, av.Packet]] = []
         for item in items:
-            seconds = presentation_time(item)
+            ticks = item.dts if item.pts is None else item.pts
+            seconds = Fraction((ticks or 0) * (item.time_base or 1))
             if isinstance(item, av.Packet):
                 waiting.append((seconds, item))
             elif self._stop_time is None:  # one packet may bring several frames
@@ -294,12 +295,6 @@ def repair_timestamp(pts: int | None, last: int | None, following: int | None, s
     if following is not None and following > last + 1:
         return pts if pts is not None and last < pts <= following else (last + following) // 2
     return pts if pts is not None and pts > last else last + step
-
-
-def presentation_time(item: Item) -> Fraction:
-    """Seconds."""
-    ticks = item.dts if item.pts is None else item.pts
-    return Fraction((ticks or 0) * (item.time_base or 1))
 
 
 def shift_timestamps(item: Item, shift: Fraction) -> Item:

@@ -6,6 +6,7 @@ import numpy as np
 from settings import UserError
 
 MASK_COLOUR = (147, 20, 255)  # BGR
+GAP = 4  # pixels between the images of a strip
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -21,9 +22,9 @@ def overlay_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.rint(image * (1 - alpha) + np.array(MASK_COLOUR) * alpha).astype(np.uint8)
 
 
-def strip(images: list[np.ndarray], gap: int = 4) -> np.ndarray:
-    """Images (H,W,3) uint8 of one height, side by side with a white gap, in pixels."""
-    bar = np.full((images[0].shape[0], gap, 3), 255, np.uint8)
+def strip(images: list[np.ndarray]) -> np.ndarray:
+    """Images (H,W,3) uint8 of one height, side by side with a white gap."""
+    bar = np.full((images[0].shape[0], GAP, 3), 255, np.uint8)
     return np.hstack([part for image in images for part in (bar, image)][1:])
 
 
