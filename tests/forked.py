@@ -9,6 +9,7 @@ Threads of OpenMP would not survive a fork: the server never starts any.
 import atexit
 import ctypes
 import faulthandler
+import importlib
 import io
 import logging
 import multiprocessing.util
@@ -57,18 +58,30 @@ def _serve(own: socket.socket) -> None:
         words, handles, _, _ = socket.recv_fds(link, 1 << 20, 3)
         if not words:
             return
+        request = pickle.loads(words)
+        if isinstance(request, str):
+            importlib.import_module(request)
+            link.send(b"imported")
+            continue
         read, write = os.pipe()
         middle = os.fork()
         if middle == 0:  # which ends at once, so that the program becomes a child of the test
             child = os.fork()
             if child == 0:
-                _run(handles, *pickle.loads(words))
+                _run(handles, *request)
             os.write(write, b"%d" % child)
             os._exit(0)
         os.waitpid(middle, 0)
         link.send(os.read(read, 20))
         for handle in (read, write, *handles):
             os.close(handle)
+
+
+def preload(module: str) -> None:
+    """Import a module once for all programs that are started after this."""
+    if _server is not None:
+        _server.send(pickle.dumps(module))
+        assert _server.recv(20) == b"imported"
 
 
 def _forget_pytest() -> None:

@@ -14,14 +14,15 @@ import psutil
 import pytest
 from conftest import ROOT, command, finish
 from PIL import Image
-from web_tab import DEVICE, Server, Tab
+from web_tab import DEVICE, MARKS, Server, Tab
 
 from rain.backgrounds import photograph
+
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
     server = Server(tmp_path_factory.mktemp("web"))
     yield server
     server.stop()

@@ -10,16 +10,14 @@ from pathlib import Path
 import cv2
 import pytest
 from conftest import write_rain
-from web_tab import DEVICE
+from web_tab import DEVICE, MARKS
 
+from actions.web_derainer import Entry, WebDerainer, list_remaining
 from engine import derainer
 from engine.ranks import Ranks
 from settings import Settings, UserError
 
-pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
-
-from actions.web_derainer import Entry, WebDerainer, list_remaining
-from actions.web_server import MainThread, is_unexpected
+pytestmark = MARKS
 
 
 @pytest.fixture
@@ -73,6 +71,8 @@ def test_the_remaining_time_follows_from_the_pace_of_what_is_done(rainy):
 
 
 def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
+    from actions.web_server import MainThread
+
     def cut() -> None:
         raise KeyboardInterrupt
 
@@ -91,6 +91,8 @@ def test_a_job_that_a_signal_cuts_short_keeps_nobody_waiting():
 
 
 def test_the_log_is_silent_of_files_that_went_alone(tmp_path, caplog):
+    from actions.web_server import is_unexpected
+
     log = logging.getLogger("a server's")
     log.addFilter(partial(is_unexpected, str(tmp_path)))
     for path in (tmp_path / "gone.png", Path("other.png")):

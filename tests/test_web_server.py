@@ -16,17 +16,10 @@ from urllib.parse import urlsplit
 import cv2
 import pytest
 from conftest import ROOT, command, finish
-from web_tab import DEVICE, Server, Tab
+from web_tab import DEVICE, MARKS, Server, Tab
 
-pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-web.txt")
-
-import gradio_client
-import httpx
-from starlette.responses import PlainTextResponse
-from starlette.testclient import TestClient
-
-from actions.web_server import Guard
-
+httpx = pytest.importorskip("httpx", reason="comes with Gradio")
+pytestmark = MARKS
 UPLOAD = "gradio_api/upload"
 
 
@@ -110,6 +103,11 @@ def test_only_requests_of_the_page_itself_are_answered(client, server):
     ],
 )
 def test_the_hosts_are_those_of_the_options(tmp_path, host, headers, status):
+    from starlette.responses import PlainTextResponse
+    from starlette.testclient import TestClient
+
+    from actions.web_server import Guard
+
     guard = Guard(PlainTextResponse("page"), host, tmp_path, "https://example.org/rain")
     assert TestClient(guard).get("/", headers=headers).status_code == status
 
@@ -204,6 +202,8 @@ def wait(done: Callable[[], bool]) -> None:
 
 
 def test_derain_is_the_only_endpoint_and_answers_gradio_client(client, server, rainy):
+    import gradio_client
+
     functions = client.get("config").json()["dependencies"]
     assert [one["api_name"] for one in functions if one["api_visibility"] != "private"] == [
         "derain"

@@ -10,12 +10,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import forked
 import numpy as np
+import pytest
 from conftest import ROOT
+
+MARKS = [
+    pytest.mark.skipif(
+        find_spec("gradio") is None, reason="no Gradio: pip install -r requirements-web.txt"
+    ),
+    pytest.mark.xdist_group("browser"),  # so that one process alone imports Gradio, for seconds
+]
 
 # The server, with a record of what it connects to, and of how many jobs run at once at most.
 SERVER = """
@@ -72,6 +81,7 @@ class Server:
             shutil.copy(ROOT / "model" / "demo", folder / "model" / name)
         (folder / "model" / "broken").write_text("nothing")
         words = [sys.executable, "-c", SERVER, str(ROOT), "-a", "web", *DEVICE, *options]
+        forked.preload("actions.web")
         self.process = forked.Forked(
             words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"TMPDIR": str(self.temporary), "http_proxy": "http://127.0.0.1:9"},
