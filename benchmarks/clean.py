@@ -159,11 +159,11 @@ def measure_video(path: str, turns: int) -> None:
     # The best of the turns: what else the machine does only adds to a time.
     best = {name: np.min(found, 0) for name, found in times.items()}
     whole = {name: np.min(np.sum(found, 1)) for name, found in times.items()}
-    told = (
+    parts = (
         f"{name}: first reading {best[name][0]:.1f} s, clean image {best[name][1]:.1f} s"
         for name in READERS
     )
-    print(f"{'; '.join(told)}; all of it {whole['ours'] / whole['OpenCV']:.2f} times OpenCV's")
+    print(f"{'; '.join(parts)}; all of it {whole['ours'] / whole['OpenCV']:.2f} times OpenCV's")
 
 
 def measure_memory(path: str, reader: str) -> None:

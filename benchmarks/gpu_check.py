@@ -143,8 +143,8 @@ def deraining(given: argparse.Namespace, folder: Path) -> Lines:
         seconds.append(time.monotonic() - start)
     longer = seconds[1] - seconds[0]
     # Where a clip is too short, the starts of the two runs differ by more than its frames take.
-    told = f"{given.frames / longer:.3g} frames a second" if longer > 1 else "too short to tell"
-    yield f"deraining a clip of {width}x{height}", told
+    speed = f"{given.frames / longer:.3g} frames a second" if longer > 1 else "too short to tell"
+    yield f"deraining a clip of {width}x{height}", speed
 
 
 def main() -> int:

@@ -1,2 +1,2 @@
-"""What is told: metrics, pictures of results, and the page. Engine and actions import it; it knows
-nothing of the network."""
+"""What is reported: metrics, pictures of results, and the page. Engine and actions import it; it
+knows nothing of the network."""

@@ -10,12 +10,12 @@ from media import lists
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_list_of_a_folder_is_as_good_as_the_folder(layout, run):
-    told, expected = LAYOUTS[layout]
+    line, expected = LAYOUTS[layout]
     write(Path("a set"), expected)
     status, out, err = run("-a", "lists", "-i", "a set", "-o", "a set/pairs.txt")
     assert (status, err) == (0, "")
     shown = out.splitlines()
-    assert shown[0] == f"a set: {told}"
+    assert shown[0] == f"a set: {line}"
     assert shown[-1] == f"a set/pairs.txt: {len(expected)} lines"
     assert len(shown) == 2 + min(3, len(expected))
     folder = lists.read_list("a set", say=lambda _: None)

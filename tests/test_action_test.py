@@ -79,8 +79,8 @@ def test_pairs_are_scored_and_written(run, pairs, model):
     lost = {name: before[name] - after[name] for name in after}
     worst = max(lost, key=lost.get)  # there is one: the network is hardly trained
     losers = sum(loss >= 5e-5 for loss in lost.values())
-    told = f"{worst}, {lost[worst]:.4f} dB; {losers} of 5 lose"
-    assert f"largest loss against the rainy image: {told}" in lines
+    loss = f"{worst}, {lost[worst]:.4f} dB; {losers} of 5 lose"
+    assert f"largest loss against the rainy image: {loss}" in lines
     assert "are equal" not in out
 
 
@@ -172,8 +172,10 @@ def test_one_pixel_and_equal_images(run, model):
     first, second = rows()
     low = min(first, second, key=lambda row: float(row["output_released_psnr"]))
     least = f"{low['name']}, {float(low['output_released_psnr']):.4f} dB"
-    told = "the rainy and clean images are equal in 2 of 2 pairs: there PSNR shows what was changed"
-    assert f"{told}, most in {least}" in out.splitlines()
+    reason = (
+        "the rainy and clean images are equal in 2 of 2 pairs: there PSNR shows what was changed"
+    )
+    assert f"{reason}, most in {least}" in out.splitlines()
     assert first["rainy_released_psnr"] == "inf"
     assert first["output_released_ssim"] == ""
     means = json.loads(Path("results/summary.json").read_text())["means"]
@@ -292,7 +294,7 @@ def test_a_constant_attention_map_is_told(run, pairs, model):
     names = [line.split()[1] for line in pairs.read_text().splitlines()]
     clean = pairs.parent / "clean.txt"
     clean.write_text("".join(f"{name} {name}\n" for name in names))
-    for name, images, told in (
+    for name, images, is_warned in (
         ("constant", pairs, True),
         ("constant", clean, False),
         ("constant", "pixel.txt", False),
@@ -302,8 +304,8 @@ def test_a_constant_attention_map_is_told(run, pairs, model):
         status, _, err = run("-a", "test", "-m", name, "--test-list", images, "--device", "cpu")
         assert status == 0
         expected = f"main.py: warning: the attention map of model/{name} has one value everywhere"
-        assert err.startswith(expected) == told
-        assert err.count("\n") == told
+        assert err.startswith(expected) == is_warned
+        assert err.count("\n") == is_warned
 
 
 def test_derain_tells_of_a_constant_attention_map_too(run, pairs, model):
@@ -341,7 +343,7 @@ def test_direction_attention_is_read_from_the_checkpoint(run, pairs):
 
 
 def test_the_worst_of_pairs_with_and_without_rain(capsys):
-    def told(**scores):
+    def print_lines(**scores):
         for name, (before, after) in scores.items():
             psnr = {"rainy": {"released_psnr": before}, "derained": {"released_psnr": after}}
             rows.append(Result(0, name, {}, 8, 8, scores=psnr))
@@ -349,10 +351,10 @@ def test_the_worst_of_pairs_with_and_without_rain(capsys):
         return capsys.readouterr().out.splitlines()
 
     rows = []
-    assert told(better=(20, 30)) == ["lowest PSNR: better, 30.0000 dB"]
+    assert print_lines(better=(20, 30)) == ["lowest PSNR: better, 30.0000 dB"]
     dry = "the rainy and clean images are equal in {} pairs: there PSNR shows what was changed, "
-    assert told(dry=(math.inf, math.inf))[1:] == [dry.format("1 of 2") + "nothing"]
-    assert told(worse=(40, 39.5), same=(31, 31), hurt=(math.inf, 25)) == [
+    assert print_lines(dry=(math.inf, math.inf))[1:] == [dry.format("1 of 2") + "nothing"]
+    assert print_lines(worse=(40, 39.5), same=(31, 31), hurt=(math.inf, 25)) == [
         "lowest PSNR: hurt, 25.0000 dB",
         "largest loss against the rainy image: worse, 0.5000 dB; 1 of 3 lose",
         dry.format("2 of 5") + "most in hurt, 25.0000 dB",

@@ -1,4 +1,4 @@
-"""The attention map in training: alive at the defaults, told when it died, its figures."""
+"""The attention map in training: alive at the defaults, reported when it died, its figures."""
 
 import math
 import sys

@@ -330,7 +330,7 @@ def test_several_become_their_mean(capsys):
     odd = dict(weights)
     name, tensor = odd.popitem()
     checkpoint.save(Path("model/odd"), content | {"net": odd | {name: tensor[:1]}})
-    for *words, told in (
+    for *words, message in (
         (
             one,
             "model/other",
@@ -344,7 +344,7 @@ def test_several_become_their_mean(capsys):
         before = path.read_bytes()
         assert checkpoint.main(words) == 2
         err = capsys.readouterr().err
-        assert err.startswith(f"engine.checkpoint: {told}")
+        assert err.startswith(f"engine.checkpoint: {message}")
         assert err.count("\n") == 1
         assert not Path("x").exists()
         assert path.read_bytes() == before

@@ -41,7 +41,7 @@ def test_the_kernels_are_tried_before_any_work(monkeypatch, one_gpu, hip):
 
 
 @pytest.mark.parametrize(
-    ("error", "told", "cure"),
+    ("error", "reason", "cure"),
     [
         (RuntimeError("Failed to find CUDA headers. Please\ninstall"), "Failed to find", "pip"),
         (OSError("libnvrtc.so.13: cannot open shared object file"), "libnvrtc.so.13", "pip"),
@@ -50,7 +50,7 @@ def test_the_kernels_are_tried_before_any_work(monkeypatch, one_gpu, hip):
         (ValueError("x" * 5000), "x" * 150, "pip"),
     ],
 )
-def test_what_the_kernels_lack_is_one_line(monkeypatch, one_gpu, error, told, cure):
+def test_what_the_kernels_lack_is_one_line(monkeypatch, one_gpu, error, reason, cure):
     def fail(_):
         raise error
 
@@ -58,7 +58,7 @@ def test_what_the_kernels_lack_is_one_line(monkeypatch, one_gpu, error, told, cu
     with pytest.raises(UserError) as caught:
         device.choose_device("cuda", "fp32")
     message = str(caught.value)
-    assert message.startswith(f"--device: the IRNN does not run on GPU 0: {told}")
+    assert message.startswith(f"--device: the IRNN does not run on GPU 0: {reason}")
     assert cure in message
     assert message.endswith("or choose --device cpu")
     assert "\n" not in message
@@ -82,7 +82,7 @@ def test_every_way_to_say_that_memory_ran_out_is_known(error):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("NCCL error: remote process exited or there was a network error", "another rank was lost"),
         ("Timed out waiting 1800000ms for recv", "another rank was lost"),
@@ -100,11 +100,11 @@ def test_every_way_to_say_that_memory_ran_out_is_known(error):
         ),
     ],
 )
-def test_what_nccl_says_is_told_apart_from_a_lost_rank(monkeypatch, text, told):
+def test_what_nccl_says_is_told_apart_from_a_lost_rank(monkeypatch, text, reason):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError) as caught, Ranks().translate_dist_errors():
         raise RuntimeError(text)
-    assert str(caught.value).endswith(told)
+    assert str(caught.value).endswith(reason)
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(RuntimeError, match=text[:9]), Ranks().translate_dist_errors():
         raise RuntimeError(text)

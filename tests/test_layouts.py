@@ -93,12 +93,12 @@ def said() -> list[str]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_read_as_training_and_testing_read_it(layout, said):
-    told, expected = LAYOUTS[layout]
+    line, expected = LAYOUTS[layout]
     write(Path("set"), expected)
     pairs = lists.read_list("set", True, said.append)
     found = [(str(p.rainy), str(p.clean)) for p in pairs]
     assert sorted(found) == sorted((f"set/{rainy}", f"set/{clean}") for rainy, clean in expected)
-    assert said == [f"set: {told}"]
+    assert said == [f"set: {line}"]
     for pair in pairs:
         rainy, clean = map(np.int64, lists.read_pair(pair))
         assert (rainy - clean == RAIN).all()
@@ -107,7 +107,7 @@ def test_every_layout_is_read_as_training_and_testing_read_it(layout, said):
 
 @pytest.mark.parametrize("layout", list(LAYOUTS)[:2])
 def test_a_layout_trains_and_tests_by_naming_the_folder(layout, run, monkeypatch):
-    told, expected = LAYOUTS[layout]
+    line, expected = LAYOUTS[layout]
     write(Path("set"), expected)
     drawn = []
 
@@ -120,13 +120,13 @@ def test_a_layout_trains_and_tests_by_naming_the_folder(layout, run, monkeypatch
     options = ["--train-list", "set/", "--val-list", "set", "--patch-size", 8, "--crop", "native"]
     status, out, err = run("-a", "train", *options, "--mask-threshold", RAIN)
     assert (status, err) == (0, "")
-    assert f"set: {told}\n" in out
+    assert f"set: {line}\n" in out
     for batch in drawn:
         assert (batch.rainy.astype(int) - batch.clean == RAIN).all()
     words = ["--test-list", "set", "--num-workers", 0]
     status, out, err = run("-a", "test", "-m", ROOT / "model" / "demo", *words)
     assert (status, err) == (0, "")
-    assert f"set: {told}\n" in out
+    assert f"set: {line}\n" in out
     with open("results/metrics.csv", newline="") as table:
         rows = list(csv.DictReader(table))
     assert sorted((row["rainy"], row["clean"]) for row in rows) == sorted(
@@ -314,8 +314,8 @@ def test_how_far_it_is_is_told_where_that_takes_long(said, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     write(Path("set"), [("rain/1.png", "norain/1.png")])
     lists.read_list("set", say=said.append)
-    told = [f"set: looked into {n} folders" for n in (1, 2, 3)]
-    assert said == [*told, "set: pairing 2 images", "set: 1 pair, rain/ and norain/ by name"]
+    lines = [f"set: looked into {n} folders" for n in (1, 2, 3)]
+    assert said == [*lines, "set: pairing 2 images", "set: 1 pair, rain/ and norain/ by name"]
 
 
 def test_parts_for_training_and_testing_are_not_mixed():

@@ -1,4 +1,4 @@
-"""Lists at the size that is published: what they weigh, and how missing files are told."""
+"""Lists at the size that is published: what they weigh, and how missing files are named."""
 
 import os
 import pickle

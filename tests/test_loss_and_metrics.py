@@ -272,7 +272,7 @@ def test_measure_refuses_what_it_would_misjudge():
     image = np.zeros((8, 8, 3), np.float32)
     with_nan = image.copy()
     with_nan[3, 4, 1] = np.nan
-    for output, clean, order, told in (
+    for output, clean, order, message in (
         (image.astype(np.uint16), image, "BGR", "output must be .* uint8 or .*; got uint16"),
         (image + 255, image, "RGB", "output must be .* in 0..1; got 255 to 255"),
         (image - 0.1, image, "RGB", "output must be .* in 0..1; got -0.1 to -0.1"),
@@ -283,7 +283,7 @@ def test_measure_refuses_what_it_would_misjudge():
         (image, with_nan, "RGB", "clean must be .* in 0..1; got nan to nan"),
         (image, image, "rgb", "order must be RGB or BGR, got 'rgb'"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             measure(output, clean, order=order)
     for other in (torch.zeros(8, 8, 3), image.tolist(), None):
         for pair, name in (((other, image), "output"), ((image, other), "clean")):

@@ -106,8 +106,8 @@ def test_what_moves_is_refused_by_all(kind):
 def test_more_than_8_bits_of_a_photo_are_refused_not_lost():
     deep = (COLOURS.astype(np.uint16) * 257).tobytes()
     pillow_heif.from_bytes(mode="RGB;16", size=(64, 48), data=deep).save("a.heic")
-    (told,) = refusals(Path("a.heic"))
-    assert told.startswith("a.heic: HEIF of 10 bits; expected 8")
+    (line,) = refusals(Path("a.heic"))
+    assert line.startswith("a.heic: HEIF of 10 bits; expected 8")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.98])

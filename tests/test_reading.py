@@ -1,4 +1,4 @@
-"""Only regular files are read: what is none is told in one line, and at once."""
+"""Only regular files are read: what is none is refused in one line, and at once."""
 
 import ast
 import os
@@ -78,7 +78,7 @@ def test_readers_tell_of_a_pipe(read, pipe):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("-a test -m ./pipe --test-list data/list.txt", "pipe: cannot be read"),
         ("-a train --init-from pipe --train-list data/list.txt", "pipe: cannot be read"),
@@ -89,7 +89,7 @@ def test_readers_tell_of_a_pipe(read, pipe):
         ("-a pairs -i rain.mkv -o set", "set/pairs.json: not a regular file"),
     ],
 )
-def test_no_action_waits_for_a_pipe(run, rain_video, pipe, words, told):
+def test_no_action_waits_for_a_pipe(run, rain_video, pipe, words, message):
     write_pairs(Path("data"), [(16, 16)])
     Path("page").mkdir()
     Path("set").mkdir()
@@ -99,7 +99,7 @@ def test_no_action_waits_for_a_pipe(run, rain_video, pipe, words, told):
     status, _, err = run(*words.split())
     assert status == 2
     (line,) = [line for line in err.splitlines() if "synthetic rain" not in line]
-    assert line.startswith(f"main.py: {told}")
+    assert line.startswith(f"main.py: {message}")
     assert "not a regular file" in line
 
 
@@ -148,8 +148,8 @@ def test_a_folder_that_may_not_be_read_is_not_told_as_empty(run, tmp_path):
 
 def test_a_message_is_one_printable_line_of_bounded_length(run):
     assert one_line("plain — text") == "plain — text"
-    told = one_line("a\x1b[31m\nb\udcff\x07")
-    assert told == "a\\x1b[31m\\nb\\udcff\\x07"
+    escaped = one_line("a\x1b[31m\nb\udcff\x07")
+    assert escaped == "a\\x1b[31m\\nb\\udcff\\x07"
     long = one_line("begin" + "\n" * 10**7 + "the end")
     assert len(long) == 300
     assert long.startswith("begin\\n")

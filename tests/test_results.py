@@ -224,7 +224,7 @@ def test_one_method_is_its_folder(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (
             ["r/1.png", "r/A/1.png"],
@@ -240,11 +240,11 @@ def test_one_method_is_its_folder(monkeypatch):
         (["r"], "-i: r: expected a folder of results"),
     ],
 )
-def test_folders_that_can_be_read_in_two_ways_or_none_are_refused(files, told):
+def test_folders_that_can_be_read_in_two_ways_or_none_are_refused(files, message):
     touch(*files)
     with pytest.raises(UserError) as error:
         find_methods(Path("r"), Path("out"))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_results_get_names_of_their_own():

@@ -186,10 +186,10 @@ def test_init_from_takes_the_weights_alone(run, pairs):
     status, _, err = run(*start(pairs, "--init-from", "nowhere", "--model-dir", "new"))
     assert status == 2
     assert "nowhere: no such checkpoint" in err
-    told = (
+    message = (
         "expected no -m, for a new run from these weights, or no --init-from, to go on with other"
     )
-    assert told in run(*base, "-m", "other")[2]
+    assert message in run(*base, "-m", "other")[2]
 
 
 def test_two_runs_on_one_folder_and_a_lock_that_dies_with_its_owner(pairs):

@@ -119,13 +119,13 @@ def test_a_run_on_several_lists_resumes_to_the_bit(run, pairs):
     assert run("--config", f"model/a/{FILE}", "--run", "c")[0] == 0
     for name in "bc":
         assert all(map(torch.equal, weights("model/a/latest"), weights(f"model/{name}/latest")))
-    for changed, told in (
+    for changed, change in (
         (["--train-weights", 1, 1], "--train-weights is (1, 1), was (3, 1)"),
         (["--train-list", other, pairs], "the training list names other pairs"),
     ):
         status, _, err = run(*words, *changed, "--num-steps", 4, "--run", "b")
         assert status == 2
-        assert f"was trained with other settings: {told}; expected the same, --run" in err
+        assert f"was trained with other settings: {change}; expected the same, --run" in err
     other.write_text("rain/pair0.png clean/pair9.png\n")
     assert f"{other}:1: no such image" in run(*words, "--num-steps", 4, "--run", "b")[2]
 

@@ -68,9 +68,9 @@ def test_two_methods(run, pairs):
         for name, value in measure(*images, order="BGR").items():
             assert (row[name] == "") == math.isnan(value)
             assert row[name] == "" or float(row[name]) == pytest.approx(value, abs=1e-9)
-    told = summary()["methods"]
-    assert list(told) == ["rainy", "bad", "good one_1"]
-    for method, facts in told.items():
+    methods = summary()["methods"]
+    assert list(methods) == ["rainy", "bad", "good one_1"]
+    for method, facts in methods.items():
         own = [row for row in found if row["method"] == method]
         assert facts["images"] == 4
         for name in SCORE_NAMES:
@@ -81,7 +81,7 @@ def test_two_methods(run, pairs):
         assert table.count(count) == len(PROTOCOLS)
         order = [table.index(name) for name in ("rainy", "bad", "good one")]
         assert order == sorted(order)
-    best = told["good one_1"]["means"]["y_psnr"]
+    best = methods["good one_1"]["means"]["y_psnr"]
     row = markdown.split("`y`")[1].split("good one\\_1")[1].splitlines()[0]
     assert row.startswith(f" | **{best:.2f}** | **0.")
     assert f"good one\\_1 & \\textbf{{{best:.2f}}}" in latex
@@ -203,7 +203,7 @@ def test_what_cannot_be_scored_ends_with_one_line(run, pairs):
     Path("tested").mkdir()
     Path("tested/metrics.csv").write_text("name,rainy\n")
     common = ("--test-list", pairs)
-    for words, told in (
+    for words, message in (
         (("-i", "named", "-o", "out", *common), "-i: named: no method can be called rainy"),
         (("-i", "r/none", "-o", "out", *common), "-i: r/none: expected a folder of results"),
         (("-i", "r", "-o", "tested", *common), "tested/metrics.csv: is not of -a score"),
@@ -213,11 +213,11 @@ def test_what_cannot_be_scored_ends_with_one_line(run, pairs):
         (("-i", "r", *common), "-o"),
     ):
         status, _, err = run("-a", "score", *words)
-        if told is None:
+        if message is None:
             assert status == 0  # beside the clean images there is room for a page
             continue
         assert (status, err.count("\n")) == (2, 1)
-        assert told in err
+        assert message in err
         assert not Path("out").exists() or not os.listdir("out")
     Path("r/pair3.png").write_bytes(b"no picture")
     status, out, err = score(run, pairs)

@@ -363,7 +363,7 @@ def test_the_sets_are_lists_of_pairs(capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("train -o demo --side 0", "--side: 0 is out of range; expected a number from 1 to 300"),
         ("train -o demo -n 1.5", "-n/--count: invalid int value: '1.5'"),
@@ -378,7 +378,7 @@ def test_the_sets_are_lists_of_pairs(capsys):
         ("dry -o .", "-o/--output: expected a folder for pictures, not '.'"),
     ],
 )  # fmt: skip
-def test_bad_arguments_are_one_line(capsys, command, told):
+def test_bad_arguments_are_one_line(capsys, command, message):
     Path("file").write_text("in the way")
     Path("rain").mkdir()
     Path("rain/synthetic_rain.py").touch()
@@ -387,7 +387,7 @@ def test_bad_arguments_are_one_line(capsys, command, told):
         Path("taken", name).touch()
     before = sorted(Path().rglob("*"))
     assert synthetic_rain.main(command.split(" ")) == 2
-    assert capsys.readouterr().err == f"synthetic_rain: {told}\n"
+    assert capsys.readouterr().err == f"synthetic_rain: {message}\n"
     assert sorted(Path().rglob("*")) == before
 
 
@@ -409,6 +409,6 @@ def test_videos_leave_other_files_alone_and_are_whole_or_not_there(capsys, monke
         assert synthetic_rain.main(["videos", "-o", "v"]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    told = "synthetic_rain: v/camera.mkv: cannot be written: File too large\n"
-    assert capsys.readouterr().err == told
+    message = "synthetic_rain: v/camera.mkv: cannot be written: File too large\n"
+    assert capsys.readouterr().err == message
     assert sorted(path.name for path in Path("v").iterdir()) == ["truth", "videos.txt"]

@@ -17,9 +17,9 @@ def test_what_a_run_says_before_and_after_its_first_steps(run, pairs):
     first, *others = out.splitlines()
     line = r"training on .+, \d+ threads?, bf16: 5 pairs, steps 0 to 13, 14 left"
     assert re.fullmatch(line, first)
-    told = [i for i, line in enumerate(others) if "steps a second: about" in line]
-    assert len(told) == 1
-    assert re.fullmatch(r"[\d.e+-]+ steps a second: about \d+:\d\d:\d\d left", others[told[0]])
+    forecasts = [i for i, line in enumerate(others) if "steps a second: about" in line]
+    assert len(forecasts) == 1
+    assert re.fullmatch(r"[\d.e+-]+ steps a second: about \d+:\d\d:\d\d left", others[forecasts[0]])
     assert out.count("a second: about") == 1
     _, out, _ = run(*base, "--num-steps", 20)  # too short to say more
     assert "steps 14 to 19, 6 left" in out
