@@ -159,8 +159,8 @@ def _score_tasks(
 def _count_processes(settings: Settings, tasks: list[Task]) -> int:
     """One process a core, but no more than there is memory for."""
     pairs = [task.pair for task in tasks]
-    headers = (size for _, size in inspect_headers(pairs, range(len(pairs))))
-    pixels = max((w * h for w, h in (s for s in headers if isinstance(s, tuple))), default=0)
+    sizes = (size for size in inspect_headers(pairs) if isinstance(size, tuple))
+    pixels = max((width * height for width, height in sizes), default=0)
     images = 3 + max(len(task.results) for task in tasks)  # and one that is being decoded
     needed = pixels * (MEASURE_BYTES_PER_PIXEL + 3 * images)
     most = settings.num_threads or machine.count_cores()

@@ -39,8 +39,9 @@ def check_headers(
         UserError: what is wrong with the only pair, or with the only bad one if all are needed.
     """
     own = indices[ranks.rank :: ranks.world_size]
-    results = ranks.all_gather(list(inspect_headers(pairs, own, silent=not ranks.first)))
-    headers = dict(sorted(chain.from_iterable(results)))
+    results = inspect_headers([pairs[index] for index in own], silent=not ranks.first)
+    parts = ranks.all_gather(list(zip(own, results, strict=True)))
+    headers = dict(sorted(chain.from_iterable(parts)))
     errors = [header for header in headers.values() if isinstance(header, UserError)]
     if len(errors) == 1 and (need_all or len(indices) == 1):
         raise errors[0]

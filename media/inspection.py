@@ -110,19 +110,15 @@ def inspect_header(pair: Pair) -> tuple[int, int]:
 
 
 def inspect_headers(
-    pairs: Sequence[Pair], indices: Sequence[int], silent: bool = False
-) -> Iterator[tuple[int, tuple[int, int] | UserError]]:
-    """Each of the indices with inspect_header of its pair, or the UserError that it raises.
-
-    With progress if it takes long.
-    """
-    inspect = partial(attempt, inspect_header)
-    results = map_threads((pairs[index] for index in indices), inspect, HEADER_THREADS)
-    progress = Progress("header", 0, len(indices), [], silent=silent, after=SLOW_SECONDS)
+    pairs: Sequence[Pair], silent: bool = False
+) -> Iterator[tuple[int, int] | UserError]:
+    """inspect_header of each pair, or the UserError that it raises; with progress if it is slow."""
+    results = map_threads(pairs, partial(attempt, inspect_header), HEADER_THREADS)
+    progress = Progress("header", 0, len(pairs), [], silent=silent, after=SLOW_SECONDS)
     with closing(results), progress:
-        for index, result in zip(indices, results, strict=True):
+        for result in results:
             progress.advance(1)
-            yield index, result
+            yield result
 
 
 def sample_indices(count: int, limit: int, seed: int) -> list[int]:
