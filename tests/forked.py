@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 import warnings
@@ -66,8 +67,10 @@ def _serve(own: socket.socket) -> None:
         read, write = os.pipe()
         middle = os.fork()
         if middle == 0:  # which ends at once, so that the program becomes a child of the test
-            child = os.fork()
+            middle, child = os.getpid(), os.fork()
             if child == 0:
+                while os.getppid() == middle:  # a program may ask for its parent
+                    time.sleep(0.001)
                 _run(handles, *request)
             os.write(write, b"%d" % child)
             os._exit(0)
@@ -136,7 +139,10 @@ def _run(
 
 
 def _execute(words: list[str]) -> None:
-    """As `python`: with a file, -c or -m."""
+    """As `python`: with a file, -c or -m, and -u before it."""
+    if words[0] == "-u":
+        sys.stdout.reconfigure(write_through=True)
+        words = words[1:]
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         program = types.ModuleType("__main__")

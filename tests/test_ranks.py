@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from conftest import ROOT, command, finish, save_run, started, write_pairs
+from forked import FORKING
 from test_model import recipe_weights
 from test_resume import start, until
 from test_train import SMALL, clock, events, weights
@@ -29,9 +31,11 @@ from settings import Settings, UserError
 
 
 def torchrun(ranks: int, *words: object, restarts: int = 0) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    program = command(*words)
-    return [program[0], *launcher, f"--max-restarts={restarts}", "--", *program[1:]]
+    """Its ranks are forked from its first child, see forked.py."""
+    python, *program = command(*words)
+    launcher = ["-c", FORKING, find_spec("torch.distributed.run").origin]
+    options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+    return [python, *launcher, *options, "--", *program]
 
 
 def run_ranks(count: int, *words: object, code: str = "") -> subprocess.CompletedProcess[str]:
@@ -174,12 +178,11 @@ def test_ranks_share_a_test_and_its_table_is_that_of_one(run, pairs):
 def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
     words = start(pairs, "--num-steps", 24, "--latest-every", 5, "--batch-size", 4)
     with started(
-        torchrun(2, *words, restarts=1), fresh=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as run:  # fmt: skip
+        torchrun(2, *words, restarts=1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
         until(lambda: Path("model/latest").exists() and clock("model/latest") >= 5)
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        ranks = [pid for pid in children if "main.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+        # The first is the one that the ranks are forked from.
+        _, *ranks = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         assert len(ranks) == 2
         os.kill(int(ranks[1]), signal.SIGKILL)
         out, err = run.communicate(timeout=120)
@@ -193,7 +196,7 @@ def test_a_killed_rank_takes_the_others_down_and_a_restart_goes_on(pairs):
 
 def test_ranks_stop_when_torchrun_is_killed(pairs):
     words = start(pairs, "--num-steps", 10**6, "--latest-every", 10**6, "--num-workers", 1)
-    with started(torchrun(2, *words), fresh=True, stdout=subprocess.PIPE, text=True) as run:
+    with started(torchrun(2, *words), stdout=subprocess.PIPE, text=True) as run:
         until(lambda: run.stdout.readline().startswith("26/"))
         children = psutil.Process(run.pid).children(recursive=True)
         assert clock("model/latest") == 0
