@@ -172,11 +172,11 @@ class WebPage:
                 with gr.Column(scale=1, min_width=320):
                     self.drop = gr.File(
                         label="Drop, choose or paste pictures and videos", elem_id="drop",
-                        file_count="multiple", height=140,
+                        file_count="multiple", height=150,
                     )  # fmt: skip
                     self.table = gr.Dataframe(
                         headers=["file", "state", "remaining"], interactive=False, max_height=220,
-                        visible=False, elem_id="queue", column_widths=["36%", "30%", "34%"],
+                        visible=False, elem_id="queue", column_widths=["44%", "26%", "30%"],
                         buttons=[],
                     )  # fmt: skip
                     self.model = gr.Dropdown(

@@ -171,6 +171,13 @@ def test_several_files_are_a_queue(tab, given):
         tab.select(name)
         tab.until(lambda name=name, word=word: tab.text.startswith(name) and word in tab.text)
         assert (tab.page.locator("#download[disabled]").count() == 1) == (name == "bad.jpg")
+    assert tab.page.locator("#queue button >> visible=true").count() == 0
+    words = [["file", "state", "remaining"], *tab.rows()]
+    cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.innerText)"
+    assert tab.page.eval_on_selector_all("#queue th *, #queue [role=gridcell] *", cut) == [], words
+    label, arrow = (tab.page.locator(f"#drop {name}").first for name in ("label", ".wrap svg"))
+    below = label.bounding_box()["y"] + label.bounding_box()["height"]
+    assert arrow.bounding_box()["y"] >= below
     assert tab.download() == ("clip_derained.mp4", derained(given, "clip.mp4"))
     name, data = tab.download("#archive")
     assert name == "derained.zip"
@@ -194,6 +201,19 @@ def test_what_is_dropped_shows_at_once_and_every_button_does_its_work(tab, given
     assert tab.page.locator("#cancel[disabled]").count() == 1
     tab.give(given / "pasted.png")  # does not wait for what was cancelled
     assert [row[1] for row in tab.rows()] == ["cancelled", "cancelled", "derained"]
+    labels = "all => all.map(one => one.ariaLabel || one.innerText)"
+    assert tab.page.eval_on_selector_all("button:visible", labels) == [
+        "Undo", "Fullscreen", "Download", "All as ZIP", "Cancel", "Click to upload or drop files"
+    ]  # fmt: skip
+    place = "one => getComputedStyle(one).transform"
+    image = tab.page.locator("#slider img").first
+    before = image.evaluate(place)
+    box = image.bounding_box()
+    tab.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 3)
+    tab.page.mouse.wheel(0, -300)
+    tab.until(lambda: image.evaluate(place) != before)
+    tab.page.click("#slider button[aria-label='Undo']")
+    tab.until(lambda: image.evaluate(place) == before)
     tab.page.click("#slider button[aria-label='Fullscreen']")
     tab.page.click("#slider button[aria-label='Exit fullscreen mode']")
     tab.page.set_input_files("#drop input[type=file]", given / "pasted.png")
