@@ -113,7 +113,7 @@ class VideoWriter:
         needs_quicktime_keys = not {key.lower() for key in metadata} <= MP4_KEYS
         options = {"movflags": "use_metadata_tags"} if needs_quicktime_keys else {}
         address, suffix = ffmpeg_address(self.temp_path), self.path.suffix
-        self.container = self._open_container(address, suffix, options)
+        self.container = self._open_container(address, suffix, **options)
         self._cleanup.callback(self.container.close)
         self.container.metadata.update(metadata)
         self._chapters = source.container.chapters()
@@ -151,16 +151,13 @@ class VideoWriter:
             return FFV1
         return ENCODERS[suffix.lower()]
 
-    def _open_container(
-        self, file: Any, suffix: str, options: dict[str, str] | None = None
-    ) -> OutputContainer:
+    def _open_container(self, file: Any, suffix: str, **options: str) -> OutputContainer:
         """Open a file to write of the kind that a suffix names; the options are those of MP4."""
-        suffix = suffix.lower()
+        name = CONTAINERS.get(suffix.lower(), suffix.lower()[1:])
         # Edit lists count in this unit, and would hide frames that are shown for less.
-        unit = {"movie_timescale": str(max(1000, round(self.source.rate)))}
-        options = unit | (options or {}) if suffix in MP4_SUFFIXES else {}
-        name = CONTAINERS.get(suffix, suffix[1:])
-        return av.open(file, "w", format=name, container_options=options)
+        options["movie_timescale"] = str(max(1000, round(self.source.rate)))
+        own_options = options if suffix.lower() in MP4_SUFFIXES else {}
+        return av.open(file, "w", format=name, container_options=own_options)
 
     def _require_fit(self) -> None:
         """Raise UserError if this kind of file cannot hold frames of the source's size and rate."""
