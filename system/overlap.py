@@ -3,13 +3,18 @@
 The order of the items is kept, and the number of those that wait is bounded.
 """
 
+import mmap
 import multiprocessing
+import os
+import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
+from itertools import accumulate
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -152,9 +157,42 @@ def _serve_items(pipe: Connection, work: Callable) -> None:
     cv2.setNumThreads(0)  # the cores have a process each
     while (item := pipe.recv()) is not None:
         try:
-            pipe.send((work(*item), None, ""))
+            _send_result(pipe, work(*item))
         except Exception as error:
-            pipe.send((None, error, traceback.format_exc()))
+            pipe.send((pickle.dumps(error), traceback.format_exc(), []))
+
+
+def _send_result(pipe: Connection, result: Any) -> None:
+    """Arrays pass through shared memory without a name: nothing is left of it if one is killed.
+
+    It is memory of the processes, so /dev/shm, which is small in containers, does not limit it. In
+    a pipe, the two processes would take turns for every 200 KiB.
+    """
+    arrays: list[pickle.PickleBuffer] = []
+    keep = arrays.append if hasattr(os, "memfd_create") else None  # Linux has it
+    data = pickle.dumps(result, 5, buffer_callback=keep)
+    sizes = [array.raw().nbytes for array in arrays]
+    if not any(sizes):
+        pipe.send((data, "", sizes))
+        return
+    with open(os.memfd_create("result"), "wb") as memory:
+        for array in arrays:
+            memory.write(array.raw())
+        memory.flush()
+        pipe.send((data, "", sizes))
+        reduction.send_handle(pipe, memory.fileno(), os.getppid())
+
+
+def _receive_result(pipe: Connection) -> tuple[Any, str]:
+    """The result of an item, or its exception and the traceback of that."""
+    data, trace, sizes = pipe.recv()
+    shared = memoryview(b"")
+    if any(sizes):
+        with open(reduction.recv_handle(pipe), "rb") as memory:
+            shared = memoryview(mmap.mmap(memory.fileno(), sum(sizes), access=mmap.ACCESS_COPY))
+    ends = accumulate(sizes)
+    arrays = [shared[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    return pickle.loads(data, buffers=arrays), trace
 
 
 def _call_process(idle: "SimpleQueue[Connection]", item: Any) -> Any:
@@ -162,13 +200,13 @@ def _call_process(idle: "SimpleQueue[Connection]", item: Any) -> Any:
     pipe = idle.get()
     try:
         pipe.send((item,))
-        result, error, trace = pipe.recv()
+        result, trace = _receive_result(pipe)
     except (EOFError, ConnectionError):
         raise UserError("a process that loads data was killed; was there enough memory?") from None
     finally:
         idle.put(pipe)
-    if error:
-        raise error from RuntimeError(trace)
+    if trace:
+        raise result from RuntimeError(trace)
     return result
 
 

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from contextlib import closing
+from multiprocessing import reduction
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -239,7 +241,35 @@ def test_what_a_process_raises_comes_in_its_place():
         next(results)
 
 
-def end(number: int) -> None:
+def make_arrays(number: int) -> tuple[list[np.ndarray], int]:
+    pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4) + np.uint8(number)
+    return [pixels, pixels[:, ::-1], pixels[:0], pixels.T, pixels.astype(float)], number
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_arrays_of_a_process_are_those_it_sent(monkeypatch, shared):
+    handles = []
+    receive = reduction.recv_handle
+    monkeypatch.setattr(reduction, "recv_handle", lambda p: handles.append(p) or receive(p))
+    if not shared:
+        monkeypatch.delattr(os, "memfd_create")
+    results = list(map_processes(range(5), make_arrays, 2))
+    assert len(handles) == 5 * shared
+    for number, (arrays, same) in enumerate(results):
+        assert same == number
+        for array, sent in zip(arrays, make_arrays(number)[0], strict=True):
+            assert (array.dtype, array.shape) == (sent.dtype, sent.shape)
+            assert (array == sent).all()
+            array += 1  # it is the receiver's own
+
+
+def test_a_process_killed_before_it_passes_its_memory_is_one_line(monkeypatch):
+    monkeypatch.setattr(reduction, "send_handle", end)
+    with pytest.raises(UserError, match="was killed; was there enough memory"):
+        list(map_processes(range(3), make_arrays, 2))
+
+
+def end(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
