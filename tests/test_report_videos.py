@@ -50,7 +50,7 @@ def test_the_controls_of_a_tall_video_are_in_view(browser, run, unchanged):
     assert seen.page.locator("#lead").inner_text() == "1 picture, 1 video: rainy, derained."
     seen.page.click("#next")
     wait(seen, READY, False)
-    box = seen.page.locator("#film").bounding_box()
+    box = seen.page.locator("#help").bounding_box()  # the last one
     assert box["y"] + box["height"] < 800 == seen.page.viewport_size["height"]
 
 
