@@ -223,9 +223,8 @@ class WebDerainer:
         picture = read_picture(job.source)
         require_format(job.target, picture)
         name = str(job.source)
-        height, width = picture.colour.shape[:2]
-        entry.pixels = height * width
-        on_progress(0, derainer.count_parts(height, width, name=name))
+        entry.pixels = math.prod(picture.colour.shape[:2])
+        on_progress(0, derainer.count_parts(*picture.colour.shape[:2], name=name))
         derained, output = derain_picture(derainer, picture, name, on_progress)
         write_atomically(job.target, encode_picture(job.target, derained), durable=False)
         dropped = describe_dropped(job.target, derained)

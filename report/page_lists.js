@@ -127,7 +127,7 @@ function histogram() {
   const [width, height, bottom] = [Math.max(20 * counts.length, 300) + 40, 190, 160];
   const sorted = [...values].sort((a, b) => a - b), worse = values.filter(v => v < 0).length;
   const middle = (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
-  const said = `PSNR gain of ${names}, ${data.protocols[protocol()]}, ${values.length} pictures: lowest `
+  const said = `PSNR gain of ${names}, ${data.protocols[protocol()]}, ${values.length} ${values.length === 1 ? "picture" : "pictures"}: lowest `
     + `${figure(sorted[0], 2)} dB, median ${figure(middle, 2)} dB, highest ${figure(sorted.at(-1), 2)} dB; `
     + `${worse} below 0`;
   const svg = addNode("svg", box, undefined, {width, height, role: "img", "aria-label": said});

@@ -392,6 +392,9 @@ def test_a_phone_scrolls_in_one_direction(browser, tmp_path):
     seen = Watched(browser, write_test_page(tmp_path, 3, "scene_" * 30 + "{}"), width=390)
     assert seen.page.evaluate("document.documentElement.scrollWidth") == 390
     assert seen.page.locator("#stage").bounding_box()["width"] > 350
+    caption = seen.page.locator("#table caption").bounding_box()
+    assert caption["x"] + caption["width"] <= 390
+    assert "1 picture:" in seen.page.locator("#histogram").inner_text()
     for table in ("scores", "means", "table"):
         heading = f"document.querySelector('#{table} thead th:last-child')"
         seen.page.evaluate(f"{heading}.textContent = 'x'.repeat(99)")
