@@ -36,7 +36,7 @@ def build(folder: Path, *flags: str, source: Path = SOURCE) -> Path:
         str(library),
     ]
     command += [str(ROOT / "tests" / "irnn_on_cpu.cpp")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return library
 

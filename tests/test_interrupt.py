@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -200,6 +201,8 @@ def test_a_closed_terminal_keeps_the_video_in_hand_and_the_page(model, tmp_path)
     if child == 0:
         words = command(*DERAIN, "-i", "in", "-o", "out")
         os.execv(words[0], words)
+    limit = threading.Timer(120, os.kill, (child, signal.SIGKILL))
+    limit.start()
     until(lambda: list(Path("out").glob("*long.mp4*")))
     seen = b""
     while b"/2500" not in seen:
@@ -207,6 +210,7 @@ def test_a_closed_terminal_keeps_the_video_in_hand_and_the_page(model, tmp_path)
     time.sleep(1)
     os.close(terminal)
     _, status = os.waitpid(child, 0)
+    limit.cancel()
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     assert 0 < len(frames("out/long.mp4")[0]) < 2500
     assert {"a.png", "long.mp4", "index.html", "index_files"} == set(os.listdir("out"))

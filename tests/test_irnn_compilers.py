@@ -50,6 +50,6 @@ def test_nvrtc_compiles_it(architecture):
 def test_nvcc_compiles_it(architecture, tmp_path):
     command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-Werror", "all-warnings", "-cubin"]
     command += ["-Xptxas", ",".join(STRICT), "-o", str(tmp_path / "irnn.cubin"), str(SOURCE)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert_lean(done.stdout + done.stderr)

@@ -97,6 +97,15 @@ def identifiers(tree: ast.AST) -> set[str]:
     return names
 
 
+def test_no_test_waits_for_a_program_without_a_limit():
+    """Or one that hangs would end all tests. finish() of conftest.py has a limit of its own."""
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "subprocess.run":
+                names = [keyword.arg for keyword in node.keywords]
+                assert "timeout" in names, f"{path}:{node.lineno}"
+
+
 def test_functions_are_named_by_verbs_and_values_by_nouns():
     """Of what this project's names once were full of, participles that say nothing."""
     words = re.compile("told|tell|made", re.IGNORECASE)

@@ -71,7 +71,8 @@ print(int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1]) >
 
     def megabytes(name: str) -> int:
         command = [sys.executable, "-c", program, name]
-        return int(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120)
+        return int(done.stdout)
 
     assert megabytes("INFERENCE_BLOCKS") > 64
     assert megabytes("LEAN_TRAINING_BLOCKS") < 64
@@ -86,7 +87,9 @@ def test_the_pool_of_compiled_code_has_no_more_threads_than_torch():
     )
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_NUM_THREADS"}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, check=True, env=environment, timeout=120
+    )
     assert done.stdout.split() == [b"1", b"1"]
 
 
@@ -141,7 +144,7 @@ def test_the_pools_of_torch_and_numba_soon_sleep():
     done = subprocess.run(
         [sys.executable, "-c", LOADED, str(ROOT)],
         env=own | {"OMP_DISPLAY_ENV": "verbose"},
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     # Every OpenMP that is loaded says what it has found.
     assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)) == {machine.SPIN_COUNT}

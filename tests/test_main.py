@@ -91,7 +91,11 @@ def test_help_of_an_action_shows_its_options_alone(capsys, action):
 @pytest.mark.parametrize("words", [[], ["-h"], ["-a", "train", "-h"], ["-a", "tset"]])
 def test_help_and_mistakes_import_nothing_but_pythons_own(words):
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTED, *words], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", IMPORTED, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     status, names = json.loads(done.stderr.splitlines()[-1])
     assert status == (0 if "-h" in words else 2)

@@ -171,5 +171,5 @@ def test_no_line_of_a_library_is_seen_at_a_header():
     see = "import sys; from pathlib import Path; from media import image_file; "
     see += "print(image_file.image_size(Path(sys.argv[1])))"
     words = [sys.executable, "-c", see, Path("odd.jpg").resolve()]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert (done.stdout, done.stderr) == ("(64, 48)\n", "")

@@ -1,6 +1,7 @@
 """Nothing is lost: kills, crashes within a save, changed settings, two runs at once, faults."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -224,7 +225,7 @@ def test_a_killed_worker_is_one_line_and_latest_is_good(pairs):
         until(has_a_step)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         assert len(children) == 2  # of training and of validation
-        subprocess.run(["kill", "-9", children[0]], check=True)
+        os.kill(int(children[0]), signal.SIGKILL)
         _, err = run.communicate(timeout=60)
         assert run.returncode == 2
         assert err == ("main.py: a process that loads data was killed; was there enough memory?\n")

@@ -90,7 +90,7 @@ def test_memory_is_reckoned_about_right():
         "print(machine.peak_memory() - before)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, timeout=240
     )
     taken = float(done.stdout) * 2**20
     assert 0.5 < tiles.estimate_memory(320, 384, in_bands=True) / taken < 1.5

@@ -200,8 +200,8 @@ def test_make_weights_fetches_the_released_file(shared):
 
 def test_the_published_weights_stay_out_of_the_repository():
     words = ["git", "check-ignore", "-q", "--no-index"]
-    found = subprocess.run([*words, "model/published"], cwd=ROOT, capture_output=True)
+    found = subprocess.run([*words, "model/published"], cwd=ROOT, capture_output=True, timeout=60)
     if found.returncode == 128:
         pytest.skip("not a git repository")
     assert found.returncode == 0
-    assert subprocess.run([*words, "model/demo"], cwd=ROOT).returncode == 1
+    assert subprocess.run([*words, "model/demo"], cwd=ROOT, timeout=60).returncode == 1
