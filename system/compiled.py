@@ -8,6 +8,7 @@ ones included, than there are cores for it: see limit_pool.
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable)
@@ -39,8 +40,16 @@ def compiled(**options: Any) -> Callable[[F], F]:
         # gives our modules other names, so each name has files of its own.
         function.__qualname__ = f"{function.__module__}.{function.__name__}"
         try:
-            return numba.njit(cache=True, nogil=True, **options)(function)
+            kernel = numba.njit(cache=True, nogil=True, **options)(function)
         except RuntimeError:  # no folder for the compiled code can be written
             return numba.njit(nogil=True, **options)(function)
+        save = kernel._cache.save_overload
+
+        def save_if_possible(*arguments: Any) -> None:
+            with suppress(OSError):  # the disk is full
+                save(*arguments)
+
+        kernel._cache.save_overload = save_if_possible
+        return kernel
 
     return decorate

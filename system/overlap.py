@@ -11,7 +11,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from itertools import accumulate
 from multiprocessing import reduction
@@ -169,16 +176,19 @@ def _send_result(pipe: Connection, result: Any) -> None:
     a pipe, the two processes would take turns for every 200 KiB.
     """
     arrays: list[pickle.PickleBuffer] = []
-    keep = arrays.append if hasattr(os, "memfd_create") else None  # Linux has it
-    data = pickle.dumps(result, 5, buffer_callback=keep)
+    data = pickle.dumps(result, 5, buffer_callback=arrays.append)
     sizes = [array.raw().nbytes for array in arrays]
     if not any(sizes):
         pipe.send((data, "", sizes))
         return
-    with open(os.memfd_create("result"), "wb") as memory:
-        for array in arrays:
-            memory.write(array.raw())
-        memory.flush()
+    with ExitStack() as stack:
+        try:
+            memory = stack.enter_context(open(os.memfd_create("result"), "wb", buffering=0))
+            if sum(memory.write(array.raw()) for array in arrays) < sum(sizes):
+                raise OSError
+        except (AttributeError, OSError):  # not Linux; or the limit of files, which holds here too
+            pipe.send((pickle.dumps(result), "", []))
+            return
         pipe.send((data, "", sizes))
         reduction.send_handle(pipe, memory.fileno(), os.getppid())
 

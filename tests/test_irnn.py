@@ -1,11 +1,13 @@
 """The IRNN operator: kernel against reference and golden arrays, outputs and every gradient."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numba.core.caching
 import pytest
 import torch
 from conftest import ROOT, golden
@@ -14,6 +16,7 @@ from torch import library
 
 from irnn_cuda import irnn, irnn_reference, op
 from irnn_cuda.reference import irnn_backward_reference
+from system.compiled import compiled
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -190,6 +193,22 @@ def test_compiled_kernels_are_kept_on_disk():
     for kernel in (op.cpu_kernels()._forward, op.cpu_kernels()._backward):
         folder = Path(kernel.stats.cache_path)
         assert list(folder.glob(f"cpu.irnn_cuda.cpu.{kernel.__name__}-*.nbc"))
+
+
+def add_one(number: int) -> int:
+    return number + 1
+
+
+def test_compiled_code_runs_where_the_disk_is_too_full_to_keep_it(monkeypatch):
+    refused = []
+
+    def refuse(*_: object) -> None:
+        refused.append(True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", refuse)
+    assert compiled()(add_one)(1) == 2
+    assert refused
 
 
 def test_without_numba_the_reference_serves_with_one_warning():

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -246,15 +247,21 @@ def make_arrays(number: int) -> tuple[list[np.ndarray], int]:
     return [pixels, pixels[:, ::-1], pixels[:0], pixels.T, pixels.astype(float)], number
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_arrays_of_a_process_are_those_it_sent(monkeypatch, shared):
+@pytest.mark.parametrize("limit", [None, "system", "files"])
+def test_arrays_of_a_process_are_those_it_sent(monkeypatch, limit):
     handles = []
     receive = reduction.recv_handle
     monkeypatch.setattr(reduction, "recv_handle", lambda p: handles.append(p) or receive(p))
-    if not shared:
+    if limit == "system":
         monkeypatch.delattr(os, "memfd_create")
-    results = list(map_processes(range(5), make_arrays, 2))
-    assert len(handles) == 5 * shared
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if limit == "files":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, former[1]))
+        results = list(map_processes(range(5), make_arrays, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert len(handles) == (0 if limit else 5)
     for number, (arrays, same) in enumerate(results):
         assert same == number
         for array, sent in zip(arrays, make_arrays(number)[0], strict=True):

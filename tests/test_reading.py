@@ -170,7 +170,13 @@ def test_a_name_with_escapes_does_not_reach_the_terminal():
 
 
 # They read what the program or the system holds, or what another reader has just read.
-FREE = {"irnn_cuda/cuda.py", "report/page.py", "system/machine.py", "system/files.py"}
+FREE = {
+    "irnn_cuda/cuda.py",
+    "report/page.py",
+    "system/machine.py",
+    "system/files.py",
+    "system/overlap.py",
+}
 OTHERS = {"av", "os", "Image"}  # whose `open` opens no file by its name, or one that was looked at
 
 
