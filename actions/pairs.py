@@ -274,7 +274,8 @@ def name_patches(scene: Scene, frame: int, patch: Patch) -> tuple[str, str]:
 def read_scene(path: Path) -> tuple[list[str], bool]:
     """The lines of a scene's pairs, and whether its video is whole. Raises UserError."""
     *lines, ending = read_bytes(path).decode(errors="replace").splitlines(keepends=True) or [""]
-    if not ending.startswith(f"# pairs: {len(lines)}"):
+    count = f"# pairs: {len(lines)}"
+    if ending not in (f"{count}\n", f"{count}{DAMAGED}\n"):
         raise UserError(f"{path}: damaged; remove it, and the scene is looked through again")
     return lines, DAMAGED not in ending
 

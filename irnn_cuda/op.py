@@ -71,6 +71,11 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _backward(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if (grad.shape, grad.dtype, grad.device) != (y.shape, y.dtype, y.device):
+        raise ValueError(
+            f"irnn_backward: grad is {tuple(grad.shape)} {grad.dtype} on {grad.device}, "
+            f"y is {tuple(y.shape)} {y.dtype} on {y.device}; they must agree"
+        )
     grad_x = _empty(y, weight.shape[1])
     if y.device.type == "cpu" and y.dtype in COARSE:
         values, total_w, total_b = _backward(grad.float(), y.float(), weight.float())

@@ -228,16 +228,21 @@ def test_another_setting_or_video_is_refused(run, videos):
     }
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "junk"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "junk", "thinned", "half an ending"])
 def test_a_damaged_part_is_noticed_and_made_again(run, videos, damage):
     words = ("-a", "pairs", "-i", "videos", "-o", "set", *OPTIONS)
     assert run(*words)[0] == 0
     before = snapshot(Path("set"))
     part = Path("set/scenes/000.txt")
     whole = part.read_bytes()
-    part.write_bytes(
-        {"cut": whole[: whole.index(b"\n") + 1], "empty": b"", "junk": b"\xff"}[damage]
-    )
+    *lines, ending = whole.splitlines(keepends=True)
+    assert len(lines) >= 10
+    damaged = {
+        "cut": lines[0], "empty": b"", "junk": b"\xff",
+        "thinned": b"".join([*lines[: len(lines) // 10], ending]),
+        "half an ending": whole.rstrip() + b", of a dam\n",
+    }  # fmt: skip
+    part.write_bytes(damaged[damage])
     status, _, err = run(*words)
     assert (status, err) == (
         2,
