@@ -97,6 +97,14 @@ def test_opcheck():
     library.opcheck(op._irnn_backward, (grad, y, transposed))
 
 
+def test_gradient_of_another_shape_or_type_is_named():
+    x, weight, bias, grad = (tensor.detach() for tensor in inputs((1, 2, 3, 4), torch.float32))
+    y = irnn(x, weight, bias)
+    for wrong in (grad[:, :4], grad.double()):
+        with pytest.raises(ValueError, match=r"irnn_backward: grad is .*; they must agree"):
+            op._irnn_backward(wrong, y, weight)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compile_without_graph_breaks():
     arguments = inputs((1, 4, 5, 6), torch.float32)
