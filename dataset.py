@@ -4,11 +4,11 @@ The stream makes the batch of step s from (seed, s) alone, so neither the number
 interruption changes what is trained on.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,92 +17,53 @@ from torch import Tensor
 
 from media.lists import Mixture, Pair, Pairs, read_pair
 from settings import Settings
-from system.overlap import attempt, map_processes, prefetch
+from system.overlap import map_processes, prefetch
 
-BatchTensors = tuple[Tensor, Tensor, Tensor]  # rainy, clean and label, see Batch.tensors
+# rainy and clean (N,3,H,W) float32 in 0..1, and the mask label (N,H,W) of 0 and 1
+BatchTensors = tuple[Tensor, Tensor, Tensor]
 # Branches of the random stream: training and validation never share a draw.
 TRAINING, VALIDATION = 0, 1
 CROP_TRIES = 10
 
 
-def to_float(image: Tensor) -> Tensor:
-    """(N,H,W,3) uint8 or uint16 to (N,3,H,W) float32 in 0..1, channels_last as the bytes are."""
-    return image.permute(0, 3, 1, 2).float().div_(torch.iinfo(image.dtype).max)
-
-
-def mask_label(rainy: Tensor, clean: Tensor, threshold: int = 0) -> Tensor:
-    """(N,H,W) float32: 1 where rainy and clean, (N,H,W,3) uint8, differ in any channel, else 0.
-
-    A channel differs where its values are more than threshold apart, in grey levels 0..255.
-    """
-    # The larger minus the smaller: uint8 has no negative numbers.
-    difference = torch.maximum(rainy, clean) - torch.minimum(rainy, clean)
-    return (difference > threshold).any(-1).float()
-
-
-@dataclass
-class Batch:
-    """A training batch: images (N,H,W,3) uint8 BGR, and the rainy files they were cut from."""
-
-    rainy: np.ndarray
-    clean: np.ndarray
-    files: list[str]
-
-    def tensors(self, device: torch.device, mask_threshold: int = 0) -> BatchTensors:
-        """rainy, clean (N,3,H,W) float32 in 0..1 and mask label (N,H,W), on the device."""
-        rainy, clean = (torch.from_numpy(image).to(device) for image in (self.rainy, self.clean))
-        return to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
-
-
 class DeviceBatch(NamedTuple):
-    """The tensors of a batch on the device that computes, see Batch.tensors, and its files."""
+    """A batch of crops on the device that computes, and the rainy files that they were cut from."""
 
     tensors: BatchTensors
     files: list[str]
 
 
-def upload_batches(
-    batches: Iterator[Batch], device: torch.device, mask_threshold: int
-) -> Generator[DeviceBatch, None, None]:
-    """The batches on the device. A GPU gets the next one, in a thread, while one is used."""
-    if device.type != "cuda":
-        for batch in batches:
-            yield DeviceBatch(batch.tensors(device, mask_threshold), batch.files)
-        return
-    with closing(prefetch(_copy_batches(batches, device))) as copies:
-        current = torch.cuda.current_stream(device)
-        for (rainy, clean), files, copied in copies:
-            current.wait_event(copied)
-            for images in (rainy, clean):
-                images.record_stream(current)
-            tensors = to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
-            yield DeviceBatch(tensors, files)
+@dataclass
+class Batch:
+    """A batch of crops: (N,H,W,3) uint8 BGR, and the rainy files that they were cut from."""
+
+    rainy: np.ndarray
+    clean: np.ndarray
+    files: list[str]
+
+    def to_device(self, device: torch.device, mask_threshold: int = 0) -> DeviceBatch:
+        """The batch as tensors on the device."""
+        rainy, clean = (torch.from_numpy(image).to(device) for image in (self.rainy, self.clean))
+        tensors = to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
+        return DeviceBatch(tensors, self.files)
 
 
-def _copy_batches(
-    batches: Iterator[Batch], device: torch.device
-) -> Iterator[tuple[Tensor, list[str], torch.cuda.Event]]:
-    """The images of each batch, (2,N,H,W,3) uint8 on a GPU, its files, and the end of the copy.
+def load_batches(
+    pairs: Pairs,
+    settings: Settings,
+    branch: int,
+    steps: range,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Generator[Batch, None, None]:
+    """This rank's share of the Batches of the given steps, in order, by --num-workers processes.
 
-    Only from pinned memory does a copy run beside the GPU's work, and pinning takes longer than the
-    copy: two buffers are used by turns. A copy waits for earlier work on its stream, so copies have
-    a stream of their own.
+    It raises UserError for a bad image. Validation, of fewer steps, has one worker at most.
     """
-    stream = torch.cuda.Stream(device)
-    buffers: list[tuple[Tensor, torch.cuda.Event]] = []
-    for number, batch in enumerate(batches):
-        with torch.cuda.stream(stream):
-            if number < 2:
-                shape = 2, *batch.rainy.shape
-                pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-                buffers.append((pinned, torch.cuda.Event()))
-            buffer, copied = buffers[number % 2]
-            copied.synchronize()
-            for target, image in zip(buffer, (batch.rainy, batch.clean), strict=True):
-                target.copy_(torch.from_numpy(image))
-            images = buffer.to(device, non_blocking=True)
-            copied.record()
-        yield images, batch.files, copied
+    share = settings.batch_size // world_size
+    slots = range(rank * share, (rank + 1) * share)
+    workers = min(settings.num_workers, 1) if branch == VALIDATION else settings.num_workers
+    return map_processes(steps, partial(read_batch, pairs, settings, branch, slots), workers)
 
 
 def read_batch(pairs: Pairs, settings: Settings, branch: int, slots: range, step: int) -> Batch:
@@ -134,18 +95,21 @@ def read_crop(
 
 
 def draw_pair(pairs: Pairs, number: int, *key: int) -> Pair:
-    """The pair of a place in the stream: shuffled passes over the list, one after another.
+    """The pair of a number in the stream: shuffled passes over the list, one after another.
 
-    Of several lists each has its passes. Rounds of as many places as their weights sum up to, each
-    in an order of its own, say which list a place is of. The key decides on all orders.
+    Of several lists each has passes of its own. With weights 2 and 1 each round of three numbers is
+    a shuffled A, A, B. The k-th A of the stream takes the k-th pair of list A's passes. The key
+    decides on all orders.
     """
     if isinstance(pairs, Mixture):
-        turns = np.repeat(np.arange(len(pairs.lists)), pairs.weights)
-        former_rounds, place = divmod(number, len(turns))
-        turns = turns[shuffle_indices(len(turns), *key, former_rounds, 0)]
-        is_own = turns == turns[place]
-        number = int(former_rounds * is_own.sum() + is_own[:place].sum())
-        return draw_pair(pairs.lists[turns[place]], number, *key, int(turns[place]))
+        lists = np.repeat(np.arange(len(pairs.lists)), pairs.weights)  # 0, 0, 1
+        rounds, turn = divmod(number, len(lists))
+        # The 0 says nothing, but seeds of 2**32 and more would draw other orders without it.
+        lists = lists[shuffle_indices(len(lists), *key, rounds, 0)]
+        drawn = int(lists[turn])
+        is_drawn = lists == drawn
+        number = int(rounds * is_drawn.sum() + is_drawn[:turn].sum())
+        return draw_pair(pairs.lists[drawn], number, *key, drawn)
     epoch, index = divmod(number, len(pairs))
     return pairs[shuffle_indices(len(pairs), *key, epoch)[index]]
 
@@ -194,24 +158,60 @@ def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], side: int) -
     return np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def load_batches(
-    pairs: Pairs,
-    settings: Settings,
-    branch: int,
-    steps: range,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Generator[Batch, None, None]:
-    """This rank's share of the Batches of the given steps, in order, by --num-workers processes.
+def upload_batches(
+    batches: Iterator[Batch], device: torch.device, mask_threshold: int
+) -> Generator[DeviceBatch, None, None]:
+    """The batches on the device. A GPU gets the next one, in a thread, while one is used."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to_device(device, mask_threshold)
+        return
+    with closing(prefetch(_copy_batches(batches, device))) as copies:
+        current = torch.cuda.current_stream(device)
+        for images, files, copied in copies:
+            current.wait_event(copied)
+            images.record_stream(current)  # their memory is free when the work below has read it
+            rainy, clean = images
+            tensors = to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
+            yield DeviceBatch(tensors, files)
 
-    It raises UserError for a bad image. Validation, of fewer steps, has one worker at most.
+
+def _copy_batches(
+    batches: Iterator[Batch], device: torch.device
+) -> Iterator[tuple[Tensor, list[str], torch.cuda.Event]]:
+    """The images of each batch, (2,N,H,W,3) uint8 on a GPU, its files, and the end of the copy.
+
+    Only from pinned memory does a copy run beside the GPU's work, and pinning takes longer than the
+    copy: two buffers are used by turns. A copy waits for earlier work on its stream, so copies have
+    a stream of their own.
     """
-    share = settings.batch_size // world_size
-    slots = range(rank * share, (rank + 1) * share)
-    workers = min(settings.num_workers, 1) if branch == VALIDATION else settings.num_workers
-    return map_processes(steps, partial(read_batch, pairs, settings, branch, slots), workers)
+    stream = torch.cuda.Stream(device)
+    buffers: list[tuple[Tensor, torch.cuda.Event]] = []
+    for number, batch in enumerate(batches):
+        with torch.cuda.stream(stream):
+            if number < 2:
+                shape = 2, *batch.rainy.shape
+                pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+                buffers.append((pinned, torch.cuda.Event()))
+            buffer, copied = buffers[number % 2]
+            copied.synchronize()
+            for target, image in zip(buffer, (batch.rainy, batch.clean), strict=True):
+                target.copy_(torch.from_numpy(image))
+            images = buffer.to(device, non_blocking=True)
+            copied.record()
+        yield images, batch.files, copied
 
 
-def load_images(pairs: Sequence[Pair], num_workers: int) -> Generator[Any, None, None]:
-    """read_pair of each pair in turn, or a UserError in the place of a bad one, by processes."""
-    return map_processes(pairs, partial(attempt, read_pair), min(num_workers, len(pairs)))
+def to_float(image: Tensor) -> Tensor:
+    """(N,H,W,3) uint8 or uint16 to (N,3,H,W) float32 in 0..1, channels_last as the bytes are."""
+    return image.permute(0, 3, 1, 2).float().div_(torch.iinfo(image.dtype).max)
+
+
+def mask_label(rainy: Tensor, clean: Tensor, threshold: int = 0) -> Tensor:
+    """(N,H,W) float32: 1 where rainy and clean, (N,H,W,3) uint8, differ in any channel, else 0.
+
+    A channel differs where its values are more than threshold apart, in grey levels 0..255.
+    """
+    # The larger minus the smaller: uint8 has no negative numbers.
+    difference = torch.maximum(rainy, clean) - torch.minimum(rainy, clean)
+    return (difference > threshold).any(-1).float()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import load_images
 from engine.checkpoint import checkpoint_path
 from engine.device import describe_device
 from engine.events import EVENTS as EVENT_FILE
@@ -17,7 +16,7 @@ from engine.scoring import check_headers
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, run_steps
 from engine.training_run import TrainingRun
 from media import inspection
-from media.lists import Mixture, Pair, Pairs, fingerprint, read_list
+from media.lists import Mixture, Pair, Pairs, fingerprint, load_images, read_list
 from report.result_folder import open_result_folder
 from settings import Settings, UserError, as_tuple, first_few
 from system.config import FILE, VERSION, describe_code, write_config

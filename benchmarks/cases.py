@@ -93,7 +93,7 @@ def images(side: tuple[int, int], device: str) -> tuple[Tensor, Tensor, Tensor]:
     clean = cv2.resize(backgrounds.photograph("coffee"), side[::-1])
     rain = [streaks.Rain(1.5, 10, 25, 1, 110, 0.6)]
     rainy = streaks.add_rain(clean, rain, np.random.default_rng(0))
-    return dataset.Batch(rainy[None], clean[None], []).tensors(torch.device(device))
+    return dataset.Batch(rainy[None], clean[None], []).to_device(torch.device(device)).tensors
 
 
 def repeat_crop(crop: Tensor, count: int) -> Tensor:

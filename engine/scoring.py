@@ -10,11 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 
-import dataset
 from engine.derainer import DerainedImage, Derainer
 from engine.ranks import Ranks
 from media.inspection import inspect_headers
-from media.lists import Pair
+from media.lists import Pair, load_images
 from model import is_dead_mask
 from report.metrics import MEASURE_BYTES_PER_PIXEL, measure
 from report.tables import RAINY, Result
@@ -81,7 +80,7 @@ def derain_pairs(
     Args:
         workers: processes that read images.
     """
-    images = dataset.load_images(pairs[ranks.rank :: ranks.world_size], workers)
+    images = load_images(pairs[ranks.rank :: ranks.world_size], workers)
 
     def derain_images() -> Iterator[DerainedPair | UserError]:
         own = range(ranks.rank, len(pairs), ranks.world_size)

@@ -292,7 +292,7 @@ def _score(run: TrainingRun, derainer: Derainer, pairs: Pairs, progress: Progres
 
 def _write_pictures(run: TrainingRun, derainer: Derainer, preview: Batch) -> None:
     """Write each crop of the preview as rainy, derained and clean image, mask and mask label."""
-    _, _, labels = preview.tensors(torch.device("cpu"), run.settings.mask_threshold)
+    (_, _, labels), _ = preview.to_device(torch.device("cpu"), run.settings.mask_threshold)
     for index, file in enumerate(preview.files):
         derained = derainer.derain(preview.rainy[index], file)
         images = [preview.rainy[index], derained.uint8_image, preview.clean[index]]

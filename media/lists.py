@@ -11,10 +11,11 @@ import os
 import re
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 from unicodedata import normalize
 
 import numpy as np
@@ -23,6 +24,7 @@ from media.layouts import read_folder, sole_image
 from media.pictures import read_image
 from settings import UserError, first_few, format_count
 from system.files import format_path, read_bytes, write_atomically
+from system.overlap import attempt, map_processes
 from system.progress import SlowNotice
 
 BLANKS = b" \t"  # between names; other white space, such as U+3000, belongs to a name
@@ -428,3 +430,8 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
             f"{rainy.shape[1]}x{rainy.shape[0]}, {pair.clean} is {clean.shape[1]}x{clean.shape[0]}"
         )
     return rainy, clean
+
+
+def load_images(pairs: Sequence[Pair], num_workers: int) -> Generator[Any, None, None]:
+    """read_pair of each pair in turn, or a UserError in the place of a bad one, by processes."""
+    return map_processes(pairs, partial(attempt, read_pair), min(num_workers, len(pairs)))

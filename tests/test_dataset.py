@@ -44,7 +44,8 @@ def test_mask_threshold_reaches_the_training_batch(pairs):
     (batch,) = dataset.load_batches(
         lists.read_list(str(pairs)), SMALL, dataset.TRAINING, range(1), 0
     )
-    shares = [batch.tensors(torch.device("cpu"), n)[2].mean().item() for n in (0, 20, 254)]
+    batches = [batch.to_device(torch.device("cpu"), n) for n in (0, 20, 254)]
+    shares = [tensors[2].mean().item() for tensors, _ in batches]
     assert shares[0] > shares[1] > shares[2] == 0
 
 
@@ -113,7 +114,7 @@ def test_tensors_are_floats_in_0_to_1_and_channels_last(pairs):
     (batch,) = dataset.load_batches(
         lists.read_list(str(pairs)), SMALL, dataset.TRAINING, range(1), 0
     )
-    rainy, clean, label = batch.tensors(torch.device("cpu"))
+    rainy, clean, label = batch.to_device(torch.device("cpu")).tensors
     assert rainy.is_contiguous(memory_format=torch.channels_last)
     red = batch.rainy[0, :, :, 2].astype(np.float32) / 255
     assert np.array_equal(rainy[0, 2].numpy(), red)

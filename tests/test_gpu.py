@@ -57,7 +57,8 @@ def test_batches_arrive_as_they_were_loaded():
     uploaded = upload_batches(iter(batches), torch.device(GPU, 0), 3)
     for number, (batch, expected) in enumerate(zip(uploaded, batches, strict=True)):
         assert batch.files == [str(number)]
-        for a, b in zip(batch.tensors, expected.tensors(torch.device("cpu"), 3), strict=True):
+        tensors = expected.to_device(torch.device("cpu"), 3).tensors
+        for a, b in zip(batch.tensors, tensors, strict=True):
             assert torch.equal(a.cpu(), b)
 
 
