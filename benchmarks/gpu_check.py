@@ -1,12 +1,12 @@
-"""What to run first on a GPU, and may be sent to us: make gpu-check
+"""Tests and measurements for a GPU that was not tried before: make gpu-check
 
-Runs the tests of the GPU kernels, the benchmark's groups, profiles of a step, short trainings in
-each precision, with and without --compile and with few and many loading processes, and the
-deraining of a 1080p clip. A profile holds the time of a step against the work of the GPU in it,
-with and without --checkpoint-activations ("recomputed"). Writes one table, gpu-check.md, a line as
-each part ends. A part that fails is written down with its last words, and the next one goes on.
-Where the benchmark has a GPU, its ratio is to the released scheme of the kernels (rescan.cu).
-`--device cpu` with small numbers tries this program itself.
+Writes one table, gpu-check.md, row by row; please send it to us. The parts are: the machine, the
+tests of the GPU, the benchmark, profiles of a training step, short trainings, and the deraining of
+a 1080p clip. A profile compares the time of a step with the work of the GPU in it, with and without
+--checkpoint-activations ("recomputed"). The trainings differ in precision, --compile and the number
+of loading processes. If a part fails, its row holds the last line that it printed, and the next
+part runs. On a GPU the baseline of the IRNN is the released scheme (rescan.cu). Use `--device cpu`
+with small numbers to try this program itself.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -36,33 +36,39 @@ from benchmarks.curves import read_scalars
 from rain import backgrounds, streaks, synthetic_rain
 
 GROUPS = ("irnn", "forward", "step", "loss")
-PATIENCE = 1800  # seconds that a part may take
-Lines = Iterator[tuple[str, str]]  # what was measured, and its figure
+TIME_LIMIT = 1800  # seconds, of one program
+Rows = Iterator[tuple[str, str]]  # of the table: name and figure
 
 
-class Failed(Exception):
-    """A part that did not end well; its text is the last line that it printed."""
+class PartFailed(Exception):
+    """A program failed or took too long; the text says how."""
 
 
-def ended(*words: object) -> str:
-    """What a program of this project printed. Raises Failed."""
-    command = [sys.executable, *map(str, words)]
+def run_program(*arguments: object) -> str:
+    """Run a program of this project. Returns what it printed.
+
+    Raises:
+        PartFailed: it ended with another status than 0, or took longer than TIME_LIMIT.
+    """
+    command = [sys.executable, *map(str, arguments)]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        process = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=TIME_LIMIT
+        )
     except subprocess.TimeoutExpired:
-        raise Failed(f"not done after {PATIENCE} s") from None
-    if done.returncode:
-        printed = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()
-        raise Failed(f"status {done.returncode}: {printed[-1][:200]}")
-    return done.stdout
+        raise PartFailed(f"not done after {TIME_LIMIT} s") from None
+    if process.returncode:
+        output = process.stderr.strip() or process.stdout.strip() or "no output"
+        raise PartFailed(f"status {process.returncode}: {output.splitlines()[-1][:200]}")
+    return process.stdout
 
 
-def about(given: argparse.Namespace) -> Lines:
-    if given.device == "cuda":
+def describe_machine(options: argparse.Namespace) -> Rows:
+    if options.device == "cuda":
         yield "card", torch.cuda.get_device_name()
         yield "memory", f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
-        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(words, capture_output=True, text=True).stdout.split()
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(command, capture_output=True, text=True).stdout.split()
         yield "driver", driver[0] if driver else "unknown"
     yield "processor", f"{machine.processor_name()}, {machine.count_cores()} cores"
     versions = [f"Python {platform.python_version()}", f"CUDA {torch.version.cuda}"]
@@ -74,77 +80,89 @@ def about(given: argparse.Namespace) -> Lines:
     yield "versions", ", ".join(versions)
 
 
-def tests(given: argparse.Namespace) -> Lines:
-    # One after the other: several processes would not fit into a small card's memory.
-    for file in ("tests/test_irnn_gpu.py", "tests/test_gpu.py"):
-        yield file, ended("-m", "pytest", "-n", 0, file).strip().splitlines()[-1]
+def run_tests() -> Rows:
+    # In one process: several would not fit into the memory of a small card.
+    files = "tests/test_irnn_gpu.py", "tests/test_gpu.py"
+    output = run_program("-m", "pytest", "-n", 0, *files)
+    yield "tests of the GPU", output.strip().splitlines()[-1]
 
 
-def bench(given: argparse.Namespace, folder: Path) -> Lines:
-    for group in given.groups:
-        figures = folder / f"{group}.json"
-        options = ["--device", given.device, "--seconds", given.seconds, "--json", figures]
-        ended(ROOT / "benchmarks" / "bench.py", "--groups", group, *options)
-        for row in json.loads(figures.read_text())["times"]:
+def run_benchmark(options: argparse.Namespace, folder: Path) -> Rows:
+    for group in options.groups:
+        path = folder / f"{group}.json"
+        arguments = ["--device", options.device, "--seconds", options.seconds, "--json", path]
+        run_program(ROOT / "benchmarks" / "bench.py", "--groups", group, *arguments)
+        for row in json.loads(path.read_text())["times"]:
             share = f", {row['share']:.0%} of {row['of']}" if "share" in row else ""
             ratio = row["baseline"] / row["ours"]
             yield row["case"], f"{row['ours'] * 1e3:.2f} ms, baseline {ratio:.1f} times{share}"
 
 
-def training(given: argparse.Namespace, folder: Path) -> Lines:
-    """Images a second over the second half of a run, with all that comes between two steps."""
-    synthetic = ("-m", "rain.synthetic_rain", "train", "-o", folder, "-n", 64)
-    ended(*synthetic, "--side", min(given.patch_size, 300))
-    ways = [(p, c, 2) for p, c in product(("fp32", "tf32", "bf16"), (False, True))]
-    if given.device == "cpu":
-        ways = [("fp32", False, 2)]
-    for number, (precision, compiled, workers) in enumerate([*ways, ("fp32", False, 8)]):
-        own = folder / str(number)
-        options = ["--train-list", folder / "train.txt", "--device", given.device]
-        options += ["--model-dir", own, "--log-dir", own / "log", "--num-steps", given.steps]
-        options += ["--batch-size", given.batch_size, "--patch-size", given.patch_size]
-        options += ["--precision", precision, "--num-workers", workers]
-        name = f"training, {precision}{', compiled' if compiled else ''}, {workers} workers"
-        try:
-            ended("main.py", "-a", "train", *options, *["--compile"] * compiled)
-        except Failed as failure:  # of one way; the others may work
-            yield name, f"failed: {failure}"
-            continue
-        curves = read_scalars(own / "log" / "train_derain")
-        rates = list(curves["speed/images_per_second"].values())
-        loss = list(curves["loss/total"].values())[-1]
-        later = rates[len(rates) // 2 :]
-        rate = len(later) / sum(1 / rate for rate in later)  # images by the time that they took
-        yield name, f"{rate:.3g} images a second, last loss {loss:.4f}"
-
-
-def profile(given: argparse.Namespace) -> Lines:
-    """A step of training: its time, and how much of it the device works."""
-    sizes = "--count", given.batch_size, "--side", given.patch_size, "--steps", given.profile_steps
-    text = ended(ROOT / "benchmarks" / "cases.py", "profile", "--device", given.device, *sizes)
-    for row in json.loads(text.splitlines()[-1]):
+def profile_steps(options: argparse.Namespace) -> Rows:
+    """The time of a training step, and of the device's work in it."""
+    arguments = ["--device", options.device, "--steps", options.profile_steps]
+    arguments += ["--count", options.batch_size, "--side", options.patch_size]
+    output = run_program(ROOT / "benchmarks" / "cases.py", "profile", *arguments)
+    for row in json.loads(output.splitlines()[-1]):
         busy, wall = row["busy"] * 1e3, row["wall"] * 1e3
         yield f"step, {row['case']}", f"{wall:.2f} ms, {busy:.2f} ms of work: {busy / wall:.0%}"
 
 
-def deraining(given: argparse.Namespace, folder: Path) -> Lines:
-    """Frames a second, from clips of two lengths, so that the start does not count."""
-    width, height = given.clip
+def time_training(options: argparse.Namespace, folder: Path) -> Rows:
+    """Images a second over the second half of each run, with all that lies between its steps."""
+    synthetic_set = ["-m", "rain.synthetic_rain", "train", "-o", folder, "-n", 64]
+    run_program(*synthetic_set, "--side", min(options.patch_size, 300))
+    variants = list(product(("fp32", "tf32", "bf16"), ([], ["--compile"]), (2,)))
+    if options.device == "cpu":
+        variants = variants[:1]
+    for number, (precision, compilation, workers) in enumerate([*variants, ("fp32", [], 8)]):
+        run_folder = folder / str(number)
+        arguments = ["--train-list", folder / "train.txt", "--device", options.device]
+        arguments += ["--model-dir", run_folder, "--log-dir", run_folder / "log"]
+        arguments += ["--num-steps", options.steps, "--batch-size", options.batch_size]
+        arguments += ["--patch-size", options.patch_size, "--precision", precision]
+        arguments += ["--num-workers", workers, *compilation]
+        name = f"training, {precision}{', compiled' if compilation else ''}, {workers} workers"
+        try:
+            run_program("main.py", "-a", "train", *arguments)
+        except PartFailed as failure:  # the other variants may work
+            yield name, f"failed: {failure}"
+            continue
+        curves = read_scalars(run_folder / "log" / "train_derain")
+        rates = list(curves["speed/images_per_second"].values())
+        loss = list(curves["loss/total"].values())[-1]
+        second_half = rates[len(rates) // 2 :]
+        rate = len(second_half) / sum(1 / rate for rate in second_half)  # images by their time
+        yield name, f"{rate:.3g} images a second, last loss {loss:.4f}"
+
+
+def time_deraining(options: argparse.Namespace, folder: Path) -> Rows:
+    """Frames a second, from clips of two lengths: the start of the program does not count."""
+    width, height = options.clip
     clean = cv2.resize(backgrounds.photograph("coffee"), (width, height))
     rain = [streaks.Rain(1.5, 10, 25, 1, 110, 0.6)]
     seconds = []
-    for count in (2, 2 + given.frames):
+    for count in (2, 2 + options.frames):
         clip = folder / f"{count}.mkv"
         frames = streaks.rain_frames(clean, rain, count, 1.0, np.random.default_rng(0))
         synthetic_rain.write_video(clip, frames, (width, height))
-        words = ["main.py", "-a", "derain", "-m", ROOT / "model" / "demo", "-i", clip]
+        arguments = ["-m", ROOT / "model" / "demo", "-i", clip, "-o", folder / f"{count}-clean.mkv"]
         start = time.monotonic()
-        ended(*words, "-o", folder / f"{count}-clean.mkv", "--device", given.device)
+        run_program("main.py", "-a", "derain", *arguments, "--device", options.device)
         seconds.append(time.monotonic() - start)
-    longer = seconds[1] - seconds[0]
-    # Where a clip is too short, the starts of the two runs differ by more than its frames take.
-    speed = f"{given.frames / longer:.3g} frames a second" if longer > 1 else "too short to tell"
-    yield f"deraining a clip of {width}x{height}", speed
+    difference = seconds[1] - seconds[0]
+    # Below a second, it may come from the starts of the two runs rather than from the frames.
+    speed = f"{options.frames / difference:.3g} frames a second"
+    yield f"deraining a clip of {width}x{height}", speed if difference > 1 else "too short to tell"
+
+
+def run_parts(parts: dict[str, Rows]) -> Rows:
+    """The rows of all parts, and one for each part that fails."""
+    for name, rows in parts.items():
+        try:
+            yield from rows
+        except PartFailed as failure:
+            yield name, f"failed: {failure}"
 
 
 def main() -> int:
@@ -159,36 +177,31 @@ def main() -> int:
     parser.add_argument("--clip", type=int, nargs=2, default=(1920, 1080), help="width, height")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--groups", nargs="*", default=GROUPS, help="of the benchmark")
-    given = parser.parse_args()
-    if given.device == "cuda" and not torch.cuda.is_available():
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu_check.py: torch finds no GPU on this machine; nothing was run", file=sys.stderr)
         return 2
-    failed = 0
-    with tempfile.TemporaryDirectory() as name, given.output.open("w", encoding="utf-8") as file:
+    failures = 0
+    with tempfile.TemporaryDirectory() as name, options.output.open("w", encoding="utf-8") as file:
         folder = Path(name)
-        parts: dict[str, Callable[[], Lines]] = {
-            "about": lambda: about(given),
-            "tests": lambda: tests(given),
-            "benchmark": lambda: bench(given, folder),
-            "profile": lambda: profile(given),
-            "training": lambda: training(given, folder / "training"),
-            "deraining": lambda: deraining(given, folder),
+        parts = {
+            "machine": describe_machine(options),
+            "tests": run_tests(),
+            "benchmark": run_benchmark(options, folder),
+            "profile": profile_steps(options),
+            "training": time_training(options, folder / "training"),
+            "deraining": time_deraining(options, folder),
         }
         print("| what | figure |\n|---|---|", file=file, flush=True)
-        for part, lines in parts.items():
-            try:
-                for what, figure in lines():
-                    print(f"{what}: {figure}", flush=True)
-                    print(f"| {what} | {figure.replace('|', '/')} |", file=file, flush=True)
-                    failed += figure.startswith("failed: ")
-            except Failed as failure:
-                print(f"{part} failed: {failure}", flush=True)
-                print(
-                    f"| {part} | failed: {str(failure).replace('|', '/')} |", file=file, flush=True
-                )
-                failed += 1
-    print(f"{given.output}: written, {failed} of its parts failed" if failed else given.output)
-    return 1 if failed else 0
+        for what, figure in run_parts(parts):
+            print(f"{what}: {figure}", flush=True)
+            print(f"| {what} | {figure.replace('|', '/')} |", file=file, flush=True)
+            failures += figure.startswith("failed: ")
+    if failures:
+        print(f"{options.output}: written, {failures} of its parts failed")
+        return 1
+    print(options.output)
+    return 0
 
 
 if __name__ == "__main__":

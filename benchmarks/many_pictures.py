@@ -1,8 +1,9 @@
-"""How `-a derain` scales with the number of pictures: memory, time a picture, size of OUT.
+"""How `-a derain` scales with the number of pictures: time, memory and size of OUT.
 
     python benchmarks/many_pictures.py --counts 100 1000 10000
 
-Derains a folder of that many tiny pictures, and prints a row of a Markdown table for each run.
+For each count it derains a folder of that many tiny pictures. It prints a row of a Markdown table
+for each run.
 """
 
 import argparse
@@ -30,13 +31,20 @@ RUNS = {  # in this order
 }
 
 
-def derain(source: Path, target: Path, options: list[str]) -> tuple[float, float]:
-    """Run the action on a folder. Returns the seconds that it took and its peak memory in MiB."""
-    words = ["-a", "derain", "--model-dir", str(ROOT / "model"), "-m", "demo"]
-    command = [sys.executable, str(ROOT / "main.py"), *words, "-i", str(source), "-o", str(target)]
+def derain_folder(source: Path, target: Path, arguments: list[str]) -> tuple[float, float]:
+    """Run the action on a folder. Returns its time in seconds and its peak memory in MiB."""
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "-a",
+        "derain",
+        "-m",
+        str(ROOT / "model/demo"),
+    ]
+    command += ["-i", str(source), "-o", str(target), *arguments]
     start = time.perf_counter()
-    child = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"many_pictures.py: derain ended with status {status}")
     return time.perf_counter() - start, usage.ru_maxrss / 2**10
@@ -53,21 +61,21 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--side", type=int, default=16, help="of the pictures, in pixels")
     parser.add_argument("--runs", type=int, default=len(RUNS), help="only the first N of the runs")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     print("| pictures | run | time a picture | peak memory | files in OUT | size of OUT |")
     print("|---|---|---|---|---|---|")
-    for count in arguments.counts:
+    for count in options.counts:
         with tempfile.TemporaryDirectory() as name:
             source, target = Path(name, "in"), Path(name, "out")
             source.mkdir()
             rng = np.random.default_rng(0)
             for number in range(count):
-                image = rng.integers(0, 256, (arguments.side, arguments.side, 3), np.uint8)
+                image = rng.integers(0, 256, (options.side, options.side, 3), np.uint8)
                 cv2.imwrite(str(source / f"{number}.png"), image)
-            for run, options in list(RUNS.items())[: arguments.runs]:
-                place = Path(name, "bare") if "--no-page" in options else target
-                seconds, memory = derain(source, place, options)
-                files, size = measure_folder(place)
+            for run, arguments in list(RUNS.items())[: options.runs]:
+                output = Path(name, "bare") if "--no-page" in arguments else target
+                seconds, memory = derain_folder(source, output, arguments)
+                files, size = measure_folder(output)
                 row = f"{1000 * seconds / count:.3g} ms", f"{memory:.0f} MiB", files
                 print(f"| {count} | {run} | {' | '.join(map(str, row))} | {size:.3g} MiB |")
                 sys.stdout.flush()

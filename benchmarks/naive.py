@@ -1,9 +1,8 @@
-"""The network and its SSIM loss as a plain port would have them: what bench.py compares with.
+"""A plain port of the network and its SSIM loss, which bench.py compares ours with.
 
-Images in NCHW order; each scan of the IRNN a loop over lines of PyTorch operations, concatenated
-at the end, with autograd going back through it; the direction attention computed and discarded; an
-11x11 window.
-Weights are those of model.SPANet, and so are the results, up to rounding.
+Images are in NCHW order. Each scan of the IRNN is a loop of PyTorch operations over the lines, with
+autograd going back through it. The direction attention is computed and discarded. The window of
+SSIM is a dense 11x11. The weights are those of model.SPANet; the results differ by rounding only.
 """
 
 import torch
@@ -13,17 +12,17 @@ from torch import Tensor, nn
 from cal_ssim import C1, C2, WINDOW, gaussian_window
 
 
-def scan(x: Tensor, holder: nn.Conv2d, dim: int, reverse: bool) -> Tensor:
+def scan_lines(x: Tensor, layer: nn.Conv2d, dim: int, reverse: bool) -> Tensor:
     """One direction of the IRNN over x (N,C,H,W), line after line."""
     lines = list(x.split(1, dim))
     if reverse:
         lines.reverse()
-    found = [F.relu(lines[0])]
+    outputs = [F.relu(lines[0])]
     for line in lines[1:]:
-        found.append(F.relu(holder(found[-1]) + line))
+        outputs.append(F.relu(layer(outputs[-1]) + line))
     if reverse:
-        found.reverse()
-    return torch.cat(found, dim)
+        outputs.reverse()
+    return torch.cat(outputs, dim)
 
 
 class NaiveIRNN(nn.Module):
@@ -35,8 +34,10 @@ class NaiveIRNN(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        up, right = scan(x, self.up_weight, 2, True), scan(x, self.right_weight, 3, False)
-        down, left = scan(x, self.down_weight, 2, False), scan(x, self.left_weight, 3, True)
+        up = scan_lines(x, self.up_weight, 2, True)
+        right = scan_lines(x, self.right_weight, 3, False)
+        down = scan_lines(x, self.down_weight, 2, False)
+        left = scan_lines(x, self.left_weight, 3, True)
         return torch.cat([up, right, down, left], 1)
 
 
@@ -66,7 +67,7 @@ class NaiveSAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.attention_layer(x)
-        del maps  # computed all the same, as in the released code
+        del maps  # the released code computes it in vain too
         y = self.conv_in(x)
         y = self.irnn1(y)
         y = self.conv2(y)
@@ -81,8 +82,8 @@ class NaiveBottleneck(nn.Module):
         self.group1 = nn.Sequential()
         self.group1.add_module("conv1", nn.Conv2d(channels, channels, 1, bias=False))
         self.group1.add_module("relu1", nn.ReLU())
-        dilated = nn.Conv2d(channels, channels, 3, padding=2, dilation=2, bias=False)
-        self.group1.add_module("conv2", dilated)
+        conv2 = nn.Conv2d(channels, channels, 3, padding=2, dilation=2, bias=False)
+        self.group1.add_module("conv2", conv2)
         self.group1.add_module("relu2", nn.ReLU())
         self.group1.add_module("conv3", nn.Conv2d(channels, channels, 1, bias=False))
 
@@ -91,7 +92,7 @@ class NaiveBottleneck(nn.Module):
 
 
 class NaiveSPANet(nn.Module):
-    """model.SPANet without its ways of saving time and memory; the same state_dict."""
+    """model.SPANet without what saves time and memory in it; the state_dict is the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,12 +116,12 @@ class NaiveSPANet(nn.Module):
 
 
 class NaiveSSIM(nn.Module):
-    """cal_ssim.SSIM with a dense window, a blur for each moment."""
+    """cal_ssim.SSIM with a dense window and a blur for each moment."""
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        one = gaussian_window()
-        window = torch.outer(one, one).float().expand(channels, 1, WINDOW, WINDOW)
+        profile = gaussian_window()
+        window = torch.outer(profile, profile).float().expand(channels, 1, WINDOW, WINDOW)
         self.register_buffer("window", window.contiguous())
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -128,9 +129,9 @@ class NaiveSSIM(nn.Module):
         variance1 = self._blur(first * first) - mean1 * mean1
         variance2 = self._blur(second * second) - mean2 * mean2
         covariance = self._blur(first * second) - mean1 * mean2
-        top = (2 * mean1 * mean2 + C1) * (2 * covariance + C2)
-        bottom = (mean1 * mean1 + mean2 * mean2 + C1) * (variance1 + variance2 + C2)
-        return (top / bottom).mean()
+        numerator = (2 * mean1 * mean2 + C1) * (2 * covariance + C2)
+        denominator = (mean1 * mean1 + mean2 * mean2 + C1) * (variance1 + variance2 + C2)
+        return (numerator / denominator).mean()
 
     def _blur(self, planes: Tensor) -> Tensor:
         return F.conv2d(planes, self.window, padding=WINDOW // 2, groups=len(self.window))

@@ -1,11 +1,11 @@
 """What keeps the attention map alive: python benchmarks/recipe.py --list LIST.txt -o FOLDER
 
-Trains three times on the same batches: by the defaults; at the learning rate of the released
-main.py, 5e-3; and from biases of the IRNN drawn from -1 to 1, as today's PyTorch would draw them.
-Crops are small, so that a CPU gets through in some hours. For some steps of each run it prints
-the loss, mean and deviation of the mask (over the batches of the last steps up to it) and the
-correlation of the mask with its label (over every pixel of the list's whole images). A run goes on
-where it was stopped: start the same command again.
+It trains three times on the same batches: with the defaults; with the learning rate of the released
+main.py, 5e-3; and with first biases of the IRNN between -1 and 1, as current PyTorch would draw
+them. Crops are small, so that a CPU needs only hours. For several steps of each run it prints the
+loss, the mean and deviation of the mask, and the correlation of the mask with its label. The first
+three are means over the batches of the last steps, the correlation is over every pixel of the
+list's whole images. To resume a run that was stopped, start the same command again.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from media.lists import Pair, read_list, read_pair
 from model import CHANNELS, SPANet
 from settings import Settings
 
-WINDOW = 20  # steps that a figure of the batches is the mean of
-RUNS = {
+AVERAGED_STEPS = 20
+RUNS = {  # name: options of its own
     "defaults": [],
     "lr 5e-3": ["--lr", "5e-3"],
-    "biases from -1 to 1": ["--init-from"],  # and a file, which main makes
+    "biases from -1 to 1": ["--init-from"],  # main adds the file
 }
 
 
-def wide_biases(path: Path) -> None:
-    """Save the first weights of a run by the defaults, but for the biases of the IRNN."""
+def save_wide_biases(path: Path) -> None:
+    """Save the first weights of a run with the defaults, but with biases of the IRNN in -1..1."""
     torch.manual_seed(Settings("train").seed)
     net = SPANet()
     for key, value in net.state_dict().items():
@@ -49,8 +49,8 @@ def wide_biases(path: Path) -> None:
     checkpoint.save(path, {"net": net.state_dict(), "clock": -1})
 
 
-def train(folder: Path, options: list[str], own: list[str], steps: int) -> None:
-    command = [sys.executable, str(ROOT / "main.py"), "-a", "train", *options, *own]
+def run_training(folder: Path, arguments: list[str], steps: int) -> None:
+    command = [sys.executable, str(ROOT / "main.py"), "-a", "train", *arguments]
     command += ["--model-dir", str(folder / "model"), "--log-dir", str(folder / "logdir")]
     command += ["--num-steps", str(steps + 1), "--checkpoint-every", str(max(1, steps // 20))]
     command += ["--log-every", "100"]
@@ -59,8 +59,8 @@ def train(folder: Path, options: list[str], own: list[str], steps: int) -> None:
 
 
 @torch.inference_mode()
-def correlation(path: Path, pairs: Sequence[Pair]) -> float:
-    """Of the mask with its label, over every pixel of the pairs; nan where the mask is constant."""
+def correlate_masks(path: Path, pairs: Sequence[Pair]) -> float:
+    """Correlation of masks with labels over every pixel of the pairs; nan if masks are constant."""
     net = SPANet()
     net.load_state_dict(checkpoint.load(path)["net"])
     masks, labels = [], []
@@ -72,6 +72,26 @@ def correlation(path: Path, pairs: Sequence[Pair]) -> float:
     return float(np.corrcoef(mask, label)[0, 1]) if np.ptp(mask) else float("nan")
 
 
+def print_table(options: argparse.Namespace, pairs: Sequence[Pair]) -> None:
+    size = f"{options.patch_size}x{options.patch_size}"
+    print(f"{options.batch_size} crops of {size}, {options.precision}")
+    print(f"{'run':<22}{'step':>6}{'loss':>9}{'mask mean':>11}{'deviation':>11}{'correlation':>13}")
+    for name in RUNS:
+        folder = options.output / name.replace(" ", "_")
+        curves = read_scalars(folder / "logdir" / "train_derain")
+        for step in sorted({options.steps // part for part in (20, 10, 5, 2, 1)} - {0}):
+            path = folder / "model" / f"step_{step}"
+            if not path.exists():
+                continue
+            steps = range(step - AVERAGED_STEPS + 1, step + 1)
+            loss, mean, deviation = (
+                np.mean([curves[tag][i] for i in steps if i in curves[tag]])
+                for tag in ("loss/total", "mask/mean", "mask/std")
+            )
+            batch_figures = f"{loss:>9.4f}{mean:>11.4f}{deviation:>11.2g}"
+            print(f"{name:<22}{step:>6}{batch_figures}{correlate_masks(path, pairs):>13.3f}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="What keeps the attention map alive.")
     parser.add_argument("--list", required=True, help="list of training pairs")
@@ -81,40 +101,21 @@ def main() -> int:
     parser.add_argument("--patch-size", type=int, default=96)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--num-threads", type=int, default=0)
-    given = parser.parse_args()
-    options = ["--train-list", given.list, "--batch-size", str(given.batch_size)]
-    options += ["--patch-size", str(given.patch_size), "--precision", given.precision]
-    options += ["--num-threads", str(given.num_threads), "--num-workers", "1"]
-    pairs = read_list(given.list, need_clean=True)
-    for name, own in RUNS.items():
-        folder = given.output / name.replace(" ", "_")
-        if own == ["--init-from"]:
+    options = parser.parse_args()
+    arguments = ["--train-list", options.list, "--batch-size", str(options.batch_size)]
+    arguments += ["--patch-size", str(options.patch_size), "--precision", options.precision]
+    arguments += ["--num-threads", str(options.num_threads), "--num-workers", "1"]
+    pairs = read_list(options.list, need_clean=True)
+    for name, run_arguments in RUNS.items():
+        folder = options.output / name.replace(" ", "_")
+        if run_arguments == ["--init-from"]:
             start = folder / "start"
             if not start.exists():
-                wide_biases(start)
-            own = [*own, str(start)]
-        train(folder, options, own, given.steps)
-    show(given, pairs)
+                save_wide_biases(start)
+            run_arguments = [*run_arguments, str(start)]
+        run_training(folder, [*arguments, *run_arguments], options.steps)
+    print_table(options, pairs)
     return 0
-
-
-def show(given: argparse.Namespace, pairs: Sequence[Pair]) -> None:
-    print(f"{given.batch_size} crops of {given.patch_size}x{given.patch_size}, {given.precision}")
-    print(f"{'run':<22}{'step':>6}{'loss':>9}{'mask mean':>11}{'deviation':>11}{'correlation':>13}")
-    for name in RUNS:
-        folder = given.output / name.replace(" ", "_")
-        curves = read_scalars(folder / "logdir" / "train_derain")
-        for step in sorted({given.steps // part for part in (20, 10, 5, 2, 1)} - {0}):
-            path = folder / "model" / f"step_{step}"
-            if not path.exists():
-                continue
-            last = range(step - WINDOW + 1, step + 1)
-            loss, mean, deviation = (
-                np.mean([curves[tag][i] for i in last if i in curves[tag]])
-                for tag in ("loss/total", "mask/mean", "mask/std")
-            )
-            found = correlation(path, pairs)
-            print(f"{name:<22}{step:>6}{loss:>9.4f}{mean:>11.4f}{deviation:>11.2g}{found:>13.3f}")
 
 
 if __name__ == "__main__":

@@ -193,5 +193,5 @@ def test_cuda_graph():
 
 
 def test_baseline_of_the_benchmark():
-    for calls in benchmark.irnn_calls((2, 8, 33, 31), "cuda").values():
+    for calls in benchmark.build_irnn_calls((2, 8, 33, 31), "cuda").values():
         assert set(calls) == {"ours", "baseline"}

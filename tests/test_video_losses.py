@@ -307,16 +307,16 @@ def test_what_was_interrupted_goes_on_as_advised(run, model, monkeypatch, begin,
 
 
 def test_there_are_fifteen_codecs():
-    assert len({kind.encoder for kind in codecs.KINDS}) >= 15
-    assert {kind.encoder for kind in codecs.KINDS} <= av.codecs_available
+    assert len({codec.encoder for codec in codecs.CODECS}) >= 15
+    assert {codec.encoder for codec in codecs.CODECS} <= av.codecs_available
 
 
-@pytest.mark.parametrize("kind", codecs.KINDS, ids=lambda kind: kind.encoder)
-def test_every_frame_and_time_of_a_codec_comes_out(unchanged, kind):
-    count, error = codecs.round_trip(kind, Path("model/latest"), Path())
+@pytest.mark.parametrize("codec", codecs.CODECS, ids=lambda codec: codec.encoder)
+def test_every_frame_and_time_of_a_codec_comes_out(unchanged, codec):
+    count, error = codecs.measure_codec(codec, Path("model/latest"), Path())
     assert count == len(codecs.SLOTS)
     assert error < 1e-3
-    assert sorted(os.listdir()) == sorted(["model", f"in{kind.suffix}", "out.mp4"])
+    assert sorted(os.listdir()) == sorted(["model", f"in{codec.suffix}", "out.mp4"])
 
 
 # Full colour, and what a format cannot hold
