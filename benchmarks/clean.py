@@ -96,6 +96,8 @@ class OpenCvReader:
 
     def __init__(self, path: str, start: int, frames: int) -> None:
         self.capture, self.frames = cv2.VideoCapture(path, cv2.CAP_FFMPEG), frames
+        self.height = int(self.capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        self.width = int(self.capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         for _ in range(start):
             self.capture.grab()
 

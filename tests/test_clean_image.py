@@ -1,5 +1,6 @@
 """Clean images: exact against the golden arrays and a plain transcription; the command."""
 
+import re
 import threading
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import golden
 
+from benchmarks import clean
 from rain import backgrounds, streaks
 from rain.clean_image import clean_image, luminance, mode_percentile
 from rain.streaks import Rain
@@ -238,3 +240,11 @@ def test_ctrl_c_ends_the_work_of_all_threads(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         clean_image(noisy(4, 5, (400, 8)), tick=stop)
     assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
+
+
+def test_the_benchmark_compares_both_readers(tmp_path, capsys):
+    path = tmp_path / "rain.mp4"
+    clean.write_rain_video(path, 48, 64)
+    clean.measure_video(str(path), turns=1)
+    out = capsys.readouterr().out
+    assert re.fullmatch(r"ours: first reading .*; OpenCV: first reading .* times OpenCV's\n", out)
