@@ -33,15 +33,8 @@ RUNS = {  # in this order
 
 def derain_folder(source: Path, target: Path, arguments: list[str]) -> tuple[float, float]:
     """Run the action on a folder. Returns its time in seconds and its peak memory in MiB."""
-    command = [
-        sys.executable,
-        str(ROOT / "main.py"),
-        "-a",
-        "derain",
-        "-m",
-        str(ROOT / "model/demo"),
-    ]
-    command += ["-i", str(source), "-o", str(target), *arguments]
+    command = [sys.executable, ROOT / "main.py", "-a", "derain", "-m", ROOT / "model" / "demo"]
+    command += ["-i", source, "-o", target, *arguments]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -47,9 +47,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, weight and bias from those of y (N,4C,H,W)."""
     n, c4, h, w = y.shape
-    grad_x, weight_terms, bias_terms = y.new_empty(n, c4 // 4, h, w), *y.new_empty(2, *y.shape)
+    grad_x, terms = y.new_empty(n, c4 // 4, h, w), y.new_empty(2, *y.shape)  # weight's and bias's
     _launch_kernel(launch, "rescan_grad_x", grad_x.shape, grad, y, weight, grad_x)
-    _launch_kernel(
-        launch, "rescan_products", grad_x.shape, grad, y, weight, weight_terms, bias_terms
-    )
-    return grad_x, *(terms.sum((0, 2, 3)).view_as(weight) for terms in (weight_terms, bias_terms))
+    _launch_kernel(launch, "rescan_products", grad_x.shape, grad, y, weight, *terms)
+    return grad_x, *(term.sum((0, 2, 3)).view_as(weight) for term in terms)
