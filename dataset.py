@@ -44,8 +44,7 @@ class Batch:
     def to_device(self, device: torch.device, mask_threshold: int = 0) -> DeviceBatch:
         """The batch as tensors on the device."""
         rainy, clean = (torch.from_numpy(image).to(device) for image in (self.rainy, self.clean))
-        tensors = to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
-        return DeviceBatch(tensors, self.files)
+        return DeviceBatch(convert_images(rainy, clean, mask_threshold), self.files)
 
 
 def load_batches(
@@ -170,10 +169,8 @@ def upload_batches(
         current = torch.cuda.current_stream(device)
         for images, files, copied in copies:
             current.wait_event(copied)
-            images.record_stream(current)  # their memory is free when the work below has read it
-            rainy, clean = images
-            tensors = to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
-            yield DeviceBatch(tensors, files)
+            images.record_stream(current)  # its memory is reused after the work below
+            yield DeviceBatch(convert_images(images[0], images[1], mask_threshold), files)
 
 
 def _copy_batches(
@@ -190,16 +187,19 @@ def _copy_batches(
     for number, batch in enumerate(batches):
         with torch.cuda.stream(stream):
             if number < 2:
-                shape = 2, *batch.rainy.shape
-                pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+                pinned = torch.empty((2, *batch.rainy.shape), dtype=torch.uint8, pin_memory=True)
                 buffers.append((pinned, torch.cuda.Event()))
             buffer, copied = buffers[number % 2]
             copied.synchronize()
-            for target, image in zip(buffer, (batch.rainy, batch.clean), strict=True):
-                target.copy_(torch.from_numpy(image))
+            np.stack((batch.rainy, batch.clean), out=buffer.numpy())
             images = buffer.to(device, non_blocking=True)
             copied.record()
         yield images, batch.files, copied
+
+
+def convert_images(rainy: Tensor, clean: Tensor, mask_threshold: int) -> BatchTensors:
+    """The tensors of a batch from its images, (N,H,W,3) uint8."""
+    return to_float(rainy), to_float(clean), mask_label(rainy, clean, mask_threshold)
 
 
 def to_float(image: Tensor) -> Tensor:

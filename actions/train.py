@@ -42,8 +42,7 @@ def train(settings: Settings) -> int:
         all_names = filter(None, (*names, settings.val_list))
         lists = {name: read_list(name, True, *options) for name in dict.fromkeys(all_names)}
         own = [lists[name] for name in names]
-        mixture = Mixture(own, as_tuple(settings.train_weights))
-        pairs: Pairs = own[0] if len(own) == 1 else mixture
+        pairs: Pairs = Mixture(own, as_tuple(settings.train_weights)) if len(own) > 1 else own[0]
         val_pairs = lists[settings.val_list] if settings.val_list else pairs
         run.data = " ".join(map(fingerprint, own))
         run.val_data = fingerprint(lists[settings.val_list]) if settings.val_list else ""
@@ -55,19 +54,19 @@ def train(settings: Settings) -> int:
             folder, "--model-dir", inputs=inputs, outputs=outputs, page=False, first=ranks.first
         ):
             is_new = _load_start(run)
-            first, last = run.step + 1, settings.num_steps - 1
-            if first > last:
+            last = settings.num_steps - 1
+            if run.step >= last:
                 source = checkpoint_path(settings)
                 say(f"nothing to do: {source} holds step {run.step}, --num-steps ends at {last}")
                 return 0
             _write_settings(run)
             with _open_events(run, is_new):
                 device = f"{describe_device(run.device, ranks)}, {settings.precision}"
-                steps = f"steps {first} to {last}, {last + 1 - first} left"
+                steps = f"steps {run.step + 1} to {last}, {last - run.step} left"
                 say(f"training on {device}: {len(pairs)} pairs, {steps}")
                 for name in names if ranks.first else ():
                     report_data(settings, lists[name], sizes[name])
-                number = run_steps(run, pairs, val_pairs, first, last)
+                number = run_steps(run, pairs, val_pairs)
         reason = f" ({signal.Signals(number).name})" if number else ""
         count = f"{run.step + 1} of {settings.num_steps} steps are done"
         say(f"{run.path(LATEST)} holds step {run.step}: {count}{reason}")

@@ -1,19 +1,19 @@
 """The loop of training: launch a step, collect what it measured, then do what is due after it."""
 
 import math
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from signal import SIGTERM
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from cal_ssim import SSIM
 from dataset import (
     TRAINING,
     VALIDATION,
@@ -33,7 +33,7 @@ from engine.training_step import (
     learning_rate,
     loss_curves,
     loss_names,
-    process_batch,
+    measure_batch,
     train_one_step,
 )
 from media.lists import Mixture, Pairs
@@ -48,6 +48,12 @@ EVENTS, VAL_EVENTS = "train_derain", "val_derain"
 DEAD_MASK_STEPS = 20  # steps in a row with a dead attention map, after which a warning is printed
 PREVIEW_CROPS = 4  # validation crops whose pictures show how a run gets on
 CAPTIONS = ["rainy", "output", "clean", "mask", "label"]  # of the images in a preview
+# The charts of TensorBoard with the curves of each step, beside that of its losses.
+CHARTS = {
+    "mask": ["mask/mean", "mask/std"],
+    "optim": ["optim/lr", "optim/grad_norm"],
+    "speed": ["speed/images_per_second", "speed/memory_MiB"],
+}
 # How Inductor on a CPU, and Triton on a GPU, report that there is no compiler, or none that runs.
 NO_COMPILER = (
     "No working C++ compiler", "Failed to find C compiler", "Python.h", "[Errno 2]", "[Errno 8]",
@@ -55,16 +61,17 @@ NO_COMPILER = (
 )  # fmt: skip
 
 
-def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs, first: int, last: int) -> int:
-    """Train from step `first` to `last`, or until a signal. Returns the signal's number, or 0.
+def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs) -> int:
+    """Train from where the run stands to the end, or until a signal. Returns its number, or 0.
 
     On a GPU a step is launched before the one before it is collected, so that the GPU need not wait
-    for its next batch. If something is due after a step, all steps are collected first: the network
-    is then as that step left it. So it is for a validation batch, launched right after its step.
+    for its next batch. Before anything that is due, no later step is launched and all are
+    collected, so it sees the weights of its step. A validation batch needs no wait: it is queued
+    behind its step. val_pairs is --val-list, or else the training pairs, which are never scored.
     """
     settings, ranks = run.settings, run.ranks
-    steps, every = range(first, last + 1), settings.val_batch_every
-    val_steps = steps[-first % every :: every]  # the multiples of `every`
+    steps, every = range(run.step + 1, settings.num_steps), settings.val_batch_every
+    val_steps = steps[-steps.start % every :: every]  # the multiples of `every`
     names, silent = [*loss_names(), "lr"], not ranks.first
     dead_mask, signal_number = DeadMaskDetector(settings), 0
     pending: deque[PendingStep] = deque()
@@ -74,40 +81,40 @@ def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs, first: int, last
         _open_batches(run, pairs, TRAINING, steps) as batches,
         _open_batches(run, val_pairs, VALIDATION, val_steps) as val_batches,
         Progress(
-            "step", first, last + 1, names, settings.log_every, silent, forecast=ranks.first
+            "step", steps.start, steps.stop, names, settings.log_every, silent, forecast=True
         ) as progress,
     ):
-        net, ssim, derainer = run.network(), SSIM().to(run.device), run.derainer()
+        training_net, derainer = run.wrap_net(), run.derainer()
         crops = range(min(PREVIEW_CROPS, len(val_pairs)))
         preview = read_batch(val_pairs, settings, VALIDATION, crops, 0)
-        net.train()
-        last_score = run.best["scored"] if run.best else -1
-        if find_due(settings, run.step, last).score and last_score < run.step:
-            # A signal ended the last start after this step, but before its score.
+        training_net.train()
+        scored_step = run.best["scored"] if run.best else -1
+        if find_due(settings, run.step).score and scored_step < run.step:
+            # The program was stopped after this step, before its score: score it now.
             _score(run, derainer, val_pairs, progress)
         collected = time.monotonic()
         for step, batch in zip(steps, batches, strict=True):
-            pending.append(launch_step(run, net, ssim, step, batch, interrupt))
+            pending.append(launch_step(run, training_net, step, batch, interrupt))
             if step in val_steps:
-                pending[-1].validation = launch_validation(run, ssim, step, next(val_batches))
-            due = find_due(settings, step, last)
-            # A signal that comes with a collected step has those after it collected, too.
+                pending[-1].validation = launch_validation(run, step, next(val_batches))
+            due = find_due(settings, step)
+            # Once a step reports a signal, collect the rest too: the checkpoint below holds them.
             while len(pending) > (0 if any(due) or signal_number else run.max_pending_steps):
                 values, signal_number = collect_step(run, pending.popleft(), interrupt, collected)
                 collected = time.monotonic()
                 warning = dead_mask.update(run.step, values["mask/mean"], values["mask/std"])
                 if warning and ranks.first:
                     progress.say(warning, sys.stderr)
-                progress.update(run.step, values)
+                progress.update(run.step, values | {"lr": values["optim/lr"]})
             if due.pictures and ranks.first:
                 _write_pictures(run, derainer, preview)
-            if due.score and (step == last or not signal_number):
+            if due.score and (step == steps[-1] or not signal_number):
                 _score(run, derainer, val_pairs, progress)
             if due.numbered:
-                run.launch_save(f"step_{step}")
+                run.start_save(f"step_{step}")
             # 'latest' comes last: all that is due up to its step is then there.
             if due.latest or signal_number:
-                run.launch_save(LATEST)
+                run.start_save(LATEST)
             if signal_number:
                 break
         run.finish_save()
@@ -120,12 +127,10 @@ def _open_batches(
     run: TrainingRun, pairs: Pairs, branch: int, steps: range
 ) -> Iterator[Iterator[DeviceBatch]]:
     """This rank's share of the batches of the steps; processes load them while this is open."""
-    ranks, threshold = run.ranks, run.settings.mask_threshold
-    place = ranks.rank, ranks.world_size
-    with (
-        closing(load_batches(pairs, run.settings, branch, steps, *place)) as batches,
-        closing(upload_batches(batches, run.device, threshold)) as device_batches,
-    ):
+    settings, ranks = run.settings, run.ranks
+    batches = load_batches(pairs, settings, branch, steps, ranks.rank, ranks.world_size)
+    device_batches = upload_batches(batches, run.device, settings.mask_threshold)
+    with closing(batches), closing(device_batches):
         yield device_batches
 
 
@@ -138,13 +143,14 @@ class Due(NamedTuple):
     latest: bool
 
 
-def find_due(settings: Settings, step: int, last: int) -> Due:
-    at_score = step == last or (step > 0 and step % settings.val_every == 0)
+def find_due(settings: Settings, step: int) -> Due:
+    is_last = step == settings.num_steps - 1
+    at_score = is_last or (step > 0 and step % settings.val_every == 0)
     return Due(
         pictures=step % settings.picture_every == 0,
         score=bool(settings.val_list) and at_score,
         numbered=step > 0 and step % settings.checkpoint_every == 0,
-        latest=step == last or step % settings.latest_every == 0,
+        latest=is_last or step % settings.latest_every == 0,
     )
 
 
@@ -159,28 +165,27 @@ class PendingStep:
 
 
 def launch_step(
-    run: TrainingRun,
-    net: nn.Module,
-    ssim: SSIM,
-    step: int,
-    batch: DeviceBatch,
-    interrupt: Interrupt,
+    run: TrainingRun, training_net: nn.Module, step: int, batch: DeviceBatch, interrupt: Interrupt
 ) -> PendingStep:
     """Train on a batch; on a GPU this returns before the step is computed.
 
     With the metrics, all ranks learn of a signal that one of them has received.
     """
-    with translate_step_errors(run, step, batch.files):
-        values = train_one_step(net, run.optimiser, ssim, run.settings, step, batch.tensors)
+    tensors, files = batch
+    with translate_step_errors(run, step, files):
+        values = train_one_step(training_net, run.optimiser, run.ssim, run.settings, step, tensors)
         run.update_ema(step)
-        values["signal"] = torch.full_like(values["loss"], interrupt.signal)
-        return PendingStep(step, batch.files, StepMetrics(values, run.ranks))
+        values["stop"] = torch.full_like(values["loss"], interrupt.signal > 0)
+        return PendingStep(step, files, StepMetrics(values, run.ranks))
 
 
-def launch_validation(run: TrainingRun, ssim: SSIM, step: int, batch: DeviceBatch) -> StepMetrics:
-    """Compute the losses of a validation batch, as launch_step, by the network as it stands."""
-    with torch.no_grad(), translate_step_errors(run, step, batch.files):
-        values = process_batch(run.net, ssim, run.settings, batch.tensors)
+def launch_validation(run: TrainingRun, step: int, batch: DeviceBatch) -> StepMetrics:
+    """Measure a validation batch, as launch_step, with the weights in training, not their average.
+
+    The network is the bare one: without gradients a compiled one would be compiled once more.
+    """
+    with translate_step_errors(run, step, batch.files):
+        values = measure_batch(run.net, run.ssim, run.settings, batch.tensors, backward=False)
         return StepMetrics(values, run.ranks)
 
 
@@ -193,32 +198,32 @@ def collect_step(
         start: when the step before it was collected (time.monotonic), from which the speed counts.
 
     Returns:
-        The losses, "lr", "mask/mean" and "mask/std" (the mask's standard deviation), and the number
-        of a signal that any rank has received, or 0.
+        The values of loss_names() and CHARTS, and the number of a signal to stop for, or 0.
     """
     settings, step = run.settings, pending.step
     with translate_step_errors(run, step, pending.files):
         values = pending.metrics.read()
         val_values = pending.validation.read() if pending.validation else {}
-    mean, variance = values["mask_mean"], values["mask_square"] - values["mask_mean"] ** 2
-    values |= {"lr": learning_rate(settings, step)}
-    values |= {"mask/mean": mean, "mask/std": math.sqrt(max(variance, 0.0))}
+    variance = values["mask/square"] - values["mask/mean"] ** 2
+    values |= {
+        "mask/std": math.sqrt(max(variance, 0.0)),
+        "optim/lr": learning_rate(settings, step),
+        "speed/images_per_second": settings.batch_size / (time.monotonic() - start),
+        "speed/memory_MiB": peak_memory(run.device),
+    }
     run.step = step
     if run.ranks.first:
-        curves = loss_curves(values) | {
-            "mask/mean": mean,
-            "mask/std": values["mask/std"],
-            "optim/lr": values["lr"],
-            "optim/grad_norm": values["grad_norm"],
-            "speed/images_per_second": settings.batch_size / (time.monotonic() - start),
-            "speed/memory_MiB": peak_memory(run.device),
-        }
+        curves = loss_curves(values) | {name: values[name] for name in chain(*CHARTS.values())}
         run.events[EVENTS].scalars(curves, step)
         if val_values:
             run.events[VAL_EVENTS].scalars(loss_curves(val_values), step)
-    # All ranks must stop at one step, of which each had said what it had received.
-    stops = values["signal"] if run.ranks.is_distributed else interrupt.signal
-    return values, (interrupt.signal or signal.SIGTERM) if stops else 0
+    if not run.ranks.is_distributed:
+        return values, interrupt.signal
+    # Ranks must stop after the same step. So several ranks heed only what was sent with this step;
+    # a signal that came later counts with the next.
+    if values["stop"]:
+        return values, interrupt.signal or SIGTERM  # which one another rank got is not known
+    return values, 0
 
 
 class DeadMaskDetector:
@@ -230,14 +235,14 @@ class DeadMaskDetector:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.steps = 0  # in a row whose map was dead
+        self.has_warned = False
 
     def update(self, step: int, mean: float, deviation: float) -> str:
         """Count a step by mean and deviation of its map; a warning, once, at DEAD_MASK_STEPS."""
-        dead = is_dead_mask(mean, deviation)
-        if dead or self.steps < DEAD_MASK_STEPS:
-            self.steps = self.steps + 1 if dead else 0
-        if not dead or self.steps != DEAD_MASK_STEPS:
+        self.steps = self.steps + 1 if is_dead_mask(mean, deviation) else 0
+        if self.steps < DEAD_MASK_STEPS or self.has_warned:
             return ""
+        self.has_warned = True
         return (
             f"main.py: warning: step {step}: the attention map has had one value everywhere for "
             f"{DEAD_MASK_STEPS} steps, and will hardly learn any more; start again with a lower "
@@ -275,19 +280,24 @@ def _score(run: TrainingRun, derainer: Derainer, pairs: Pairs, progress: Progres
     run.finish_save()  # processes that load images are not to be forked beside its thread
     protocol, workers = run.settings.val_protocol, run.settings.num_workers
     psnr, ssim = score(derainer, run.ranks, pairs, workers, protocol, progress.say)
-    kind = {"list": run.val_data, "protocol": protocol}
-    former = run.best["psnr"] if run.best and kind.items() <= run.best.items() else math.nan
-    is_best = math.isnan(former) or psnr > former
+    best = run.best or {}
+    if best.get("list") != run.val_data or best.get("protocol") != protocol:
+        best = {}  # that score was of other images, or by another protocol
+    is_best = not best or math.isnan(best["psnr"]) or psnr > best["psnr"]
+    if is_best:
+        best = {"psnr": psnr, "step": run.step, "list": run.val_data, "protocol": protocol}
+    run.best = best | {"scored": run.step}
     if run.ranks.first:
         run.events[VAL_EVENTS].scalars({"score/psnr": psnr, "score/ssim": ssim}, run.step)
         line = f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
-        line += run.settings.val_list + f" in the {protocol} protocol" * (protocol != "released")
-        progress.say(line + ", the best so far" * is_best)
-    if is_best or not run.best:
-        run.best = {"psnr": psnr, "step": run.step, "scored": run.step, **kind}
-        run.launch_save(BEST)
-    else:
-        run.best["scored"] = run.step
+        line += run.settings.val_list
+        if protocol != "released":
+            line += f" in the {protocol} protocol"
+        if is_best:
+            line += ", the best so far"
+        progress.say(line)
+    if is_best:
+        run.start_save(BEST)
 
 
 def _write_pictures(run: TrainingRun, derainer: Derainer, preview: Batch) -> None:
@@ -302,11 +312,6 @@ def _write_pictures(run: TrainingRun, derainer: Derainer, preview: Batch) -> Non
 
 
 def list_charts() -> dict[str, list[str]]:
-    """The curves of a run in groups, as TensorBoard shows them: train and val in one chart."""
-    return {
-        "loss": list(loss_curves(dict.fromkeys(loss_names(), 0.0))),
-        "score": ["score/psnr", "score/ssim"],
-        "mask": ["mask/mean", "mask/std"],
-        "optim": ["optim/lr", "optim/grad_norm"],
-        "speed": ["speed/images_per_second", "speed/memory_MiB"],
-    }
+    """The charts of a run as TensorBoard shows them: train and val in one chart."""
+    losses = list(loss_curves(dict.fromkeys(loss_names(), 0.0)))
+    return {"loss": losses, "score": ["score/psnr", "score/ssim"]} | CHARTS

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from cal_ssim import SSIM
 from engine import checkpoint
 from engine.derainer import Derainer
 from engine.device import count_workers, prepare_device
@@ -26,6 +27,7 @@ class TrainingRun:
 
     Attributes:
         net, ema: the network in training, and one with the moving average of its weights, or None.
+        ssim: the similarity of images in the loss.
         step: index of the last completed step, -1 before the first ("clock" in checkpoints).
         best: the best score of --val-list so far ("psnr" of "step"), the step of the last one
             ("scored"), a fingerprint of that list ("list") and the protocol ("protocol"); or None.
@@ -50,6 +52,7 @@ class TrainingRun:
         self.net = SPANet(settings.direction_attention, settings.checkpoint_activations)
         self.net.to(self.device)
         self.ema = copy.deepcopy(self.net).requires_grad_(False) if settings.ema else None
+        self.ssim = SSIM().to(self.device)
         # All parameters in the network's order, used or not: as in a published checkpoint. The
         # fused kernels of a GPU need no synchronisation.
         fused = self.device.type == "cuda"
@@ -63,14 +66,17 @@ class TrainingRun:
 
     @property
     def max_pending_steps(self) -> int:
-        """Steps that may be launched and not yet collected while nothing is due: 1 on a GPU."""
-        return int(self.optimiser.defaults["fused"])
+        """Steps that may be launched and not yet collected while nothing is due.
+
+        Only fused Adam, on a GPU, can skip a step that is not finite before anyone has read that.
+        """
+        return 1 if self.device.type == "cuda" else 0
 
     def path(self, name: str) -> Path:
         """Where the run saves the checkpoint of that name."""
         return Path(self.settings.model_dir) / name
 
-    def network(self) -> nn.Module:
+    def wrap_net(self) -> nn.Module:
         """The network as training runs it: compiled if so set, gradients averaged over ranks."""
         net: Any = torch.compile(self.net, fullgraph=True) if self.settings.compile else self.net
         if self.ranks.is_distributed:
@@ -90,11 +96,12 @@ class TrainingRun:
         options = settings.precision, settings.self_ensemble, settings.tile, self.ranks.local_size
         return Derainer(self.ema or self.net, self.device, *options)
 
-    def launch_save(self, name: str) -> None:
+    def start_save(self, name: str) -> None:
         """Save the run as it stands, on the first rank, in a thread beside the next steps.
 
-        Its events are on the disk by then. Saves end in the order in which they were launched.
-        Raises UserError if the one before has failed; the file of its name is then untouched.
+        Saves end in the order in which they were started. An EventFile has written its events when
+        its method returns, so none up to this step is missing on the disk beside this checkpoint.
+        Raises UserError if the save before has failed; the file of its name is then untouched.
         """
         self.finish_save()
         if self.ranks.first:
@@ -110,10 +117,11 @@ class TrainingRun:
             }
             if self.ema:
                 content["ema"] = self.ema.state_dict()
-            # Copied by the device, which the steps after it will change.
+            # The next steps overwrite these tensors: the thread gets a copy.
             content, path = copy.deepcopy(content), self.path(name)
             is_cuda = self.device.type == "cuda"
             copied = torch.cuda.current_stream(self.device).record_event() if is_cuda else None
+            # A pool for each save: its thread has ended when processes are forked to score.
             pool = ThreadPoolExecutor(1)
             self._pending_save = pool.submit(self._write, path, content, copied)
             pool.shutdown(wait=False)
@@ -140,13 +148,13 @@ class TrainingRun:
         self._load_networks(path, content)
         self.init = str(path), content["digest"]
 
-    def _load_networks(self, path: Path, content: dict[str, Any], ema: bool = True) -> None:
+    def _load_networks(self, path: Path, content: dict[str, Any], averaged: bool = True) -> None:
         """Load weights into the network, see checkpoint.load_weights, and their moving average."""
         attention = checkpoint.has_direction_attention(content)
         if attention != self.settings.direction_attention:
             option = "--direction-attention" if attention else "--no-direction-attention"
             raise UserError(f"{path}: its direction attention is not this run's; expected {option}")
-        checkpoint.load_weights(self.net, path, content, ema)
+        checkpoint.load_weights(self.net, path, content, averaged)
         if self.ema:
             checkpoint.load_weights(self.ema, path, content)
 
@@ -158,7 +166,7 @@ class TrainingRun:
                 trained with another recipe or list.
         """
         content = checkpoint.load(path)
-        self._load_networks(path, content, ema=False)
+        self._load_networks(path, content, averaged=False)
         if "opt" not in content:
             raise UserError(
                 f"{path}: holds only weights, and no optimiser state to resume training from"
@@ -168,8 +176,7 @@ class TrainingRun:
             changes.append("the training list names other pairs")
         former_terms = content.get("loss", TERMS)  # of older checkpoints by weight, or not there
         if set(former_terms) != set(TERMS):
-            terms = " + ".join(TERMS), " + ".join(former_terms)
-            changes.append("the loss is {}, was {}".format(*terms))
+            changes.append(f"the loss is {' + '.join(TERMS)}, was {' + '.join(former_terms)}")
         listed = "; ".join(changes)
         if changes and not self.settings.allow_changed_settings:
             raise UserError(
@@ -209,8 +216,7 @@ class TrainingRun:
         readers drop them.
         """
         for name in names if self.ranks.first else ():
-            folder = Path(self.settings.log_dir) / name
-            self.events[name] = EventFile(folder, purge_step=self.step + 1)
+            self.events[name] = EventFile(Path(self.settings.log_dir) / name, self.step + 1)
 
     def close(self) -> None:
         if self._pending_save:  # an error ended the run meanwhile, and is the one to report
@@ -226,11 +232,11 @@ def find_changes(saved: dict[str, Any], settings: Settings) -> list[str]:
     today's default.
     """
     changes = []
-    # The cosine ends with the run.
-    at_length = ["num_steps"] if settings.schedule == "cosine" == saved.get("schedule") else []
+    # A cosine ends with the run.
+    is_cosine = settings.schedule == saved.get("schedule") == "cosine"
     for field in dataclasses.fields(Settings) if saved else ():
         value, former = getattr(settings, field.name), saved.get(field.name, field.default)
-        is_recipe = field.metadata["recipe"] or field.name in at_length
+        is_recipe = field.metadata["recipe"] or (is_cosine and field.name == "num_steps")
         if is_recipe and former != value:
             changes.append(f"{flag(field.name)} is {value}, was {former}")
     return changes

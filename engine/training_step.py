@@ -9,11 +9,50 @@ from functools import reduce
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cal_ssim import SSIM
 from dataset import BatchTensors
 from engine.ranks import Ranks
 from settings import Settings, UserError, as_tuple
+
+
+def train_one_step(
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    ssim: SSIM,
+    settings: Settings,
+    step: int,
+    tensors: BatchTensors,
+) -> dict[str, Tensor]:
+    """One step of the optimiser on a batch, see compute_losses.
+
+    If the loss or the gradient is not finite, network and moments stay as they are. A fused
+    optimiser (on a GPU) skips all later steps, too.
+
+    Returns:
+        What measure_batch returns, and "optim/grad_norm", the norm of the gradient before it is
+        clipped.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(settings, step)
+    optimiser.zero_grad(set_to_none=True)
+    values = measure_batch(net, ssim, settings, tensors, backward=True)
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    grad_norm = nn.utils.get_total_norm(gradients)
+    if settings.grad_clip:
+        nn.utils.clip_grads_with_norm_(net.parameters(), settings.grad_clip, grad_norm)
+    finite = values["loss"].isfinite() & grad_norm.isfinite()
+    if optimiser.defaults.get("fused"):
+        # Fused Adam skips its step where found_inf is 1, as torch's gradient scaler sets it. Once
+        # set it stays set: the next step may be launched before this one is read.
+        found_inf = (~finite).float()
+        earlier = getattr(optimiser, "found_inf", found_inf)
+        optimiser.found_inf = torch.maximum(earlier, found_inf)  # type: ignore[attr-defined]
+        optimiser.step()
+    elif finite:
+        optimiser.step()
+    return values | {"optim/grad_norm": grad_norm.double()}
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -31,6 +70,73 @@ def learning_rate(settings: Settings, step: int) -> float:
 def ema_decay(settings: Settings, step: int) -> float:
     """Share of the averaged weights that stays in a step: less at first, to leave the start."""
     return min(settings.ema, (1 + step) / (10 + step))
+
+
+def measure_batch(
+    net: nn.Module, ssim: SSIM, settings: Settings, tensors: BatchTensors, backward: bool
+) -> dict[str, Tensor]:
+    """The losses of a batch, in --accumulate-steps micro-batches, and figures of its mask.
+
+    Args:
+        backward: add the gradient of the loss to that of the weights.
+
+    Returns:
+        For each of loss_names() the mean over the micro-batches, and "mask/mean" and "mask/square",
+        the means of the mask and of its square: scalars, float64.
+    """
+    names, rows = [*loss_names(), "mask/mean", "mask/square"], []
+    count = settings.accumulate_steps
+    no_sync = net.no_sync if isinstance(net, DistributedDataParallel) else nullcontext
+    micro_batches = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
+    for number, micro_batch in enumerate(micro_batches, 1):
+        # Ranks average their gradients once, with the last micro-batch.
+        with torch.set_grad_enabled(backward), no_sync() if number < count else nullcontext():
+            losses, mask, _ = compute_losses(net, ssim, settings, micro_batch)
+            if backward:
+                (losses["loss"] / count).backward()
+        mask = mask.detach().double()  # in single precision a small deviation would be rounding
+        row = [*losses.values(), mask.mean(), mask.square().mean()]
+        rows.append(torch.stack([value.detach().double() for value in row]))
+    return dict(zip(names, torch.stack(rows).mean(0), strict=True))
+
+
+def compute_losses(
+    net: nn.Module, ssim: SSIM, settings: Settings, tensors: BatchTensors
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The recipe's losses of a batch.
+
+    With --precision bf16 the network runs under autocast; losses are float32 all the same.
+
+    Args:
+        tensors: rainy, clean (N,3,H,W) float in 0..1, and the mask label, (N,H,W) of 0 and 1.
+
+    Returns:
+        A scalar tensor for each of loss_names(), then the network's mask and clean image.
+    """
+    rainy, clean, label = tensors
+    with torch.autocast(rainy.device.type, torch.bfloat16, settings.precision == "bf16"):
+        mask, output = net(rainy)
+    inputs = LossInputs(mask.float(), label, output.float(), clean, ssim)
+    losses, addends = {}, []
+    for name, term in TERMS.items():
+        weight = getattr(settings, f"{name}_weight", 1.0)
+        # Without a weight a term is only reported, and nothing is kept for a gradient.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+            losses[name], addend = term(inputs)
+        if weight:
+            addends.append(weight * addend)
+    losses = {"loss": reduce(operator.add, addends), **losses}
+    return losses, inputs.mask, inputs.output
+
+
+def loss_names() -> list[str]:
+    """What is reported of a batch: the loss, then its terms."""
+    return ["loss", *TERMS]
+
+
+def loss_curves(values: dict[str, float]) -> dict[str, float]:
+    """The losses among values by the names of their curves: `loss/total`, `loss/l1`, ..."""
+    return {f"loss/{'total' if name == 'loss' else name}": values[name] for name in loss_names()}
 
 
 @dataclass
@@ -78,106 +184,6 @@ def _off_mask(inputs: LossInputs) -> tuple[Tensor, Tensor]:
 TERMS = {"l1": _l1, "ssim": _ssim, "mask": _mask, "off_mask": _off_mask}
 
 
-def loss_names() -> list[str]:
-    """What is reported of a batch: the loss, then its terms."""
-    return ["loss", *TERMS]
-
-
-def loss_curves(values: dict[str, float]) -> dict[str, float]:
-    """The losses among values by the names of their curves: `loss/total`, `loss/l1`, ..."""
-    return {f"loss/{'total' if name == 'loss' else name}": values[name] for name in loss_names()}
-
-
-def compute_losses(
-    net: nn.Module, ssim: SSIM, settings: Settings, tensors: BatchTensors
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """The recipe's losses of a batch.
-
-    With --precision bf16 the network runs under autocast; losses are float32 all the same.
-
-    Args:
-        tensors: rainy, clean (N,3,H,W) float in 0..1, and the mask label, (N,H,W) of 0 and 1.
-
-    Returns:
-        A scalar tensor for each of loss_names(), then the network's mask and clean image.
-    """
-    rainy, clean, label = tensors
-    bf16 = settings.precision == "bf16"
-    with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
-        mask, output = net(rainy)
-    inputs = LossInputs(mask.float(), label, output.float(), clean, ssim)
-    losses, addends = {}, []
-    for name, term in TERMS.items():
-        weight = getattr(settings, f"{name}_weight", 1.0)
-        # Without a weight a term is only reported, and nothing is kept for a gradient.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-            losses[name], addend = term(inputs)
-        if weight:
-            addends.append(weight * addend)
-    losses = {"loss": reduce(operator.add, addends), **losses}
-    return losses, inputs.mask, inputs.output
-
-
-def process_batch(
-    net: nn.Module, ssim: SSIM, settings: Settings, tensors: BatchTensors
-) -> dict[str, Tensor]:
-    """The losses of a batch in --accumulate-steps micro-batches, and their gradient if enabled.
-
-    Returns:
-        For each of loss_names() the mean over the micro-batches, and "mask_mean" and "mask_square",
-        the means of the mask and of its square: scalars, float64.
-    """
-    rows, count = [], settings.accumulate_steps
-    micro_batches = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
-    for index, micro_batch in enumerate(micro_batches):
-        # Ranks average their gradients once, in the last micro-batch.
-        with nullcontext() if index == count - 1 else getattr(net, "no_sync", nullcontext)():
-            losses, mask, _ = compute_losses(net, ssim, settings, micro_batch)
-            if torch.is_grad_enabled():
-                (losses["loss"] / count).backward()
-        mask = mask.detach().double()  # in single precision a small deviation would be rounding
-        losses |= {"mask_mean": mask.mean(), "mask_square": mask.square().mean()}
-        rows.append(torch.stack([value.detach().double() for value in losses.values()]))
-    return dict(zip(losses, torch.stack(rows).mean(0), strict=True))
-
-
-def train_one_step(
-    net: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    ssim: SSIM,
-    settings: Settings,
-    step: int,
-    tensors: BatchTensors,
-) -> dict[str, Tensor]:
-    """One step of the optimiser on a batch, see compute_losses.
-
-    If the loss or the gradient is not finite, network and moments stay as they are. A fused
-    optimiser (on a GPU) skips all later steps, too.
-
-    Returns:
-        What process_batch returns, and "grad_norm", the norm of the gradient before it is clipped.
-    """
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(settings, step)
-    optimiser.zero_grad(set_to_none=True)
-    values = process_batch(net, ssim, settings, tensors)
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    grad_norm = nn.utils.get_total_norm(gradients)
-    if settings.grad_clip:
-        nn.utils.clip_grads_with_norm_(net.parameters(), settings.grad_clip, grad_norm)
-    finite = values["loss"].isfinite() & grad_norm.isfinite()
-    if optimiser.defaults.get("fused"):
-        # As torch's gradient scaler does it. Once set it stays set: the next step may be launched
-        # before this one is read.
-        skip = (~finite).float()
-        skip = torch.maximum(getattr(optimiser, "found_inf", skip), skip)
-        optimiser.found_inf = skip  # type: ignore[attr-defined]
-        optimiser.step()
-    elif finite:
-        optimiser.step()
-    return values | {"grad_norm": grad_norm.double()}
-
-
 class StepMetrics:
     """What was measured on a batch, on its way to the host, with its mean over the ranks.
 
@@ -187,28 +193,28 @@ class StepMetrics:
     def __init__(self, values: dict[str, Tensor], ranks: Ranks) -> None:
         self._names = list(values)
         own = torch.stack(list(values.values()))
-        tensors = own, ranks.all_reduce_mean(own)
+        mean = ranks.all_reduce_mean(own)
         # Copied to the host at once: a later copy would queue behind the next step.
-        self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-        self._copied = torch.cuda.Event() if own.is_cuda else None
-        if self._copied:
-            self._copied.record()
+        self._copies = [tensor.to("cpu", non_blocking=True) for tensor in (own, mean)]
+        self._copied = torch.cuda.current_stream().record_event() if own.is_cuda else None
 
     def read(self) -> dict[str, float]:
         """The values by name, means over the ranks.
 
         Raises:
-            NotFinite: of a training step, which has a "grad_norm": that, or the loss of this rank's
-                batch, is not finite.
+            NotFinite: of a training step: the loss of this rank's batch, or the norm of the
+                gradient, is not finite.
             UserError: the loss of another rank's batch is not finite.
         """
         if self._copied:
             self._copied.synchronize()
         own, means = (dict(zip(self._names, copy.tolist(), strict=True)) for copy in self._copies)
-        if "grad_norm" in means and math.isfinite(own["loss"]) and not math.isfinite(means["loss"]):
+        if "optim/grad_norm" not in means:  # of a validation batch
+            return means
+        if math.isfinite(own["loss"]) and not math.isfinite(means["loss"]):
             raise UserError("stopped, the loss of another rank is not finite")
-        for name, words in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
-            if "grad_norm" in means and not math.isfinite(means[name]):
+        for name, words in (("loss", "the loss"), ("optim/grad_norm", "the norm of the gradient")):
+            if not math.isfinite(means[name]):
                 raise NotFinite(f"{words} is {means[name]}")
         return means
 

@@ -104,7 +104,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 
 def save_run(run: TrainingRun, name: str = "latest") -> None:
-    run.launch_save(name)
+    run.start_save(name)
     run.finish_save()
 
 

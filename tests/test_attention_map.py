@@ -53,8 +53,8 @@ def test_mean_and_deviation_of_the_mask_are_those_of_the_whole_batch():
         settings = Settings("train", lr=0.0, accumulate_steps=parts)
         tensors = (image, image, label)
         values = train_one_step(net, optimiser, SSIM(), settings, 0, tensors)
-        assert values["mask_mean"] == pytest.approx(mask.mean().item(), rel=1e-6)
-        assert values["mask_square"] == pytest.approx(mask.square().mean().item(), rel=1e-6)
+        assert values["mask/mean"] == pytest.approx(mask.mean().item(), rel=1e-6)
+        assert values["mask/square"] == pytest.approx(mask.square().mean().item(), rel=1e-6)
 
 
 def test_a_short_calm_of_the_mask_is_not_death():

@@ -67,7 +67,7 @@ def test_a_save_beside_the_training_holds_its_step(run, pairs, tmp_path, monkeyp
     training = TrainingRun(Settings("train", device=GPU, ema=0.9))
     before = [p.cpu().clone() for p in training.net.parameters()]
     for name in ("one", "two"):
-        training.launch_save(name)
+        training.start_save(name)
         with torch.no_grad():
             for parameter in training.net.parameters():
                 parameter.add_(1)

@@ -111,7 +111,7 @@ def test_a_layout_trains_and_tests_by_naming_the_folder(layout, run, monkeypatch
     write(Path("set"), expected)
     drawn = []
 
-    def steps(run, pairs, val_pairs, first, last):
+    def steps(run, pairs, val_pairs):
         drawn.extend(dataset.load_batches(pairs, run.settings, dataset.TRAINING, range(1)))
         drawn.extend(dataset.load_batches(val_pairs, run.settings, dataset.VALIDATION, range(1)))
         return 0

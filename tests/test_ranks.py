@@ -105,6 +105,8 @@ FUSED = """
 import torch
 plain = torch.optim.Adam
 torch.optim.Adam = lambda *words, **options: plain(*words, **(options | {"fused": True}))
+from engine.training_run import TrainingRun
+TrainingRun.max_pending_steps = 1
 """
 
 
@@ -116,12 +118,13 @@ def test_ranks_run_ahead_as_one_rank_does(run, pairs, monkeypatch):
 
     plain = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda *a, **b: plain(*a, **(b | {"fused": True})))
+    monkeypatch.setattr(TrainingRun, "max_pending_steps", 1)
     assert run(*words("one"))[0] == 0
     order = """
 from engine import training_loop
 launch, collect = training_loop.launch_step, training_loop.collect_step
 def record_launch(*words):
-    print(f"launch {words[3]}", flush=True)
+    print(f"launch {words[2]}", flush=True)
     return launch(*words)
 def record_collect(run, pending, *words):
     print(f"read {pending.step}", flush=True)

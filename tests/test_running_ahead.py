@@ -12,6 +12,7 @@ from test_train import SMALL, clock, events, weights
 from cal_ssim import SSIM
 from engine import training_loop, training_step
 from engine.ranks import Ranks
+from engine.training_run import TrainingRun
 from model import SPANet
 from settings import Settings
 from system.files import format_path
@@ -21,20 +22,20 @@ QUIET = ["--val-batch-every", 100, "--latest-every", 100, "--picture-every", 100
 
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every run's optimiser is fused; what happened, in order: "launch 0", "read 0", ..."""
+    """Every run goes on as on a GPU; what happened, in order: "launch 0", "read 0", ..."""
     plain, happened, names = torch.optim.Adam, [], {}
     launch, launch_validation = training_loop.launch_step, training_loop.launch_validation
     read = training_step.StepMetrics.read
 
-    def record_launch(run, net, ssim, step, *others):
+    def record_launch(run, net, step, *others):
         happened.append(f"launch {step}")
-        pending = launch(run, net, ssim, step, *others)
+        pending = launch(run, net, step, *others)
         names[id(pending.metrics)] = f"read {step}"
         return pending
 
-    def record_validation(run, ssim, step, batch):
+    def record_validation(run, step, batch):
         happened.append(f"validate {step}")
-        metrics = launch_validation(run, ssim, step, batch)
+        metrics = launch_validation(run, step, batch)
         names[id(metrics)] = f"read validation {step}"
         return metrics
 
@@ -43,6 +44,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return read(measured)
 
     monkeypatch.setattr(torch.optim, "Adam", lambda *a, **b: plain(*a, **(b | {"fused": True})))
+    monkeypatch.setattr(TrainingRun, "max_pending_steps", 1)
     monkeypatch.setattr(training_loop, "launch_step", record_launch)
     monkeypatch.setattr(training_loop, "launch_validation", record_validation)
     monkeypatch.setattr(training_step.StepMetrics, "read", record_read)
@@ -94,10 +96,10 @@ def test_a_signal_ends_with_the_step_that_is_under_way(run, pairs, fused, monkey
     base = ["-a", "train", "--train-list", pairs, *SMALL, *QUIET]
     launch = training_loop.launch_step
 
-    def interrupted(run, net, ssim, step, *others):
+    def interrupted(run, net, step, *others):
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
-        return launch(run, net, ssim, step, *others)
+        return launch(run, net, step, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "launch_step", interrupted)
@@ -127,9 +129,9 @@ def test_a_loss_that_is_not_finite_names_its_own_step(run, pairs, fused, monkeyp
     batches = {}
     launch = training_loop.launch_step
 
-    def noted(run, net, ssim, step, batch, interrupt):
+    def noted(run, net, step, batch, interrupt):
         batches[step] = batch.files
-        return launch(run, net, ssim, step, batch, interrupt)
+        return launch(run, net, step, batch, interrupt)
 
     monkeypatch.setattr(training_loop, "launch_step", noted)
     monkeypatch.setattr(training_step, "compute_losses", broken)

@@ -28,14 +28,14 @@ def test_a_save_holds_the_run_as_it_was(training, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", save_later)
     before = {key: tensor.clone() for key, tensor in training.net.state_dict().items()}
     training.step = 4
-    training.launch_save("step_4")
+    training.start_save("step_4")
     assert not training.path("step_4").exists()
     with torch.no_grad():
         for parameter in (*training.net.parameters(), *training.ema.parameters()):
             parameter.add_(1)
     training.step = 5
     threading.Timer(0.1, go_on.set).start()
-    training.launch_save("latest")  # waits for the one before
+    training.start_save("latest")  # waits for the one before
     assert saved[:1] == ["step_4"]
     training.finish_save()
     assert saved == ["step_4", "latest"]
@@ -50,11 +50,11 @@ def test_a_save_holds_the_run_as_it_was(training, monkeypatch):
 
 def test_a_save_that_fails_is_reported_by_the_next_or_at_the_end(training):
     training.path("latest").mkdir(parents=True)
-    for end in (training.finish_save, lambda: training.launch_save("step_1")):
-        training.launch_save("latest")
+    for end in (training.finish_save, lambda: training.start_save("step_1")):
+        training.start_save("latest")
         with pytest.raises(UserError, match="model/latest: cannot be written"):
             end()
         training.finish_save()  # it is reported once
-    training.launch_save("latest")
+    training.start_save("latest")
     training.close()  # after another error, which is the one to report
     assert not list(training.path("latest").parent.glob(".writing*"))
