@@ -329,7 +329,8 @@ def test_tf32_needs_a_gpu(run, pairs):
 
 
 @pytest.mark.parametrize(("lean", "bf16"), [(False, True), (True, False)])
-def test_the_network_compiles_without_graph_breaks(lean, bf16):
+def test_the_network_compiles_without_graph_breaks(lean, bf16, monkeypatch):
+    monkeypatch.setattr("model.STAGES", 1)  # the others repeat it, and take seconds
     torch.manual_seed(0)
     net = recipe_weights(SPANet(checkpoint_activations=lean))
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
