@@ -92,7 +92,7 @@ def derain(settings: Settings) -> int:
             page=page_folder is not None,
             lock=folder or targets[0],
             first=ranks.first,
-            barrier=lambda: ranks.all_gather(None),
+            barrier=ranks.barrier,
         ):
             run = _Run(settings, ranks, derainer, jobs, page_folder, current)
             run.derain_all()
@@ -105,7 +105,6 @@ def derain(settings: Settings) -> int:
                 derained = f"{len(results.keys() - current)} of {len(jobs)} derained"
                 print(f"{derained}{place if results else ''}")
                 warn_of_dead_masks(derainer, results.values())
-            ranks.all_gather(None)  # a rank that leaves with status 2 would end the others
     return 2 if run.bad or problems else 0
 
 
@@ -163,7 +162,7 @@ class _Run:
             closing(own_results),
             Progress("picture", 0, max(count, 1), [], silent=silent) as progress,
         ):
-            results = ranks.map_over_ranks(count, lambda _: next(own_results))
+            results = ranks.interleave(own_results, count)
             for number, result in zip(numbers, results, strict=True):
                 if isinstance(result, str):
                     self._report_bad(result)

@@ -75,7 +75,7 @@ def test(settings: Settings) -> int:
         pairs, names = [listed[i] for i in readable], [names[i] for i in readable]
         with open_result_folder(
             folder, "--result-dir", inputs=inputs, outputs=outputs, stale=(METRICS_CSV, SUMMARY),
-            first=ranks.first, barrier=lambda: ranks.all_gather(None),
+            first=ranks.first, barrier=ranks.barrier,
         ):  # fmt: skip
             device = describe_device(derainer.device, ranks)
             ranks.say(f"{checkpoint}, step {derainer.step}, on {device}")
@@ -92,7 +92,6 @@ def test(settings: Settings) -> int:
                 _report_results(settings, derainer, results, counts, device, seconds)
                 pictures = [p for result in results for p in _picture_paths(folder, result.name)]
                 check_still_there(pictures, "results")
-        ranks.all_gather(None)  # a rank that leaves with status 2 ends the others
     return 0 if len(results) == len(listed) else 2
 
 

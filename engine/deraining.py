@@ -99,12 +99,13 @@ def derain_video(
     start = time.monotonic()
     writer: VideoWriter | None = None
 
-    def open_writer(_: int) -> None:
+    def open_writer() -> None:
         nonlocal writer
-        writer = VideoWriter(target, reader)
+        if ranks.first:
+            writer = VideoWriter(target, reader)
 
     try:
-        list(ranks.map_over_ranks(1, open_writer))  # by the first; all learn if it cannot
+        list(ranks.gather_results(open_writer))  # all learn if the first cannot
         for line in (*reader.notes, *writer.notes) if writer else ():
             on_warning(line)
         middle = _derain_frames(derainer, ranks, reader, writer, on_frame)
@@ -145,9 +146,10 @@ def _derain_frames(
     middle: tuple[np.ndarray, DerainedImage] | None = None
     derained_count = written_count = 0  # frames
 
-    def derain_own(image: np.ndarray | None, _: int) -> np.ndarray:
+    def derain_frame(image: np.ndarray | None) -> np.ndarray | None:
         nonlocal middle
-        assert image is not None  # the rank has a frame of this group
+        if image is None:  # the last group has no frame for this rank
+            return None
         output = derainer.derain(image, str(reader.path))
         if not middle or derained_count + ranks.rank <= reader.count // 2:
             middle = image, output  # which stays on the device until it is shown
@@ -158,9 +160,9 @@ def _derain_frames(
         if isinstance(item, av.Packet):
             return item
         frames, own_image = item
-        images = list(ranks.map_over_ranks(len(frames), partial(derain_own, own_image)))
+        images = list(ranks.gather_results(partial(derain_frame, own_image)))
         derained_count += len(frames)
-        return list(zip(frames, images, strict=True))
+        return list(zip(frames, images, strict=False))
 
     def write(item: av.Packet | DerainedGroup) -> int:
         if isinstance(item, av.Packet):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import torch
@@ -85,22 +86,33 @@ class Ranks:
             dist.all_gather_object(items, item)
         return items
 
-    def map_over_ranks(self, count: int, work: Callable[[int], Any]) -> Iterator[Any]:
-        """work(0), .. work(count-1), each done by one of the ranks and handed to all, in order.
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        self.all_gather(None)
 
-        A UserError that one of them raises, all of them raise.
+    def gather_results(self, work: Callable[[], Any]) -> Iterator[Any]:
+        """What work() returns on each rank, in their order, on all of them.
+
+        In place of a result, all raise the UserError that a rank's work raised.
+        """
+        try:
+            outcome: tuple[Any, UserError | None] = work(), None
+        except UserError as error:
+            outcome = None, error
+        for result, failure in self.all_gather(outcome):
+            if failure:
+                raise failure
+            yield result
+
+    def interleave(self, own_items: Iterator[Any], count: int) -> Iterator[Any]:
+        """The items of all ranks in turn, `count` in all, on all of them.
+
+        A rank's own are items rank, rank + world_size and so on. In place of an item, all raise the
+        UserError that a rank's iterator raised.
         """
         for start in range(0, count, self.world_size):
-            result = None
-            try:
-                if start + self.rank < count:
-                    result = work(start + self.rank)
-            except UserError as error:
-                result = error
-            for item in self.all_gather(result)[: count - start]:
-                if isinstance(item, UserError):
-                    raise item
-                yield item
+            results = self.gather_results(lambda: next(own_items, None))
+            yield from islice(results, count - start)
 
     def say(self, line: str) -> None:
         """Print a line, on the first rank."""

@@ -103,7 +103,7 @@ def derain_pairs(
     threads = count_threads(ranks.local_size)
     results = map_threads(derain_images(), finish_item, threads, estimate_bytes)
     with closing(images), closing(results):
-        yield from ranks.map_over_ranks(len(pairs), lambda _: next(results))
+        yield from ranks.interleave(results, len(pairs))
 
 
 def score(

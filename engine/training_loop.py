@@ -118,7 +118,7 @@ def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs) -> int:
             if signal_number:
                 break
         run.finish_save()
-        ranks.all_gather(None)  # no rank leaves, and so ends the others, before the save is done
+        ranks.barrier()  # no rank leaves, and so ends the others, before the save is done
     return signal_number
 
 

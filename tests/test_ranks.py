@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -240,6 +242,42 @@ def test_a_rank_that_fails_says_so_and_does_not_wait_for_the_others(kind, status
     assert (
         last == ("main.py, rank 1: " if kind == "UserError" else "RuntimeError: ") + "what failed"
     )
+
+
+class ThreadRanks(Ranks):
+    """One of two ranks that are threads of this process."""
+
+    def __init__(self, rank: int, items: list, meeting: threading.Barrier) -> None:
+        self.rank, self.world_size, self.items, self.meeting = rank, 2, items, meeting
+
+    def all_gather(self, item):
+        self.items[self.rank] = item
+        self.meeting.wait(10)
+        items = list(self.items)
+        self.meeting.wait(10)
+        return items
+
+
+@pytest.mark.parametrize("bad", [None, 2, 3])
+def test_all_ranks_get_all_items_in_turn_or_the_error_of_one(bad):
+    def work(number: int) -> int:
+        if number == bad:
+            raise UserError(f"item {number}")
+        return number
+
+    def collect(ranks: ThreadRanks) -> list:
+        found = []
+        try:
+            found.extend(ranks.interleave(map(work, range(ranks.rank, 5, 2)), 5))
+        except UserError as error:
+            found.append(str(error))
+        return found
+
+    items, meeting = [None] * 2, threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(collect, [ThreadRanks(rank, items, meeting) for rank in range(2)]))
+    expected = list(range(5)) if bad is None else [*range(bad), f"item {bad}"]
+    assert found == [expected, expected]
 
 
 def test_a_launcher_that_passes_the_rank_as_an_option_is_answered_by_torchrun(run):
