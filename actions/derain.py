@@ -4,24 +4,32 @@ What `-i` names goes to `-o`: a picture or a video to a file or a folder, a fold
 the same structure, several of them to one folder. Pictures keep their kind (see media/pictures.py),
 videos the times of their frames, their sound and more (see media/video_writer.py). A result folder
 gets a page to look at them, index.html.
+
+Each file is a job (media/jobs.py). A picture is read in a thread (media/pictures.py), derained by
+`derain_picture` (engine/deraining.py), and encoded and written in other threads. Then come the
+videos, each derained by `derain_video`. Both give a `Comparison`, before and after, of which
+`_show_result` here writes the copies that the page shows, and returns the `Result`; the page is
+written from all results in the end (report/page.py). Of a job whose result is up to date, source
+and result are read, and only shown.
 """
 
-import contextlib
 import math
 import os
 import shlex
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from engine.checkpoint import checkpoint_path
 from engine.derainer import Derainer
-from engine.deraining import Derained, derain_picture, derain_video
+from engine.deraining import Comparison, derain_picture, derain_video
 from engine.device import describe_device
+from engine.pairs import warn_of_dead_masks
 from engine.ranks import Ranks
-from engine.scoring import warn_of_dead_masks
 from media.jobs import Job, plan_jobs
 from media.pictures import (
     Picture,
@@ -32,12 +40,11 @@ from media.pictures import (
     to_preview,
 )
 from media.video_reader import VideoReader
-from media.video_writer import VideoWriteError
 from report import page
 from report.result_folder import open_result_folder
 from report.tables import DERAINED, RAINY, Result
 from settings import Settings, UserError, as_tuple, first_few, one_line
-from system.files import check_still_there, write_atomically
+from system.files import WriteError, check_still_there, write_atomically
 from system.interrupt import defer_signals
 from system.overlap import attempt, count_threads, map_threads, prefetch
 from system.progress import Progress, warn
@@ -47,6 +54,7 @@ DEMO_WARNING = (
     "warning: model/demo was trained on synthetic rain only and can damage real photographs; for "
     "those, run `make weights` and use -m published"
 )
+DerainedPicture = tuple[int, Picture, Comparison]  # and the number of its job
 PROGRESS_SECONDS = 3.0  # after which a single picture shows its progress
 
 
@@ -73,16 +81,16 @@ def derain(settings: Settings) -> int:
         derainer = Derainer.from_settings(checkpoint, settings, ranks)
         if ranks.first and checkpoint.resolve() == DEMO:
             warn(DEMO_WARNING)
-        if len(jobs) == 1:  # if it is bad, an earlier page stays
+        if len(jobs) == 1:  # a bad input is reported before an earlier page is removed
             (job,) = jobs
             if job.is_video:
                 VideoReader(job.source, settings.start).close()
             else:
                 require_format(job.target, read_picture(job.source))
         targets = [job.target for job in jobs]
-        current = _find_current(jobs, checkpoint) if settings.skip_existing else set()
-        if current:
-            ranks.say(f"{len(current)} of {len(jobs)} results are newer than source and weights")
+        up_to_date = _find_up_to_date(jobs, checkpoint) if settings.skip_existing else set()
+        if up_to_date:
+            ranks.say(f"{len(up_to_date)} of {len(jobs)} results are newer than source and weights")
         page_folder = None if settings.no_page else folder
         with open_result_folder(
             folder or targets[0].parent,
@@ -94,7 +102,7 @@ def derain(settings: Settings) -> int:
             first=ranks.first,
             barrier=ranks.barrier,
         ):
-            run = _Run(settings, ranks, derainer, jobs, page_folder, current)
+            run = _Run(settings, ranks, derainer, jobs, page_folder, up_to_date)
             run.derain_all()
             if ranks.first:
                 results = run.results
@@ -102,10 +110,10 @@ def derain(settings: Settings) -> int:
                 place = f": {folder or targets[0]}"
                 if page_folder:
                     place = f"; open {page_folder / page.PAGE} to look at them"
-                derained = f"{len(results.keys() - current)} of {len(jobs)} derained"
-                print(f"{derained}{place if results else ''}")
+                count = len(results.keys() - up_to_date)
+                print(f"{count} of {len(jobs)} derained{place if results else ''}")
                 warn_of_dead_masks(derainer, results.values())
-    return 2 if run.bad or problems else 0
+    return 2 if run.incomplete or problems else 0
 
 
 @dataclass
@@ -113,20 +121,20 @@ class _Run:
     """A run of the action: what it works with, and its results.
 
     Attributes:
-        folder: where the page goes, if there is one.
-        current: the numbers of the jobs whose results an earlier run left; the page shows them.
+        page_folder: where the page goes, if there is one.
+        up_to_date: the numbers of the jobs whose results an earlier run left; the page shows them.
         results: by the number of their job.
-        bad: how many jobs failed, or had input with something missing.
+        incomplete: whether a job failed, or something of its source was missing.
     """
 
     settings: Settings
     ranks: Ranks
     derainer: Derainer
     jobs: list[Job]
-    folder: Path | None
-    current: set[int]
+    page_folder: Path | None
+    up_to_date: set[int]
     results: dict[int, Result] = field(default_factory=dict)
-    bad: int = 0
+    incomplete: bool = False
 
     def derain_all(self) -> None:
         """Derain pictures, then videos. The page shows what was finished, even after an error."""
@@ -134,86 +142,98 @@ class _Run:
         device = describe_device(derainer.device, self.ranks)
         self.ranks.say(f"{derainer.path}, step {derainer.step}, on {device}")
         try:
-            left = [n for n in range(len(self.jobs)) if self.folder or n not in self.current]
-            self._derain_pictures([n for n in left if not self.jobs[n].is_video])
-            for number in left:
+            if self.page_folder:
+                self._do_jobs(sorted(self.up_to_date), iter, self._show_earlier_result)
+            outdated = [n for n in range(len(self.jobs)) if n not in self.up_to_date]
+            pictures = [n for n in outdated if not self.jobs[n].is_video]
+            self._do_jobs(pictures, self._derain_pictures, self._write_picture)
+            lossy = [result for result in self.results.values() if result.dropped]
+            for dropped in dict.fromkeys(result.dropped for result in lossy):
+                names = first_few(result.name for result in lossy if result.dropped == dropped)
+                self.ranks.say(f"not kept, as the format cannot hold it: {dropped} of {names}")
+            for number in outdated:
                 if self.jobs[number].is_video:
-                    self._derain_video(number, self.jobs[number])
+                    self._keep_result(number, attempt(self._derain_video, number))
         finally:
-            if self.ranks.first and self.folder and self.results:
+            if self.ranks.first and self.page_folder and self.results:
                 results = [self.results[number] for number in sorted(self.results)]
                 names = first_few(Path(name).name for name in as_tuple(settings.input))
                 title = f"SPANet: {names}, derained by {Path(settings.model).name}"
                 source = ("model", derainer.describe_weights())
                 run = page.describe_run(source, device, time.monotonic() - start)
                 with defer_signals():
-                    page.write_page(self.folder, title, results, run, settings)
+                    page.write_page(self.page_folder, title, results, run, settings)
 
-    def _derain_pictures(self, numbers: list[int]) -> None:
-        """Derain the pictures: threads read ahead of the network, and write behind it."""
-        ranks = self.ranks
-        own_numbers = numbers[ranks.rank :: ranks.world_size]
-        pictures = prefetch(attempt(self._read_picture, number) for number in own_numbers)
-        outputs = (attempt(self._derain_picture, item) for item in pictures)
-        own_results = map_threads(outputs, self._write_picture, count_threads(ranks.local_size))
-        silent, count = len(self.jobs) == 1 or not ranks.first, len(numbers)
-        with (
-            closing(pictures),
-            closing(own_results),
-            Progress("picture", 0, max(count, 1), [], silent=silent) as progress,
-        ):
-            results = ranks.interleave(own_results, count)
-            for number, result in zip(numbers, results, strict=True):
-                if isinstance(result, str):
-                    self._report_bad(result)
-                else:
-                    self.results[number] = result
+    def _do_jobs(self, numbers: list[int], prepare: Callable, finish: Callable) -> None:
+        """Do jobs, which the ranks share.
+
+        Args:
+            prepare: called with the numbers of this rank's jobs; yields an item for each of them,
+                or what is wrong with it.
+            finish: called with each item, in threads; returns the Result, or raises a UserError.
+        """
+        ranks, count = self.ranks, len(numbers)
+        items = prepare(numbers[ranks.rank :: ranks.world_size])
+        own_results = map_threads(items, partial(attempt, finish), count_threads(ranks.local_size))
+        silent = not numbers or len(self.jobs) == 1 or not ranks.first
+        with closing(own_results), Progress("picture", 0, count, [], silent=silent) as progress:
+            for number, result in zip(numbers, ranks.interleave(own_results, count), strict=True):
+                self._keep_result(number, result)
                 progress.advance(1)
-        for what in {result.dropped: None for result in self.results.values() if result.dropped}:
-            names = [result.name for result in self.results.values() if result.dropped == what]
-            ranks.say(f"not kept, as the format cannot hold it: {what} of {first_few(names)}")
+
+    def _show_earlier_result(self, number: int) -> Result:
+        """The result that an earlier run left for a job. Raises UserError if it is of another."""
+        job, settings, frames, begin = self.jobs[number], self.settings, 1, None
+        if job.is_video:
+            with (
+                closing(VideoReader(job.source, settings.start, settings.frames)) as source,
+                closing(VideoReader(job.target)) as target,
+            ):
+                rainy, derained = (video.convert_frame(video.first) for video in (source, target))
+                frames, begin = target.count, source.start_time
+        else:
+            rainy, derained = (read_picture(path).colour for path in (job.source, job.target))
+        if (rainy.shape, rainy.dtype) != (derained.shape, derained.dtype):
+            raise UserError(
+                f"{job.target}: is no result of {job.source}; expected none, or its own"
+            )
+        comparison = Comparison(rainy, derained, None, math.nan, frames=frames)
+        return self._show_result(number, comparison, begin)
+
+    def _derain_pictures(self, numbers: list[int]) -> Iterator[DerainedPicture | UserError]:
+        """Derain pictures, and read the next ones ahead of the network."""
+        with closing(prefetch(attempt(self._read_picture, n) for n in numbers)) as pictures:
+            yield from (attempt(self._derain_picture, picture) for picture in pictures)
 
     def _read_picture(self, number: int) -> tuple[int, Picture]:
         picture = read_picture(self.jobs[number].source)
         require_format(self.jobs[number].target, picture)
         return number, picture
 
-    def _derain_picture(self, item: tuple[int, Picture]) -> tuple[int, Picture, Derained]:
+    def _derain_picture(self, item: tuple[int, Picture]) -> DerainedPicture:
         number, picture = item
-        if number in self.current:
-            earlier = read_picture(self.jobs[number].target)
-            return number, earlier, Derained(picture.colour, earlier.colour, None, math.nan)
         silent, name = len(self.jobs) > 1 or not self.ranks.first, str(self.jobs[number].source)
         count = self.derainer.count_parts(*picture.colour.shape[:2], name=name)
         with Progress("part", 0, count, [], silent=silent, after=PROGRESS_SECONDS) as progress:
-            derained, output = derain_picture(
+            derained, comparison = derain_picture(
                 self.derainer, picture, name, lambda *_: progress.advance(1)
             )
-        if output.note:
-            self.ranks.say(output.note)
-        return number, derained, output
+        if comparison.note:
+            self.ranks.say(comparison.note)
+        return number, derained, comparison
 
-    def _write_picture(self, item: tuple[int, Picture, Derained] | UserError) -> Result | str:
-        """Write a picture and what the page shows of it; its result, or why there is none."""
-        try:
-            if isinstance(item, UserError):
-                raise item
-            number, picture, output = item
-            if number in self.current:
-                return self._show_result(number, output)
-            data = encode_picture(self.jobs[number].target, picture)
-        except UserError as error:
-            if len(self.jobs) == 1:
-                raise
-            return str(error)
-        write_atomically(self.jobs[number].target, data)
-        result = self._show_result(number, output)
-        result.dropped = describe_dropped(self.jobs[number].target, picture)
+    def _write_picture(self, item: DerainedPicture) -> Result:
+        """Write a derained picture, and what the page shows of it."""
+        number, derained, comparison = item
+        target = self.jobs[number].target
+        write_atomically(target, encode_picture(target, derained))
+        result = self._show_result(number, comparison)
+        result.dropped = describe_dropped(target, derained)
         return result
 
-    def _derain_video(self, number: int, job: Job) -> None:
+    def _derain_video(self, number: int) -> Result | None:
         """Derain a video. Its result, on the first rank, shows a frame in the middle."""
-        settings, ranks = self.settings, self.ranks
+        job, settings, ranks = self.jobs[number], self.settings, self.ranks
 
         def show_progress(done: int) -> None:
             progress.update(min(done, progress.last) - 1, {})  # a file can hold more than it says
@@ -231,68 +251,64 @@ class _Run:
             print(f"\n{line}")
             _date_as_part(job)
 
-        try:
-            with (
-                closing(VideoReader(job.source, settings.start, settings.frames)) as reader,
-                Progress(
-                    "frame", 0, max(reader.count, 1), [], silent=not ranks.first, forecast=True
-                ) as progress,
-            ):
-                rainy = reader.convert_frame(reader.first)
-                if number in self.current:
-                    with closing(VideoReader(job.target)) as earlier:
-                        frame, count = earlier.convert_frame(earlier.first), earlier.count
-                    output = Derained(rainy, frame, None, math.nan, frames=count)
-                    self.results[number] = self._show_result(number, output, reader.start_time)
-                    return
-                note = self.derainer.compare_tiles(rainy, str(job.source))
-                if note and ranks.first:
-                    progress.say(note)
-                callbacks = show_progress, show_warning, report_early_end
-                written = derain_video(self.derainer, ranks, reader, job.target, *callbacks)
-                if written:
-                    self.results[number] = self._show_result(number, written, reader.start_time)
-                    if settings.start or settings.frames:
-                        _date_as_part(job)
-                self.bad += reader.incomplete
-        except UserError as error:
-            # Only this rank knows what cannot be written; the others would wait for it.
-            if len(self.jobs) == 1 or isinstance(error, VideoWriteError):
-                raise
-            self._report_bad(str(error))
+        with (
+            closing(VideoReader(job.source, settings.start, settings.frames)) as reader,
+            Progress(
+                "frame", 0, max(reader.count, 1), [], silent=not ranks.first, forecast=True
+            ) as progress,
+        ):
+            note = self.derainer.compare_tiles(reader.convert_frame(reader.first), str(job.source))
+            if note and ranks.first:
+                progress.say(note)
+            callbacks = show_progress, show_warning, report_early_end
+            comparison = derain_video(self.derainer, ranks, reader, job.target, *callbacks)
+            self.incomplete |= reader.incomplete
+            if not comparison:
+                return None
+            if settings.start or settings.frames:
+                _date_as_part(job)
+            return self._show_result(number, comparison, reader.start_time)
 
-    def _show_result(self, number: int, output: Derained, begin: float | None = None) -> Result:
+    def _show_result(
+        self, number: int, comparison: Comparison, begin: float | None = None
+    ) -> Result:
         """The result of a job, whose images go to the page; `begin` of a video, in seconds."""
-        job, rainy, derained = self.jobs[number], output.rainy, output.derained
-        if (rainy.shape, rainy.dtype) != (derained.shape, derained.dtype):
-            raise UserError(
-                f"{job.target}: is no result of {job.source}; expected none, or its own"
-            )
-        if self.folder:
+        job, rainy, derained = self.jobs[number], comparison.rainy, comparison.derained
+        if self.page_folder:
             previews = {RAINY: to_preview(rainy), DERAINED: to_preview(derained)}
-            page.write_copies(self.folder, number, previews, output.mask)
+            page.write_copies(self.page_folder, number, previews, comparison.mask)
         files = {RAINY: job.source, DERAINED: job.target}
-        result = Result.from_images(number, job.name, files, rainy, derained, output.mask)
-        result.seconds, result.frames, result.begin = output.seconds, output.frames, begin
+        result = Result.from_images(number, job.name, files, rainy, derained, comparison.mask)
+        result.seconds, result.frames, result.begin = comparison.seconds, comparison.frames, begin
         return result
 
-    def _report_bad(self, message: str) -> None:
-        self.bad += 1
-        if self.ranks.first:
-            warn(message)
+    def _keep_result(self, number: int, result: Result | UserError | None) -> None:
+        """Keep the result of a job, or report why there is none; raise that if it is the only job.
+
+        What cannot be written is raised too. Of a video, only one rank knows it, and the others
+        would wait for it.
+        """
+        if isinstance(result, UserError):
+            if len(self.jobs) == 1 or isinstance(result, WriteError):
+                raise result
+            self.incomplete = True
+            if self.ranks.first:
+                warn(str(result))
+        elif result:
+            self.results[number] = result
 
 
-def _find_current(jobs: list[Job], checkpoint: Path) -> set[int]:
+def _find_up_to_date(jobs: list[Job], checkpoint: Path) -> set[int]:
     """The numbers of the jobs whose results are newer than their sources and the checkpoint."""
-    current, weights = set(), checkpoint.stat().st_mtime_ns
+    up_to_date, weights = set(), checkpoint.stat().st_mtime_ns
     for number, job in enumerate(jobs):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if job.target.stat().st_mtime_ns > max(weights, job.source.stat().st_mtime_ns):
-                current.add(number)
-    return current
+                up_to_date.add(number)
+    return up_to_date
 
 
 def _date_as_part(job: Job) -> None:
     """Give a part of a video the time of its source, so that it never counts as the whole."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.utime(job.target, ns=(time.time_ns(), job.source.stat().st_mtime_ns))

@@ -11,8 +11,8 @@ import numpy as np
 from engine.checkpoint import checkpoint_path
 from engine.device import describe_device
 from engine.events import EVENTS as EVENT_FILE
+from engine.pairs import check_headers
 from engine.ranks import Ranks
-from engine.scoring import check_headers
 from engine.training_loop import BEST, EVENTS, LATEST, VAL_EVENTS, list_charts, run_steps
 from engine.training_run import TrainingRun
 from media import inspection

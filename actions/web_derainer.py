@@ -15,8 +15,8 @@ import numpy as np
 
 from actions.derain import DEMO, DEMO_WARNING
 from engine.checkpoint import checkpoint_path
-from engine.derainer import Derainer
-from engine.deraining import Derained, derain_picture, derain_video
+from engine.derainer import Derainer, OnProgress
+from engine.deraining import Comparison, derain_picture, derain_video
 from engine.device import is_out_of_memory
 from engine.ranks import Ranks
 from media.image_file import image_size
@@ -36,7 +36,6 @@ from system.files import list_checkpoints, write_atomically
 WAITING, NEXT, DERAINING = "waiting", "next", "deraining"
 DERAINED, FAILED, CANCELLED = "derained", "failed", "cancelled"
 PICTURES = "before", "after", "overlay"  # which are shown, as PNG files
-OnProgress = Callable[[int, int], object]  # called with what is done, and of how many
 
 
 class Unwanted(Exception):
@@ -199,8 +198,8 @@ class WebDerainer:
         job = replace(job, target=entry.folder / f"{source.stem}_derained{job.target.suffix}")
         derainer = self.load(model, views)
         derain = self._derain_video if job.is_video else self._derain_picture
-        output, notes = derain(derainer, job, entry, on_progress)
-        height, width = output.rainy.shape[:2]
+        comparison, notes = derain(derainer, job, entry, on_progress)
+        height, width = comparison.rainy.shape[:2]
         weights = f"{model}, {views} views," if views > 1 else model
         entry.seconds = time.monotonic() - entry.start
         size = f"{width}x{height} pixels"
@@ -208,9 +207,9 @@ class WebDerainer:
         if derainer.path and derainer.path.resolve() == DEMO:
             lines.append(DEMO_WARNING)
         if is_shown:
-            before, after = to_preview(output.rainy), to_preview(output.derained)
-            assert output.mask is not None  # it was derained here
-            images = before, after, overlay_mask(before, output.mask)
+            before, after = to_preview(comparison.rainy), to_preview(comparison.derained)
+            assert comparison.mask is not None  # it was derained here
+            images = before, after, overlay_mask(before, comparison.mask)
             for name, image in zip(PICTURES, images, strict=True):
                 entry.save(name, image)
         entry.result = job.target
@@ -218,32 +217,32 @@ class WebDerainer:
 
     def _derain_picture(
         self, derainer: Derainer, job: Job, entry: Entry, on_progress: OnProgress
-    ) -> tuple[Derained, list[str]]:
+    ) -> tuple[Comparison, list[str]]:
         """The derained picture, and what to say of it."""
         picture = read_picture(job.source)
         require_format(job.target, picture)
         name = str(job.source)
         entry.pixels = math.prod(picture.colour.shape[:2])
         on_progress(0, derainer.count_parts(*picture.colour.shape[:2], name=name))
-        derained, output = derain_picture(derainer, picture, name, on_progress)
+        derained, comparison = derain_picture(derainer, picture, name, on_progress)
         write_atomically(job.target, encode_picture(job.target, derained), durable=False)
         dropped = describe_dropped(job.target, derained)
-        return output, [output.note, f"not kept: {dropped}" if dropped else ""]
+        return comparison, [comparison.note, f"not kept: {dropped}" if dropped else ""]
 
     def _derain_video(
         self, derainer: Derainer, job: Job, entry: Entry, on_progress: OnProgress
-    ) -> tuple[Derained, list[str]]:
+    ) -> tuple[Comparison, list[str]]:
         """A frame in the middle of the derained video, and what to say of the video."""
         notes: list[str] = []
         with closing(VideoReader(job.source)) as reader:
             entry.begin = reader.start_time
             first = reader.convert_frame(reader.first)
             notes.append(derainer.compare_tiles(first, str(job.source)))
-            output = derain_video(
+            comparison = derain_video(
                 derainer, self.ranks, reader, job.target,
                 on_frame=lambda done: on_progress(done, max(done, reader.count)),
                 on_warning=lambda line: notes.append(f"warning: {line}"),
             )  # fmt: skip
-        assert output is not None  # there is one rank
-        shown = f"{output.frames} frames; the attention map is that of one in the middle"
-        return output, [shown, *notes]
+        assert comparison is not None  # there is one rank
+        shown = f"{comparison.frames} frames; the attention map is that of one in the middle"
+        return comparison, [shown, *notes]

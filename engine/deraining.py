@@ -26,13 +26,14 @@ DerainedGroup = list[tuple[av.VideoFrame, np.ndarray]]  # frames and their derai
 
 
 @dataclass(frozen=True)
-class Derained:
+class Comparison:
     """What to show of a picture, or of a frame in the middle of a video, before and after.
 
     Attributes:
         rainy, derained: (H,W,3) uint8 or, of a picture, uint16, BGR.
         mask: the attention map, (H,W) float32 in 0..1; None if an earlier run derained.
-        seconds: that deraining took, of all frames.
+        seconds: that it took: of a picture, the network (see DerainedImage); of a video, all frames
+            and the writing of the file.
         note: how far tiles are from the whole, see Derainer.compare_tiles.
         frames: the number of frames that were written.
     """
@@ -47,7 +48,7 @@ class Derained:
 
 def derain_picture(
     derainer: Derainer, picture: Picture, name: str, on_progress: OnProgress = lambda *_: None
-) -> tuple[Picture, Derained]:
+) -> tuple[Picture, Comparison]:
     """Derain a picture of any kind; depth, grey, transparency, profile and EXIF data stay.
 
     Args:
@@ -60,14 +61,13 @@ def derain_picture(
     Raises:
         UserError: see Derainer.derain.
     """
-    start, rainy = time.monotonic(), picture.colour
-    output = derainer.derain(rainy, name, on_progress)
-    if picture.plain:  # rounded on the device: a quarter of the bytes to fetch
+    output = derainer.derain(picture.colour, name, on_progress)
+    if picture.plain:  # has 8-bit colours: rounded on the device, they are quicker to fetch
         derained = replace(picture, colour=output.uint8_image)
     else:
         derained = picture.with_colour(output.float_image)
-    mask, seconds, note = output.mask, time.monotonic() - start, derainer.compare_tiles(rainy, name)
-    return derained, Derained(rainy, derained.colour, mask, seconds, note)
+    note = derainer.compare_tiles(picture.colour, name)
+    return derained, Comparison(picture.colour, derained.colour, output.mask, output.seconds, note)
 
 
 def derain_video(
@@ -78,7 +78,7 @@ def derain_video(
     on_frame: Callable[[int], object] = lambda _: None,
     on_warning: Callable[[str], object] = lambda _: None,
     on_early_end: Callable[[int], object] | None = None,
-) -> Derained | None:
+) -> Comparison | None:
     """Derain the frames that a reader was opened for into a new video; the sound is copied.
 
     Ranks share the frames, and the first one writes them.
@@ -94,7 +94,7 @@ def derain_video(
         What was written, on the first rank; None on the others.
 
     Raises:
-        UserError: a frame cannot be derained, see Derainer.derain, or written (VideoWriteError).
+        UserError: a frame cannot be derained, see Derainer.derain, or written (WriteError).
     """
     start = time.monotonic()
     writer: VideoWriter | None = None
@@ -122,11 +122,11 @@ def derain_video(
         return None
     with defer_signals():
         writer.close()
+    seconds = time.monotonic() - start
     for line in (*reader.list_warnings(), *writer.warnings):
         on_warning(line)
     rainy, output = middle
-    derained, mask, seconds = output.uint8_image, output.mask, time.monotonic() - start
-    return Derained(rainy, derained, mask, seconds, frames=writer.frame_count)
+    return Comparison(rainy, output.uint8_image, output.mask, seconds, frames=writer.frame_count)
 
 
 def _derain_frames(

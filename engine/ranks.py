@@ -32,6 +32,8 @@ class Ranks:
         rank: 0 is the one that writes files.
         world_size: number of ranks.
         local_rank, local_size: the same on this machine alone.
+        first: whether this is rank 0.
+        is_distributed: whether there are several.
     """
 
     def __init__(self) -> None:
@@ -39,14 +41,7 @@ class Ranks:
         self.world_size = _read_number("WORLD_SIZE", 1)
         self.local_rank = _read_number("LOCAL_RANK", 0)
         self.local_size = _read_number("LOCAL_WORLD_SIZE", 1)
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def is_distributed(self) -> bool:
-        return self.world_size > 1
+        self.first, self.is_distributed = self.rank == 0, self.world_size > 1
 
     def join(self, device: torch.device) -> None:
         """Meet the other ranks: nccl between GPUs, gloo between CPUs."""
@@ -139,6 +134,7 @@ class Ranks:
     def __exit__(self, kind: type | None, *_: object) -> None:
         # After an error main.py ends the process: nccl would wait here for the other ranks.
         if kind is None and dist.is_initialized():
+            self.barrier()  # torchrun ends the others once one leaves with a status that is not 0
             dist.destroy_process_group()
 
 

@@ -25,7 +25,7 @@ from dataset import (
 )
 from engine.derainer import Derainer
 from engine.device import is_out_of_memory, peak_memory
-from engine.scoring import score
+from engine.pairs import validate
 from engine.training_run import TrainingRun
 from engine.training_step import (
     NotFinite,
@@ -118,7 +118,6 @@ def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs) -> int:
             if signal_number:
                 break
         run.finish_save()
-        ranks.barrier()  # no rank leaves, and so ends the others, before the save is done
     return signal_number
 
 
@@ -279,7 +278,7 @@ def _score(run: TrainingRun, derainer: Derainer, pairs: Pairs, progress: Progres
     assert not isinstance(pairs, Mixture), "--val-list is one list"
     run.finish_save()  # processes that load images are not to be forked beside its thread
     protocol, workers = run.settings.val_protocol, run.settings.num_workers
-    psnr, ssim = score(derainer, run.ranks, pairs, workers, protocol, progress.say)
+    psnr, ssim = validate(derainer, run.ranks, pairs, workers, protocol, progress.say)
     best = run.best or {}
     if best.get("list") != run.val_data or best.get("protocol") != protocol:
         best = {}  # that score was of other images, or by another protocol
@@ -304,9 +303,9 @@ def _write_pictures(run: TrainingRun, derainer: Derainer, preview: Batch) -> Non
     """Write each crop of the preview as rainy, derained and clean image, mask and mask label."""
     (_, _, labels), _ = preview.to_device(torch.device("cpu"), run.settings.mask_threshold)
     for index, file in enumerate(preview.files):
-        derained = derainer.derain(preview.rainy[index], file)
-        images = [preview.rainy[index], derained.uint8_image, preview.clean[index]]
-        images += [heat_map(derained.mask), heat_map(labels[index].numpy())]
+        output = derainer.derain(preview.rainy[index], file)
+        images = [preview.rainy[index], output.uint8_image, preview.clean[index]]
+        images += [heat_map(output.mask), heat_map(labels[index].numpy())]
         sheet = contact_sheet(images, CAPTIONS, columns=len(images))
         run.events[VAL_EVENTS].image(f"pictures/{index + 1}", sheet, run.step)
 

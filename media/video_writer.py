@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from media.video_container import COPIED_TYPES, describe_stream, ffmpeg_address
 from media.video_reader import ACCURATE, VideoReader
 from settings import UserError, format_count
-from system.files import create_temp_beside
+from system.files import WriteError, create_temp_beside
 
 # Encoder, its options and what it can hold, by the suffix of the file to write: good enough to be
 # looked at closely. By default x264 lets its choices depend on how fast the frames come; with a
@@ -59,10 +59,6 @@ DROPPED_SIDE_DATA = {
 }
 
 
-class VideoWriteError(UserError):
-    """A video file that cannot be written."""
-
-
 def choose_pixel_format(source: VideoReader) -> str:
     """The pixel format that keeps the resolution of a video's colours, for x264 and VP9."""
     pixels = source.first.format
@@ -87,7 +83,7 @@ class VideoWriter:
 
     Raises:
         UserError: this kind of file cannot hold such frames; tried before anything is written.
-        VideoWriteError: from every method, if the file cannot be written; it is removed.
+        WriteError: from every method, if the file cannot be written; it is removed.
     """
 
     def __init__(self, path: Path, source: VideoReader) -> None:
@@ -303,10 +299,10 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Discard the file, and raise VideoWriteError, if it cannot be written."""
+        """Discard the file, and raise WriteError, if it cannot be written."""
         try:
             yield
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self.discard()
             reason = getattr(error, "strerror", None) or error
-            raise VideoWriteError(f"{self.path}: cannot be written: {reason}") from None
+            raise WriteError(f"{self.path}: cannot be written: {reason}") from None

@@ -56,7 +56,6 @@ def open_result_folder(
                 path.unlink(missing_ok=True)
         barrier()  # no rank writes before the old files are removed
         yield
-        barrier()  # once a rank leaves with status 2, torchrun ends the others
 
 
 def read_head(path: Path) -> bytes | None:

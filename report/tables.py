@@ -33,7 +33,7 @@ class Result:
     """The result of one picture, or of the middle frame of a video.
 
     Attributes:
-        index: the number of its copies on the page; its place in the list.
+        index: its place among the pictures of the run, which is in the names of its copies.
         width, height: pixels.
         files: by the names of its images: rainy, clean, and derained or a method's.
         scores: by the names of its images, a number for each of SCORE_NAMES. PSNR of equal images

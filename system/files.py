@@ -28,6 +28,10 @@ WRITER_SECONDS = 2.0  # in which somebody must begin to write to a pipe
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a pipe waits for its other end
 
 
+class WriteError(UserError):
+    """A file cannot be written: nor can those after it, so that a run ends."""
+
+
 def open_regular(path: str | Path, mode: str = "rb") -> IO:
     """Open a file as `open` does.
 
@@ -73,11 +77,11 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
-    """Raise an OSError as a UserError that names path: not each OSError names a file."""
+    """Raise an OSError as a WriteError that names path: not each OSError names a file."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise WriteError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
@@ -87,7 +91,7 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
         durable: survive a power failure, which takes a moment for each file.
 
     Raises:
-        UserError: the file cannot be written; path is as it was, and nothing unfinished is left.
+        WriteError: the file cannot be written; path is as it was, and nothing unfinished is left.
     """
     with translate_write_errors(path):
         temporary = create_temp_beside(path)

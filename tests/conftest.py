@@ -123,7 +123,7 @@ def unchanged(model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def derain(self, image, name="image", on_progress=None) -> DerainedImage:
         height, width, _ = image.shape
         mask = torch.linspace(0, 1, height * width).view(height, width)  # not that of a dead map
-        return DerainedImage(torch.from_numpy(image) / 255, mask)
+        return DerainedImage(torch.from_numpy(image) / 255, mask, 0.0)
 
     monkeypatch.setattr(Derainer, "derain", derain)
 

@@ -235,12 +235,12 @@ def test_headers_are_looked_at_before_the_first_image_is_derained(run, pairs, mo
     wrong = lines[1].split()[0] + " " + lines[0].split()[1]
     pairs.write_text(f"{wrong}\n{lines[0]}\n")
     events, derain = [], Derainer.derain
-    monkeypatch.setattr("engine.scoring.warn", events.append)
+    monkeypatch.setattr("engine.pairs.warn", events.append)
     monkeypatch.setattr(Derainer, "derain", lambda *a: events.append("derained") or derain(*a))
     assert run("-a", "test", "--test-list", pairs, "--device", "cpu")[0] == 2
     assert "list.txt:1: the images of a pair differ in size" in events[0]
     assert (events[1:], len(rows())) == (["derained"], 1)
-    monkeypatch.setattr("engine.scoring.warn", warn)
+    monkeypatch.setattr("engine.pairs.warn", warn)
     pairs.write_text(f"{wrong}\n{wrong}\n")
     before = Path("results/summary.json").read_text()
     status, out, err = run("-a", "test", "--test-list", pairs, "--device", "cpu")

@@ -1,12 +1,11 @@
-"""What testing and training do with a list: check its headers, derain its pairs, score them."""
+"""The pairs of a list: their headers, their derained images, and scores for validation."""
 
 import math
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -54,9 +53,8 @@ class DerainedPair:
     """A pair of a list, and the network's output for it.
 
     Attributes:
-        index: the place of the pair in the list.
+        index: the place of the pair among those that were given, bad ones included.
         rainy, clean: (H,W,3) uint8 BGR; clean is None if the list has no clean images.
-        seconds: that deraining took.
         note: see Derainer.compare_tiles.
     """
 
@@ -64,15 +62,14 @@ class DerainedPair:
     rainy: np.ndarray
     clean: np.ndarray | None
     output: DerainedImage
-    seconds: float
     note: str
 
 
 def derain_pairs(
     derainer: Derainer, ranks: Ranks, pairs: Sequence[Pair], workers: int,
     finish: Callable[[DerainedPair], T],
-) -> Generator[T | str, None, None]:  # fmt: skip
-    """Yield finish(derained pair) for each pair, in order, or a message if the pair is bad.
+) -> Generator[T | UserError, None, None]:  # fmt: skip
+    """Yield finish(derained pair) for each pair, in order, or what is wrong with the pair.
 
     Ranks share the pairs, and every rank gets all results. Workers read the next images and threads
     finish the last ones while the network runs.
@@ -82,35 +79,32 @@ def derain_pairs(
     """
     images = load_images(pairs[ranks.rank :: ranks.world_size], workers)
 
-    def derain_images() -> Iterator[DerainedPair | UserError]:
-        own = range(ranks.rank, len(pairs), ranks.world_size)
-        for index, item in zip(own, images, strict=True):
-            if isinstance(item, UserError):
-                yield item
-                continue
-            (rainy, clean), start = item, time.monotonic()
-            output = derainer.derain(rainy, f"{pairs[index].location}: {pairs[index].rainy}")
-            seconds, note = time.monotonic() - start, derainer.compare_tiles(rainy)
-            yield DerainedPair(index, rainy, clean, output, seconds, note)
+    def derain_images(index: int, item: Any) -> DerainedPair | UserError:
+        if isinstance(item, UserError):
+            return item
+        rainy, clean = item
+        output = derainer.derain(rainy, f"{pairs[index].location}: {pairs[index].rainy}")
+        return DerainedPair(index, rainy, clean, output, derainer.compare_tiles(rainy))
 
-    def finish_item(item: DerainedPair | UserError) -> T | str:
-        return str(item) if isinstance(item, UserError) else finish(item)
+    def finish_item(item: DerainedPair | UserError) -> T | UserError:
+        return item if isinstance(item, UserError) else finish(item)
 
     def estimate_bytes(item: DerainedPair | UserError) -> int:
         pixels = 0 if isinstance(item, UserError) else item.rainy.size // 3
         return pixels * (MEASURE_BYTES_PER_PIXEL + IMAGE_BYTES_PER_PIXEL)
 
+    derained_pairs = map(derain_images, range(ranks.rank, len(pairs), ranks.world_size), images)
     threads = count_threads(ranks.local_size)
-    results = map_threads(derain_images(), finish_item, threads, estimate_bytes)
+    results = map_threads(derained_pairs, finish_item, threads, estimate_bytes)
     with closing(images), closing(results):
         yield from ranks.interleave(results, len(pairs))
 
 
-def score(
+def validate(
     derainer: Derainer, ranks: Ranks, pairs: Sequence[Pair], workers: int,
     protocol: str, say: Callable[[str], None],
 ) -> tuple[float, float]:  # fmt: skip
-    """Mean PSNR and SSIM of whole derained images, in a protocol, on every rank.
+    """Mean PSNR and SSIM of the whole derained images of a list, in a protocol, on every rank.
 
     Args:
         workers: processes that read images.
@@ -120,17 +114,17 @@ def score(
         UserError: a bad image.
     """
 
-    def measure_pair(pair: DerainedPair) -> list[float]:
-        assert pair.clean is not None  # lists for validation have clean images
-        scores = measure(pair.output.float_image, pair.clean, order="BGR", protocols=[protocol])
-        return list(scores.values())
+    def measure_pair(derained_pair: DerainedPair) -> list[float]:
+        output, clean = derained_pair.output.float_image, derained_pair.clean
+        assert clean is not None  # lists for validation have clean images
+        return list(measure(output, clean, order="BGR", protocols=[protocol]).values())
 
     notice = SlowNotice(say if ranks.first else lambda _: None)
     scores: list[list[float]] = []
     with closing(derain_pairs(derainer, ranks, pairs, workers, measure_pair)) as results:
         for result in results:
-            if isinstance(result, str):
-                raise UserError(result)
+            if isinstance(result, UserError):
+                raise result
             scores.append(result)
             notice.update(f"scoring: {len(scores)} of {len(pairs)} images")
     psnr, ssim = (sum(column) / len(pairs) for column in zip(*scores, strict=True))
