@@ -137,16 +137,19 @@ class _Run:
     incomplete: bool = False
 
     def derain_all(self) -> None:
-        """Derain pictures, then videos. The page shows what was finished, even after an error."""
+        """Show earlier results, derain pictures, then videos.
+
+        The page shows what was finished, even after an error.
+        """
         derainer, settings, start = self.derainer, self.settings, time.monotonic()
         device = describe_device(derainer.device, self.ranks)
         self.ranks.say(f"{derainer.path}, step {derainer.step}, on {device}")
         try:
             if self.page_folder:
-                self._do_jobs(sorted(self.up_to_date), iter, self._show_earlier_result)
+                self._process_jobs(sorted(self.up_to_date), iter, self._show_earlier_result)
             outdated = [n for n in range(len(self.jobs)) if n not in self.up_to_date]
             pictures = [n for n in outdated if not self.jobs[n].is_video]
-            self._do_jobs(pictures, self._derain_pictures, self._write_picture)
+            self._process_jobs(pictures, self._derain_pictures, self._write_picture)
             lossy = [result for result in self.results.values() if result.dropped]
             for dropped in dict.fromkeys(result.dropped for result in lossy):
                 names = first_few(result.name for result in lossy if result.dropped == dropped)
@@ -164,8 +167,8 @@ class _Run:
                 with defer_signals():
                     page.write_page(self.page_folder, title, results, run, settings)
 
-    def _do_jobs(self, numbers: list[int], prepare: Callable, finish: Callable) -> None:
-        """Do jobs, which the ranks share.
+    def _process_jobs(self, numbers: list[int], prepare: Callable, finish: Callable) -> None:
+        """Process jobs, which the ranks share.
 
         Args:
             prepare: called with the numbers of this rank's jobs; yields an item for each of them,

@@ -1,6 +1,7 @@
 """A user's own pictures and videos: they come out as what they went in, or one line says why."""
 
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -226,6 +227,42 @@ def test_existing_results_are_skipped_if_they_are_newer_than_source_and_weights(
     assert err.startswith("main.py: out/c.png: not an image that can be read")
     cv2.imwrite("out/c.png", rainy[1:])
     assert "out/c.png: is no result of in/c.png; expected none, or its own" in run(*words)[2]
+
+
+def test_a_page_that_cannot_show_earlier_results_ends_the_run_with_one_line(run, model, rainy):
+    Path("in").mkdir()
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(f"in/{name}", rainy)
+        age(f"in/{name}", 100)
+    age("model/latest", 100)
+    words = (*DERAIN, "-i", "in", "-o", "out", "--skip-existing")
+    assert run(*words, "--no-page")[0] == 0
+    Path("out/index_files").touch()  # where a folder should be
+    status, out, err = run(*words)
+    assert (status, err.count("\n"), "derained" in out) == (2, 1, False)
+    assert err.startswith("main.py: out/index_files/000000-rainy.js: cannot be written: ")
+
+
+def test_seconds_are_those_of_the_network_in_a_test_and_of_a_picture_that_is_derained(
+    run, model, rainy, monkeypatch
+):
+    derain_image = Derainer.derain
+
+    def derain(*words, **options):
+        output = derain_image(*words, **options)
+        assert 0 < output.seconds < 1000
+        output.seconds = 7.5
+        return output
+
+    monkeypatch.setattr(Derainer, "derain", derain)
+    Path("in").mkdir()
+    cv2.imwrite("in/a.png", rainy)
+    Path("list.txt").write_text("in/a.png\n")
+    assert run(*DERAIN, "-i", "in", "-o", "out")[0] == 0
+    assert run("-a", "test", "--test-list", "list.txt", "--device", "cpu")[0] == 0
+    for folder in ("out", "results"):  # attention, change, seconds, frames
+        (values,) = re.findall(r'"values": \[([^]]+)\]', Path(folder, page.PAGE).read_text())
+        assert values.split(", ")[2] == "7.5"
 
 
 def test_a_part_of_a_video_never_counts_as_the_whole(run, unchanged):
