@@ -73,13 +73,13 @@ def derain(settings: Settings) -> int:
         source_names = first_few(as_tuple(settings.input))
         if (settings.start or settings.frames) and not any(job.is_video for job in jobs):
             raise UserError(f"--start and --frames: are for videos; {source_names} is none")
-        for problem in problems if ranks.first else ():
+        for problem in problems if ranks.is_first else ():
             warn(problem)
         if note:
             ranks.say(note)
         checkpoint = checkpoint_path(settings)
         derainer = Derainer.from_settings(checkpoint, settings, ranks)
-        if ranks.first and checkpoint.resolve() == DEMO:
+        if ranks.is_first and checkpoint.resolve() == DEMO:
             warn(DEMO_WARNING)
         if len(jobs) == 1:  # a bad input is reported before an earlier page is removed
             (job,) = jobs
@@ -99,12 +99,12 @@ def derain(settings: Settings) -> int:
             outputs=targets,
             page=page_folder is not None,
             lock=folder or targets[0],
-            first=ranks.first,
+            first=ranks.is_first,
             barrier=ranks.barrier,
         ):
             run = _Run(settings, ranks, derainer, jobs, page_folder, up_to_date)
             run.derain_all()
-            if ranks.first:
+            if ranks.is_first:
                 results = run.results
                 check_still_there([targets[number] for number in sorted(results)], "results")
                 place = f": {folder or targets[0]}"
@@ -158,7 +158,7 @@ class _Run:
                 if self.jobs[number].is_video:
                     self._keep_result(number, attempt(self._derain_video, number))
         finally:
-            if self.ranks.first and self.page_folder and self.results:
+            if self.ranks.is_first and self.page_folder and self.results:
                 results = [self.results[number] for number in sorted(self.results)]
                 names = first_few(Path(name).name for name in as_tuple(settings.input))
                 title = f"SPANet: {names}, derained by {Path(settings.model).name}"
@@ -178,7 +178,7 @@ class _Run:
         ranks, count = self.ranks, len(numbers)
         items = prepare(numbers[ranks.rank :: ranks.world_size])
         own_results = map_threads(items, partial(attempt, finish), count_threads(ranks.local_size))
-        silent = not numbers or len(self.jobs) == 1 or not ranks.first
+        silent = not numbers or len(self.jobs) == 1 or not ranks.is_first
         with closing(own_results), Progress("picture", 0, count, [], silent=silent) as progress:
             for number, result in zip(numbers, ranks.interleave(own_results, count), strict=True):
                 self._keep_result(number, result)
@@ -215,7 +215,7 @@ class _Run:
 
     def _derain_picture(self, item: tuple[int, Picture]) -> DerainedPicture:
         number, picture = item
-        silent, name = len(self.jobs) > 1 or not self.ranks.first, str(self.jobs[number].source)
+        silent, name = len(self.jobs) > 1 or not self.ranks.is_first, str(self.jobs[number].source)
         count = self.derainer.count_parts(*picture.colour.shape[:2], name=name)
         with Progress("part", 0, count, [], silent=silent, after=PROGRESS_SECONDS) as progress:
             derained, comparison = derain_picture(
@@ -257,11 +257,11 @@ class _Run:
         with (
             closing(VideoReader(job.source, settings.start, settings.frames)) as reader,
             Progress(
-                "frame", 0, max(reader.count, 1), [], silent=not ranks.first, forecast=True
+                "frame", 0, max(reader.count, 1), [], silent=not ranks.is_first, forecast=True
             ) as progress,
         ):
             note = self.derainer.compare_tiles(reader.convert_frame(reader.first), str(job.source))
-            if note and ranks.first:
+            if note and ranks.is_first:
                 progress.say(note)
             callbacks = show_progress, show_warning, report_early_end
             comparison = derain_video(self.derainer, ranks, reader, job.target, *callbacks)
@@ -295,7 +295,7 @@ class _Run:
             if len(self.jobs) == 1 or isinstance(result, WriteError):
                 raise result
             self.incomplete = True
-            if self.ranks.first:
+            if self.ranks.is_first:
                 warn(str(result))
         elif result:
             self.results[number] = result

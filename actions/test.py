@@ -81,7 +81,7 @@ def test(settings: Settings) -> int:
         pairs, names = [listed_pairs[i] for i in readable], [listed_names[i] for i in readable]
         with open_result_folder(
             folder, "--result-dir", inputs=inputs, outputs=targets, stale=(METRICS_CSV, SUMMARY),
-            first=ranks.first, barrier=ranks.barrier,
+            first=ranks.is_first, barrier=ranks.barrier,
         ):  # fmt: skip
             device, paths = describe_device(derainer.device, ranks), ", ".join(sets.values())
             ranks.say(f"{checkpoint}, step {derainer.step}, on {device}")
@@ -93,7 +93,7 @@ def test(settings: Settings) -> int:
             results = _derain_list(settings, ranks, derainer, pairs, names, scored)
             if not results:
                 raise UserError(f"{paths}: none of its images could be derained")
-            if ranks.first:
+            if ranks.is_first:
                 seconds = time.monotonic() - start
                 _report_results(settings, derainer, lists, results, scored, device, seconds)
                 written = [_picture_path(folder, kind, r.name) for r in results for kind in KINDS]
@@ -119,17 +119,17 @@ def _derain_list(
     results: list[Result] = []
     workers = count_workers(settings, derainer.device, ranks)
     finished = derain_pairs(derainer, ranks, pairs, workers, finish)
-    log_every, silent = settings.log_every, not ranks.first
+    log_every, silent = settings.log_every, not ranks.is_first
     progress = Progress("image", 0, len(pairs), measures, log_every, silent=silent)
     with closing(finished), progress:
         for index, result in enumerate(finished):
             if isinstance(result, UserError):
-                if ranks.first:
+                if ranks.is_first:
                     warn(str(result))
                 continue
-            if result.note and ranks.first and not any(earlier.note for earlier in results):
+            if result.note and ranks.is_first and not any(earlier.note for earlier in results):
                 progress.say(result.note)
-            if scored and ranks.first:
+            if scored and ranks.is_first:
                 tables.append_row(folder / METRICS_CSV, tables.wide_row(result))
             results.append(result)
             progress.update(index, {m: result.scores[DERAINED][f"released_{m}"] for m in measures})

@@ -51,7 +51,7 @@ def train(settings: Settings) -> int:
         inputs = [*map(Path, lists), _init_path(run)]
         outputs = [folder / LATEST, folder / BEST, folder / FILE, *folder.glob("step_*")]
         with open_result_folder(
-            folder, "--model-dir", inputs=inputs, outputs=outputs, page=False, first=ranks.first
+            folder, "--model-dir", inputs=inputs, outputs=outputs, page=False, first=ranks.is_first
         ):
             is_new = _load_start(run)
             last = settings.num_steps - 1
@@ -64,7 +64,7 @@ def train(settings: Settings) -> int:
                 device = f"{describe_device(run.device, ranks)}, {settings.precision}"
                 steps = f"steps {run.step + 1} to {last}, {last - run.step} left"
                 say(f"training on {device}: {len(pairs)} pairs, {steps}")
-                for name in names if ranks.first else ():
+                for name in names if ranks.is_first else ():
                     report_data(settings, lists[name], sizes[name])
                 number = run_steps(run, pairs, val_pairs)
         reason = f" ({signal.Signals(number).name})" if number else ""
@@ -171,7 +171,7 @@ def _load_start(run: TrainingRun) -> bool:
 
 def _write_settings(run: TrainingRun) -> None:
     """Write the settings beside the checkpoints, and what else decides what the run computes."""
-    if run.ranks.first:
+    if run.ranks.is_first:
         file, digest = run.init
         record = {"version": VERSION, "code": describe_code(), "train-list": run.data}
         record |= {"val-list": run.val_data, "init-from": digest}
@@ -183,16 +183,16 @@ def _open_events(run: TrainingRun, is_new: bool) -> Iterator[None]:
     """Begin the run's event files; remove them if it ends with an error before its first step."""
     settings, start = run.settings, run.step
     folder = Path(settings.log_dir) / EVENTS
-    if run.ranks.first and is_new and any(folder.glob(f"{EVENT_FILE}*")):
+    if run.ranks.is_first and is_new and any(folder.glob(f"{EVENT_FILE}*")):
         warn(
             f"warning: {folder} holds the events of another run, and TensorBoard shows both as one "
             "curve; --run NAME keeps runs apart"
         )
     try:
         run.open_events(EVENTS, VAL_EVENTS)
-        if run.ranks.first:
+        if run.ranks.is_first:
             run.events[EVENTS].layout(list_charts(), start + 1)
-        if run.ranks.first and is_new:
+        if run.ranks.is_first and is_new:
             recipe = [f.name for f in fields(settings) if f.metadata["recipe"]]
             names = [*recipe, "train_list", "init_from"]
             values = {name: getattr(settings, name) for name in names}

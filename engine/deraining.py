@@ -101,7 +101,7 @@ def derain_video(
 
     def open_writer() -> None:
         nonlocal writer
-        if ranks.first:
+        if ranks.is_first:
             writer = VideoWriter(target, reader)
 
     try:

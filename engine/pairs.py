@@ -37,13 +37,13 @@ def check_headers(
         UserError: what is wrong with the only pair, or with the only bad one if all are needed.
     """
     own = indices[ranks.rank :: ranks.world_size]
-    results = inspect_headers([pairs[index] for index in own], silent=not ranks.first)
+    results = inspect_headers([pairs[index] for index in own], silent=not ranks.is_first)
     parts = ranks.all_gather(list(zip(own, results, strict=True)))
     headers = dict(sorted(chain.from_iterable(parts)))
     errors = [header for header in headers.values() if isinstance(header, UserError)]
     if len(errors) == 1 and (need_all or len(indices) == 1):
         raise errors[0]
-    for error in errors if ranks.first else ():
+    for error in errors if ranks.is_first else ():
         warn(str(error))
     return {i: header for i, header in headers.items() if not isinstance(header, UserError)}
 
@@ -119,7 +119,7 @@ def validate(
         assert clean is not None  # lists for validation have clean images
         return list(measure(output, clean, order="BGR", protocols=[protocol]).values())
 
-    notice = SlowNotice(say if ranks.first else lambda _: None)
+    notice = SlowNotice(say if ranks.is_first else lambda _: None)
     scores: list[list[float]] = []
     with closing(derain_pairs(derainer, ranks, pairs, workers, measure_pair)) as results:
         for result in results:

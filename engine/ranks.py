@@ -32,7 +32,7 @@ class Ranks:
         rank: 0 is the one that writes files.
         world_size: number of ranks.
         local_rank, local_size: the same on this machine alone.
-        first: whether this is rank 0.
+        is_first: whether this is rank 0.
         is_distributed: whether there are several.
     """
 
@@ -41,7 +41,7 @@ class Ranks:
         self.world_size = _read_number("WORLD_SIZE", 1)
         self.local_rank = _read_number("LOCAL_RANK", 0)
         self.local_size = _read_number("LOCAL_WORLD_SIZE", 1)
-        self.first, self.is_distributed = self.rank == 0, self.world_size > 1
+        self.is_first, self.is_distributed = self.rank == 0, self.world_size > 1
 
     def join(self, device: torch.device) -> None:
         """Meet the other ranks: nccl between GPUs, gloo between CPUs."""
@@ -111,7 +111,7 @@ class Ranks:
 
     def say(self, line: str) -> None:
         """Print a line, on the first rank."""
-        if self.first:
+        if self.is_first:
             print(line, flush=True)
 
     @contextmanager

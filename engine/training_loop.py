@@ -72,7 +72,7 @@ def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs) -> int:
     settings, ranks = run.settings, run.ranks
     steps, every = range(run.step + 1, settings.num_steps), settings.val_batch_every
     val_steps = steps[-steps.start % every :: every]  # the multiples of `every`
-    names, silent = [*loss_names(), "lr"], not ranks.first
+    names, silent = [*loss_names(), "lr"], not ranks.is_first
     dead_mask, signal_number = DeadMaskDetector(settings), 0
     pending: deque[PendingStep] = deque()
     with (
@@ -103,10 +103,10 @@ def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs) -> int:
                 values, signal_number = collect_step(run, pending.popleft(), interrupt, collected)
                 collected = time.monotonic()
                 warning = dead_mask.update(run.step, values["mask/mean"], values["mask/std"])
-                if warning and ranks.first:
+                if warning and ranks.is_first:
                     progress.say(warning, sys.stderr)
                 progress.update(run.step, values | {"lr": values["optim/lr"]})
-            if due.pictures and ranks.first:
+            if due.pictures and ranks.is_first:
                 _write_pictures(run, derainer, preview)
             if due.score and (step == steps[-1] or not signal_number):
                 _score(run, derainer, val_pairs, progress)
@@ -211,7 +211,7 @@ def collect_step(
         "speed/memory_MiB": peak_memory(run.device),
     }
     run.step = step
-    if run.ranks.first:
+    if run.ranks.is_first:
         curves = loss_curves(values) | {name: values[name] for name in chain(*CHARTS.values())}
         run.events[EVENTS].scalars(curves, step)
         if val_values:
@@ -286,7 +286,7 @@ def _score(run: TrainingRun, derainer: Derainer, pairs: Pairs, progress: Progres
     if is_best:
         best = {"psnr": psnr, "step": run.step, "list": run.val_data, "protocol": protocol}
     run.best = best | {"scored": run.step}
-    if run.ranks.first:
+    if run.ranks.is_first:
         run.events[VAL_EVENTS].scalars({"score/psnr": psnr, "score/ssim": ssim}, run.step)
         line = f"step {run.step}: PSNR {psnr:.4f}  SSIM {ssim:.4f} over the whole images of "
         line += run.settings.val_list

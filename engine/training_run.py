@@ -104,7 +104,7 @@ class TrainingRun:
         Raises UserError if the save before has failed; the file of its name is then untouched.
         """
         self.finish_save()
-        if self.ranks.first:
+        if self.ranks.is_first:
             content: dict[str, Any] = {
                 "net": self.net.state_dict(),
                 "clock": self.step,
@@ -215,7 +215,7 @@ class TrainingRun:
         A run that was killed has written events of steps that its last checkpoint does not hold:
         readers drop them.
         """
-        for name in names if self.ranks.first else ():
+        for name in names if self.ranks.is_first else ():
             self.events[name] = EventFile(Path(self.settings.log_dir) / name, self.step + 1)
 
     def close(self) -> None:
