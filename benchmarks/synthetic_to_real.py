@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,10 +28,12 @@ from rain.streaks import Look, Rain
 from rain.synthetic_rain import KINDS, SetSettings, draw_looks
 
 BATCH_SIZE, SET_SEED = 4, 2019
-RECIPE = ["--batch-size", str(BATCH_SIZE), "--crop", "native", "--flip", "--precision", "bf16"]
-RECIPE += ["--lr", "3e-4", "--schedule", "cosine", "--warmup-steps", "20", "--num-workers", "0"]
-RECIPE += ["--grad-clip", "1", "--ema", "0.98", "--off-mask-weight", "2"]
-RECIPE += ["--picture-every", "1000000", "--checkpoint-every", "1000000"]
+RECIPE: dict[str, object] = {
+    "--batch-size": BATCH_SIZE, "--crop": "native", "--precision": "bf16", "--lr": 3e-4,
+    "--schedule": "cosine", "--warmup-steps": 20, "--grad-clip": 1, "--ema": 0.98,
+    "--off-mask-weight": 2, "--num-workers": 0,
+    "--picture-every": 10**6, "--checkpoint-every": 10**6,
+}  # fmt: skip
 SAMPLE_LOOK = Look.sample
 
 
@@ -51,18 +54,18 @@ def draw_at_one_scale(rng: np.random.Generator) -> list[Rain]:
 
 
 # For each row: what replaces names of rain.synthetic_rain, and further options of train.
-ROWS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "as in train.md": ({}, []),
-    "another seed": ({}, ["--seed", "1"]),
-    "no patch without rain": (leave_out(""), []),
-    "no near drops": (leave_out("near"), []),
-    "no faint rain": (leave_out("faint"), []),
-    "no dense, fine or thin rain": (leave_out("dense", "fine", "thin"), []),
-    "no arcs": (leave_out("arc"), []),
-    "no veils": (leave_out("veil"), []),
-    "rain at one scale": ({"draw_looks": draw_at_one_scale}, []),
-    "no traces of compression": ({"_compressed": lambda rainy, clean, _: (rainy, clean)}, []),
-    "--off-mask-weight 0": ({}, ["--off-mask-weight", "0"]),
+ROWS: dict[str, tuple[dict[str, Any], dict[str, object]]] = {
+    "as in train.md": ({}, {}),
+    "another seed": ({}, {"--seed": 1}),
+    "no patch without rain": (leave_out(""), {}),
+    "no near drops": (leave_out("near"), {}),
+    "no faint rain": (leave_out("faint"), {}),
+    "no dense, fine or thin rain": (leave_out("dense", "fine", "thin"), {}),
+    "no arcs": (leave_out("arc"), {}),
+    "no veils": (leave_out("veil"), {}),
+    "rain at one scale": ({"draw_looks": draw_at_one_scale}, {}),
+    "no traces of compression": ({"_compressed": lambda rainy, clean, _: (rainy, clean)}, {}),
+    "--off-mask-weight 0": ({}, {"--off-mask-weight": 0}),
 }
 
 
@@ -73,7 +76,10 @@ def run_main(*words: object) -> None:
 
 
 def train_row(
-    folder: Path, changes: dict[str, Any], row_options: list[str], options: argparse.Namespace
+    folder: Path,
+    changes: dict[str, Any],
+    row_options: dict[str, object],
+    options: argparse.Namespace,
 ) -> Path:
     """Draw the set of a row and train on it, unless that is done. Returns the checkpoint."""
     train_list, side = folder / "train.txt", options.patch_size + 16
@@ -84,10 +90,12 @@ def train_row(
             for name, value in changes.items():
                 stack.enter_context(patch.object(synthetic_rain, name, value))
             synthetic_rain.write_set(drawn)
-    sizes = ["--num-steps", options.steps, "--patch-size", options.patch_size]
-    places = ["--train-list", train_list, "--model-dir", folder, "--log-dir", folder]
-    start = ["-m", "latest", "--init-from", options.init_from]
-    run_main("-a", "train", *start, *places, *sizes, *RECIPE, *row_options)
+    recipe = (
+        RECIPE | row_options | {"--num-steps": options.steps, "--patch-size": options.patch_size}
+    )
+    recipe |= {"--train-list": train_list, "--model-dir": folder, "--log-dir": folder}
+    recipe |= {"-m": "latest", "--init-from": options.init_from}
+    run_main("-a", "train", "--flip", *chain.from_iterable(recipe.items()))
     return folder / "latest"
 
 
