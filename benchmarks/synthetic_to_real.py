@@ -21,6 +21,10 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from system import machine
+
+machine.share_cores()
+
 import numpy as np
 
 from rain import synthetic_rain

@@ -368,7 +368,7 @@ def test_the_best_is_chosen_by_a_protocol(run, pairs, tmp_path):
 def test_a_score_that_is_no_number_is_no_best(run, pairs, tmp_path, monkeypatch):
     val = write_pairs(tmp_path / "val", [(16, 16)])
     scores = iter([float("nan"), 20.0, float("nan"), 19.0])
-    monkeypatch.setattr(training_loop, "score", lambda *_: (next(scores), 0.5))
+    monkeypatch.setattr(training_loop, "validate", lambda *_: (next(scores), 0.5))
     assert run(*start(pairs, "--val-list", val, "--val-every", 1, "--num-steps", 5))[0] == 0
     best = torch.load("model/latest", weights_only=True)["best"]
     assert (best["psnr"], best["step"], best["scored"]) == (20.0, 2, 4)
