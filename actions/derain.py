@@ -5,12 +5,12 @@ the same structure, several of them to one folder. Pictures keep their kind (see
 videos the times of their frames, their sound and more (see media/video_writer.py). A result folder
 gets a page to look at them, index.html.
 
-Each file is a job (media/jobs.py). A picture is read in a thread (media/pictures.py), derained by
-`derain_picture` (engine/deraining.py), and encoded and written in other threads. Then come the
+Each file is a job (media/jobs.py). If there is a page, results that are up to date are read first,
+and shown beside their sources. Then a picture is read in a thread (media/pictures.py), derained by
+`derain_picture` (engine/deraining.py), and encoded and written in other threads. Last come the
 videos, each derained by `derain_video`. Both give a `Comparison`, before and after, of which
 `_show_result` here writes the copies that the page shows, and returns the `Result`; the page is
-written from all results in the end (report/page.py). Of a job whose result is up to date, source
-and result are read, and only shown.
+written from all results in the end (report/page.py).
 """
 
 import math

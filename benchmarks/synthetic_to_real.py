@@ -98,19 +98,21 @@ def train_row(
         RECIPE | row_options | {"--num-steps": options.steps, "--patch-size": options.patch_size}
     )
     recipe |= {"--train-list": train_list, "--model-dir": folder, "--log-dir": folder}
-    recipe |= {"-m": "latest", "--init-from": options.init_from}
+    recipe |= {"-m": "latest", "--init-from": options.init_from.resolve()}
     run_main("-a", "train", "--flip", *chain.from_iterable(recipe.items()))
     return folder / "latest"
 
 
-def measure_psnr(weights: Path, path: str, folder: Path) -> float:
-    """The mean PSNR of weights on a list, in dB."""
-    results = folder / f"results_{Path(path).stem}"
-    if not (results / "summary.json").exists():
+def measure_psnr(weights: Path, lists: list[str], folder: Path) -> list[float]:
+    """The mean PSNR of weights on each list, in dB."""
+    values = []
+    for number, path in enumerate(lists):
+        results = folder / f"results{number}"
         places = ["--test-list", path, "--result-dir", results, "--log-dir", folder]
-        run_main("-a", "test", "-m", weights, *places)
-    summary = json.loads((results / "summary.json").read_text())
-    return float(summary["means"]["output_released_psnr"])
+        run_main("-a", "test", "-m", weights.resolve(), *places)
+        summary = json.loads((results / "summary.json").read_text())
+        values.append(summary["means"]["output_released_psnr"])
+    return values
 
 
 def print_row(name: str, cells: Iterable[str]) -> None:
@@ -127,14 +129,14 @@ def main() -> int:
     parser.add_argument("--patch-size", type=int, default=128)
     options = parser.parse_args()
     folder, start = options.output / "start", options.init_from
-    before = [measure_psnr(start, path, folder) for path in options.lists]
+    before = measure_psnr(start, options.lists, folder)
     print_row("change", [Path(path).stem for path in options.lists])
     print_row("---", ["---"] * len(before))
     print_row(f"none: {start.name}", [f"{psnr:.2f} dB" for psnr in before])
     for number, (name, (changes, row_options)) in enumerate(ROWS.items()):
         folder = options.output / f"row{number}"
         weights = train_row(folder, changes, row_options, options)
-        after = [measure_psnr(weights, path, folder) for path in options.lists]
+        after = measure_psnr(weights, options.lists, folder)
         print_row(name, [f"{b - a:+.2f}" for a, b in zip(before, after, strict=True)])
     return 0
 

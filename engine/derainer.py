@@ -30,7 +30,7 @@ class DerainedImage:
     """A derained image on the device that computed it; its properties copy it to the CPU.
 
     Attributes:
-        seconds: that the network took, without reading, converting and writing of images.
+        seconds: that it took, without reading and writing images, and converting the result.
     """
 
     def __init__(self, derained: Tensor, mask: Tensor, seconds: float) -> None:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import islice
+from functools import partial
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -106,7 +107,8 @@ class Ranks:
         UserError that a rank's iterator raised.
         """
         for start in range(0, count, self.world_size):
-            results = self.gather_results(lambda: next(own_items, None))
+            has_own = start + self.rank < count
+            results = self.gather_results(partial(next, own_items if has_own else repeat(None)))
             yield from islice(results, count - start)
 
     def say(self, line: str) -> None:
