@@ -77,6 +77,10 @@ def test_no_file_has_more_than_500_lines():
     assert {name: count for name, count in lines.items() if count > 500} == {}
 
 
+def test_the_readme_has_at_most_170_lines():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170
+
+
 def test_no_function_has_more_than_60_lines():
     long = set()
     for path in (path for room in ROOMS for path in files(room)):
