@@ -118,7 +118,7 @@ def run_steps(run: TrainingRun, pairs: Pairs, val_pairs: Pairs) -> int:
             if signal_number:
                 break
         run.finish_save()
-        run.ranks.barrier()  # a repeated signal must end no rank before the save is done
+        ranks.barrier()  # a repeated signal must end no rank before the save is done
     return signal_number
 
 
